@@ -1,0 +1,1 @@
+"""Attention Interaction Alignment: intensity, loss, injection, profiles. Knows no model."""

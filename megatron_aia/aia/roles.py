@@ -1,0 +1,78 @@
+"""Which tokens are rows and keys of an intensity (Eq. 1), as one integer a token.
+
+A model's prompt builder writes the codes; everything after it works on the codes alone. Codes are cut
+and packed like the tokens, so no code ever has to know where in a row a sample stands.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+
+class Task(IntEnum):
+    """What a sample teaches. GENERATION and UNDERSTANDING are also the tasks of an AIA term."""
+
+    TEXT = 0
+    GENERATION = 1
+    UNDERSTANDING = 2
+    MIXED = 3
+
+
+NUM_TASKS = len(Task)
+AIA_TASKS = (Task.GENERATION, Task.UNDERSTANDING)
+
+_ROW_BITS = 0b0011
+_KEY_SHIFT = 2
+
+
+def row_code(task: Task) -> int:
+    """Return the code of a row (query) token of ``task``."""
+    return int(task)
+
+
+def key_code(task: Task) -> int:
+    """Return the code of a key token of ``task``; add it to a row code for a token that is both."""
+    return int(task) << _KEY_SHIFT
+
+
+@dataclass(frozen=True)
+class Term:
+    """One intensity I[s, .]: the rows and keys of one task in one packed sample.
+
+    ``rows`` and ``keys`` are ascending int64 positions in the row of the batch; neither is empty.
+    """
+
+    task: Task
+    rows: np.ndarray
+    keys: np.ndarray
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One packed sample: positions ``[start, stop)`` of batch row ``batch_index``, and its terms."""
+
+    batch_index: int
+    start: int
+    stop: int
+    terms: tuple[Term, ...] = ()
+
+
+def find_terms(roles: np.ndarray, start: int = 0) -> tuple[Term, ...]:
+    """Read the terms of one sample from its role codes.
+
+    Args:
+        roles: uint8 ``[n]``, one code a token of the sample.
+        start: position of the sample's first token in the row; added to every index.
+
+    Returns:
+        A term for each task with at least one row and at least one key that the causal mask lets one
+        of the rows see. A task without such a pair is inactive and has no term.
+    """
+    terms = []
+    for task in AIA_TASKS:
+        rows = np.flatnonzero((roles & _ROW_BITS) == task)
+        keys = np.flatnonzero((roles >> _KEY_SHIFT) == task)
+        if len(rows) and len(keys) and keys[0] <= rows[-1]:
+            terms.append(Term(task, rows + start, keys + start))
+    return tuple(terms)

@@ -1,0 +1,237 @@
+"""Every setting of a run, as one tree of dataclasses.
+
+Field names are the flags of the command line (``num_layers`` is ``--num-layers``) and the keys of a
+YAML file. They are Megatron-LM's names wherever Megatron-LM has the option. The string below a field
+is its help text. Standard library only: reading a configuration must not import torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+
+@dataclass
+class RunConfig:
+    """Where the settings start from. Order: preset, then --config, then flags."""
+
+    preset: str = "emu3_demo"
+    """Named starting point: a model, its layout and its schedule."""
+    config: Optional[str] = None
+    """YAML file laid over the preset; its keys are flag names with underscores, grouped or flat."""
+    seed: int = 1234
+    """Seeds weight initialisation, sample order, prompt drop and dropout."""
+
+
+@dataclass
+class ModelConfig:
+    """Architecture."""
+
+    model: str = "emu3"
+    """Model family, a name registered in megatron_aia.models."""
+    num_layers: int = 32
+    """Decoder layers of the whole model."""
+    hidden_size: int = 4096
+    """Width of the residual stream."""
+    ffn_hidden_size: int = 14336
+    """Width of the gated MLP (each of gate and up)."""
+    num_attention_heads: int = 32
+    """Query heads of the whole model."""
+    num_query_groups: int = 8
+    """Key/value heads of the whole model (grouped-query attention)."""
+    kv_channels: Optional[int] = None
+    """Head size; hidden_size / num_attention_heads when unset."""
+    max_position_embeddings: int = 9216
+    """Longest row the rotary embedding is meant for."""
+    norm_epsilon: float = 1e-5
+    """Epsilon of RMSNorm."""
+    rotary_base: int = 1_000_000
+    """Theta of the rotary embedding."""
+    attention_dropout: float = 0.0
+    """Dropout on attention probabilities; must be 0 with AIA on."""
+    hidden_dropout: float = 0.0
+    """Dropout on the embedding and both residual branches."""
+    init_method_std: float = 0.02
+    """Standard deviation of freshly initialised weights."""
+    text_vocab_size: int = 151_643
+    """Ids of the text tokeniser; special tokens and image codes follow them."""
+    codebook_size: int = 32_768
+    """Entries of the image codebook, the last ids of the vocabulary."""
+    make_vocab_size_divisible_by: int = 128
+    """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
+    transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+    """Layer implementation; auto takes Transformer Engine on a GPU where it is installed."""
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+
+@dataclass
+class AIAConfig:
+    """Attention Interaction Alignment (Eq. 1 to 3 of the paper)."""
+
+    aia: bool = True
+    """Add the AIA term. Off, megatron-core's own attention runs and nothing is measured."""
+    aia_preset: Literal["paper", "released_code"] = "paper"
+    """Starting values of this group: the paper's, or those of the authors' Janus-Pro code."""
+    aia_lambda_generation: float = 40.0
+    """Weight of the generation term; 0 measures the intensity without training it."""
+    aia_lambda_understanding: float = 40.0
+    """Weight of the understanding term; 0 measures the intensity without training it."""
+    aia_profile: str = "paper"
+    """Targets and thresholds by layer: a shipped profile's name or a YAML file."""
+    aia_targets: Literal["stage", "layer"] = "stage"
+    """Stage-level targets, or the profile's measured curve layer by layer (ablation)."""
+    aia_loss: Literal["huber", "mse"] = "huber"
+    """Penalty on the distance of intensity and target."""
+    aia_sets: Literal["intended", "released_code"] = "intended"
+    """Rows and keys of the intensity; released_code repeats that code's off-by-ones."""
+    aia_count_inactive: bool = False
+    """Keep samples without an AIA term in the denominator, as the released code does."""
+    aia_method: Literal["auto", "dense", "rectangle"] = "auto"
+    """How attention and intensity are computed; dense holds every map and is the reference."""
+
+
+@dataclass
+class ParallelConfig:
+    """Layout over processes. Data parallelism takes the processes that are left."""
+
+    tensor_model_parallel_size: Optional[int] = None
+    """Tensor-parallel processes; unset, the preset fits it to the process count."""
+    pipeline_model_parallel_size: Optional[int] = None
+    """Pipeline stages; unset, the preset fits it to the process count."""
+    num_layers_per_virtual_pipeline_stage: Optional[int] = None
+    """Layers of one model chunk; interleaves the pipeline schedule."""
+    context_parallel_size: int = 1
+    """Processes that share one row."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel processes."""
+    use_distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel processes."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass still runs."""
+    overlap_param_gather: bool = False
+    """Gather updated weights while the next forward pass already runs."""
+    recompute_granularity: Optional[Literal["full", "selective"]] = None
+    """Recompute whole layers, or only core attention, in the backward pass."""
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    """With full recompute: chunks of layers, or the first layers of a stage."""
+    recompute_num_layers: int = 1
+    """With full recompute: layers of one chunk, or layers to recompute."""
+    distributed_timeout_minutes: int = 10
+    """A collective that takes longer ends the run."""
+
+    @property
+    def layout(self) -> tuple[int, int, int]:
+        """Tensor, pipeline and context sizes, 1 where unset."""
+        return (
+            self.tensor_model_parallel_size or 1,
+            self.pipeline_model_parallel_size or 1,
+            self.context_parallel_size,
+        )
+
+
+@dataclass
+class DataConfig:
+    """Samples and rows."""
+
+    data_path: tuple[str, ...] = ()
+    """Folders of WebDataset shards written by tools/build_shards.py."""
+    tokenizer_model: Optional[str] = None
+    """Tokeniser file or folder; unset, the first data folder's own."""
+    seq_length: int = 9216
+    """Tokens of one row."""
+    micro_batch_size: int = 1
+    """Rows of one forward pass."""
+    global_batch_size: int = 64
+    """Samples (not rows) of one optimizer step."""
+    packing: bool = True
+    """Put several samples into one row; they never see each other."""
+    task_ratio: str = "1:1"
+    """generation:understanding, or generation:understanding:text, exact in every period."""
+    prompt_drop: float = 0.05
+    """Share of generation samples that lose their prompt, for classifier-free guidance."""
+    overlong_samples: Literal["error", "truncate"] = "error"
+    """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
+
+
+@dataclass
+class TrainingConfig:
+    """Optimizer, schedule and loss."""
+
+    train_iters: int = 1000
+    """Optimizer steps of the whole run, resumed steps included."""
+    ntp_normalizer: Literal["task", "token", "sample"] = "task"
+    """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
+    bf16: bool = False
+    """bfloat16 weights and activations; gradients and optimizer state stay fp32."""
+    lr: float = 1e-5
+    """Peak learning rate."""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the decay."""
+    lr_warmup_iters: int = 30
+    """Steps of linear warm-up."""
+    lr_decay_iters: Optional[int] = None
+    """Steps until min_lr; train_iters when unset."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay (not applied to norms and biases)."""
+    adam_beta1: float = 0.9
+    """First-moment decay of Adam."""
+    adam_beta2: float = 0.95
+    """Second-moment decay of Adam."""
+    adam_eps: float = 1e-8
+    """Epsilon of Adam."""
+    clip_grad: float = 5.0
+    """Clip the global gradient norm; 0 does not clip."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Saving and loading."""
+
+    save: Optional[str] = None
+    """Folder for checkpoints; unset, none is written."""
+    save_interval: Optional[int] = None
+    """Steps between checkpoints; unset, only the last step is saved."""
+    keep_checkpoints: int = 0
+    """Newest checkpoints to keep in --save; 0 keeps all."""
+    load: Optional[str] = None
+    """Folder to continue from: its newest checkpoint, or a converted model."""
+    finetune: bool = False
+    """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
+
+
+@dataclass
+class LoggingConfig:
+    """What is reported, and how often."""
+
+    log_interval: int = 10
+    """Steps between console lines and TensorBoard points; values are means over them."""
+    tensorboard_dir: Optional[str] = None
+    """Folder for TensorBoard events; unset, none are written."""
+    aia_figure_interval: int = 0
+    """Steps between TensorBoard figures of the intensity curves; 0 draws none."""
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Where the settings start from. Order: preset, then --config, then flags."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    aia: AIAConfig = field(default_factory=AIAConfig)
+    """Attention Interaction Alignment: pulls the cross-modal attention of each layer to a profile."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout over processes. Data parallelism takes the processes that are left."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Samples and rows."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimizer, schedule and loss."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and loading."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """What is reported, and how often."""

@@ -1,0 +1,1 @@
+"""From shards to micro-batches. The position of a sample in the run is the only state."""

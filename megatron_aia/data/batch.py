@@ -1,0 +1,92 @@
+"""Rows of packed samples as tensors: what one forward pass of any pipeline stage needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_aia.aia.roles import Segment, find_terms
+from megatron_aia.data.sample import TokenizedSample
+
+PADDING_SEGMENT = -1
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """``b`` rows of ``s`` tokens. Labels are already shifted: position i predicts ``labels[i]``.
+
+    The last token of a sample predicts nothing, so no label crosses into the next sample.
+    """
+
+    tokens: torch.Tensor
+    """int64 ``[b, s]``; padding holds the pad id."""
+    labels: torch.Tensor
+    """int64 ``[b, s]``; any valid id where the weight is 0."""
+    label_weights: torch.Tensor
+    """float32 ``[b, s]``; weight w_t of the label at this position, 0 without a label."""
+    label_tasks: torch.Tensor
+    """int64 ``[b, s]``; task of the sample the position belongs to (0 in padding)."""
+    position_ids: torch.Tensor
+    """int64 ``[b, s]``; restart at 0 with every sample."""
+    segment_ids: torch.Tensor
+    """int64 ``[b, s]``; counts samples over the micro-batch, ``PADDING_SEGMENT`` in padding."""
+    segments: tuple[Segment, ...]
+    """One for each sample, in the order of ``segment_ids``. Host data: kernels plan with it."""
+    tasks: tuple[int, ...]
+    """Task of each sample, in the same order."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that belong to samples."""
+        return sum(segment.stop - segment.start for segment in self.segments)
+
+
+def build_micro_batch(
+    rows: Sequence[Sequence[TokenizedSample]], seq_length: int, pad_id: int
+) -> MicroBatch:
+    """Lay samples out in rows, left to right.
+
+    Args:
+        rows: ``b`` rows; an empty row is all padding.
+        seq_length: tokens of a row; no row's samples may need more.
+        pad_id: id written into padding.
+
+    Raises:
+        ValueError: the samples of a row are longer than ``seq_length`` together.
+    """
+    shape = (len(rows), seq_length)
+    tokens = np.full(shape, pad_id, np.int64)
+    labels = np.full(shape, pad_id, np.int64)
+    weights = np.zeros(shape, np.float32)
+    label_tasks = np.zeros(shape, np.int64)
+    positions = np.zeros(shape, np.int64)
+    segment_ids = np.full(shape, PADDING_SEGMENT, np.int64)
+    segments: list[Segment] = []
+    tasks: list[int] = []
+    for b, samples in enumerate(rows):
+        start = 0
+        for sample in samples:
+            stop = start + len(sample)
+            if stop > seq_length:
+                raise ValueError(
+                    f"sample {sample.key} ends at token {stop} of a row of {seq_length}; "
+                    "raise --seq-length or pass --overlong-samples truncate"
+                )
+            tokens[b, start:stop] = sample.tokens
+            labels[b, start : stop - 1] = sample.tokens[1:]
+            weights[b, start : stop - 1] = sample.label_weights[1:]
+            label_tasks[b, start:stop] = int(sample.task)
+            positions[b, start:stop] = np.arange(len(sample))
+            segment_ids[b, start:stop] = len(segments)
+            segments.append(Segment(b, start, stop, find_terms(sample.roles, start)))
+            tasks.append(int(sample.task))
+            start = stop
+    return MicroBatch(
+        *(
+            torch.from_numpy(array)
+            for array in (tokens, labels, weights, label_tasks, positions, segment_ids)
+        ),
+        segments=tuple(segments),
+        tasks=tuple(tasks),
+    )

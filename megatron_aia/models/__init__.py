@@ -1,0 +1,26 @@
+"""Model families and presets by name. Adding a model is a folder and one line here.
+
+Importing this package imports no model and no torch: the command line reads presets from it.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from megatron_aia.config import Config
+
+_FAMILIES = {
+    "emu3": "megatron_aia.models.emu3",
+}
+
+
+def family_names() -> list[str]:
+    """Return the registered model families."""
+    return sorted(_FAMILIES)
+
+
+def preset_table() -> dict[str, Callable[[], Config]]:
+    """Return every preset of every family: name to a function that builds its configuration."""
+    table: dict[str, Callable[[], Config]] = {}
+    for path in _FAMILIES.values():
+        table.update(import_module(f"{path}.presets").PRESETS)
+    return table

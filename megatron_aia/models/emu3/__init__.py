@@ -1,0 +1,1 @@
+"""Emu3: one decoder, one vocabulary of text and image codes."""

@@ -1,0 +1,56 @@
+"""Starting points for Emu3. Standard library only."""
+
+from megatron_aia.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+
+def emu3_8b() -> Config:
+    """Return the published architecture with the schedule of Emu3's fine-tuning script.
+
+    The published configuration has dropout 0.1. Flash attention and the AIA intensity need
+    attention probabilities without dropout, so both dropouts are 0 here; ``--hidden-dropout 0.1``
+    brings the other one back.
+    """
+    return Config(
+        run=RunConfig(preset="emu3_8b"),
+        model=ModelConfig(),
+        parallel=ParallelConfig(
+            tensor_model_parallel_size=4,
+            pipeline_model_parallel_size=2,
+            sequence_parallel=True,
+            use_distributed_optimizer=True,
+            recompute_granularity="full",
+        ),
+        data=DataConfig(seq_length=9216, global_batch_size=256, prompt_drop=0.05),
+        training=TrainingConfig(bf16=True),
+    )
+
+
+def emu3_demo() -> Config:
+    """Return a small Emu3 that learns real photographs on two CPU cores in minutes."""
+    return Config(
+        run=RunConfig(preset="emu3_demo"),
+        model=ModelConfig(
+            num_layers=8,
+            hidden_size=96,
+            ffn_hidden_size=256,
+            num_attention_heads=4,
+            num_query_groups=2,
+            max_position_embeddings=1024,
+            text_vocab_size=512,
+            codebook_size=512,
+        ),
+        data=DataConfig(seq_length=1024, global_batch_size=12, prompt_drop=0.05),
+        training=TrainingConfig(
+            train_iters=150, lr=2e-3, min_lr=2e-4, lr_warmup_iters=10, weight_decay=0.01, clip_grad=1.0
+        ),
+    )
+
+
+PRESETS = {"emu3_8b": emu3_8b, "emu3_demo": emu3_demo}

@@ -1,0 +1,30 @@
+"""Package definition. Exact versions that were tested stand in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megatron_aia",
+    version="0.1.0",
+    description="Unified multimodal training with Attention Interaction Alignment on Megatron-Core",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["megatron_aia", "megatron_aia.*"]),
+    package_data={"megatron_aia.aia": ["profiles/*.yaml"]},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core>=0.16.1,<0.17",
+        "numpy",
+        "pyyaml",
+        "sentencepiece",
+        "tensorboard",
+        "tqdm",
+        "tyro>=1.0",
+        "webdataset>=1.0",
+    ],
+    extras_require={
+        "demo": ["matplotlib", "pillow", "scikit-image", "scikit-learn"],
+        "hf": ["pillow", "safetensors", "tiktoken", "transformers>=4.52"],
+        "gpu": ["transformer-engine[pytorch]"],
+        "dev": ["hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"],
+    },
+)
