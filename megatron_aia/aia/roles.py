@@ -1,7 +1,7 @@
 """Which tokens are rows and keys of an intensity (Eq. 1), as one integer a token.
 
-A model's prompt builder writes the codes; everything after it works on the codes alone. Codes are cut
-and packed like the tokens, so no code ever has to know where in a row a sample stands.
+A model's prompt builder writes the codes; everything after it works on the codes alone. Codes are
+cut and packed like the tokens, so no code has to know where in a row its sample stands.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Segment:
-    """One packed sample: positions ``[start, stop)`` of batch row ``batch_index``, and its terms."""
+    """One packed sample: positions ``[start, stop)`` of batch row ``batch_index``, its terms."""
 
     batch_index: int
     start: int
@@ -66,8 +66,8 @@ def find_terms(roles: np.ndarray, start: int = 0) -> tuple[Term, ...]:
         start: position of the sample's first token in the row; added to every index.
 
     Returns:
-        A term for each task with at least one row and at least one key that the causal mask lets one
-        of the rows see. A task without such a pair is inactive and has no term.
+        A term for each task with at least one row and at least one key that the causal mask lets
+        one of the rows see. A task without such a pair is inactive and has no term.
     """
     terms = []
     for task in AIA_TASKS:

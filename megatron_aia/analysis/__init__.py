@@ -1,0 +1,1 @@
+"""Measuring intensities and drawing them."""

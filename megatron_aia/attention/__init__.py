@@ -1,0 +1,1 @@
+"""Attention with row masses: one interface, several exact methods."""

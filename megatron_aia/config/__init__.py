@@ -1,4 +1,4 @@
-"""The configuration of a run: the tree, its files and its checks. Standard library and YAML only."""
+"""The configuration of a run: the tree, its files, its checks. Imports no torch."""
 
 from megatron_aia.config.tree import (
     AIAConfig,

@@ -1,8 +1,8 @@
 """Every setting of a run, as one tree of dataclasses.
 
-Field names are the flags of the command line (``num_layers`` is ``--num-layers``) and the keys of a
-YAML file. They are Megatron-LM's names wherever Megatron-LM has the option. The string below a field
-is its help text. Standard library only: reading a configuration must not import torch.
+Field names are the flags of the command line (``num_layers`` is ``--num-layers``) and the keys of
+a YAML file. They are Megatron-LM's names wherever Megatron-LM has the option. The string below a
+field is its help text. Standard library only: reading a configuration must not import torch.
 """
 
 from dataclasses import dataclass, field
@@ -224,7 +224,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     aia: AIAConfig = field(default_factory=AIAConfig)
-    """Attention Interaction Alignment: pulls the cross-modal attention of each layer to a profile."""
+    """Attention Interaction Alignment: pulls the cross-modal attention of a layer to a target."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Layout over processes. Data parallelism takes the processes that are left."""
     data: DataConfig = field(default_factory=DataConfig)

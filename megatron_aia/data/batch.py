@@ -83,10 +83,12 @@ def build_micro_batch(
             tasks.append(int(sample.task))
             start = stop
     return MicroBatch(
-        *(
-            torch.from_numpy(array)
-            for array in (tokens, labels, weights, label_tasks, positions, segment_ids)
-        ),
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        label_weights=torch.from_numpy(weights),
+        label_tasks=torch.from_numpy(label_tasks),
+        position_ids=torch.from_numpy(positions),
+        segment_ids=torch.from_numpy(segment_ids),
         segments=tuple(segments),
         tasks=tuple(tasks),
     )

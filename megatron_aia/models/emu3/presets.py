@@ -48,7 +48,12 @@ def emu3_demo() -> Config:
         ),
         data=DataConfig(seq_length=1024, global_batch_size=12, prompt_drop=0.05),
         training=TrainingConfig(
-            train_iters=150, lr=2e-3, min_lr=2e-4, lr_warmup_iters=10, weight_decay=0.01, clip_grad=1.0
+            train_iters=150,
+            lr=2e-3,
+            min_lr=2e-4,
+            lr_warmup_iters=10,
+            weight_decay=0.01,
+            clip_grad=1.0,
         ),
     )
 
