@@ -1,0 +1,113 @@
+"""The lines that a run prints: a banner at the start, then one line a log step."""
+
+import math
+import textwrap
+
+from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.training.records import LogRecord
+
+_TASK_LABELS = {
+    Task.GENERATION: "gen",
+    Task.UNDERSTANDING: "und",
+    Task.TEXT: "text",
+    Task.MIXED: "mixed",
+}
+_MISSING = "-"
+_BANNER_COLUMNS = 100
+
+
+class EtaEstimator:
+    """Time left, from a running mean of the step time that forgets old intervals.
+
+    An interval counts by its number of steps: a slow first step, reported alone, soon stops
+    mattering, and a change of speed shows within a few log steps.
+    """
+
+    _KEPT_PER_RECORD = 0.8
+
+    def __init__(self, start_iteration: int = 0) -> None:
+        """Begin at the iteration that the run starts or resumes from."""
+        self._last_iteration = start_iteration
+        self._seconds = 0.0
+        self._iterations = 0.0
+
+    def update(self, record: LogRecord) -> float:
+        """Take in the newest record and return the expected seconds to the end of the run."""
+        new_iterations = record.iteration - self._last_iteration
+        self._last_iteration = record.iteration
+        new_seconds = new_iterations * record.seconds_per_iteration
+        self._seconds = self._KEPT_PER_RECORD * self._seconds + new_seconds
+        self._iterations = self._KEPT_PER_RECORD * self._iterations + new_iterations
+        return (record.train_iters - record.iteration) * self._seconds / self._iterations
+
+
+def format_record(record: LogRecord, eta_seconds: float) -> str:
+    """Return the console line of a log step; columns stay in place from line to line.
+
+    Args:
+        record: what happened since the last line.
+        eta_seconds: expected time to the end of the run, see ``EtaEstimator``.
+    """
+    other_tasks = [task for task in (Task.TEXT, Task.MIXED) if task in record.ntp_by_task]
+    skipped = f"skipped {record.skipped_iterations}"
+    if record.total_skipped:
+        skipped += f" (total {record.total_skipped})"
+    parts = [
+        _format_progress(record),
+        f"ETA {format_duration(eta_seconds):>7}",
+        f"{record.seconds_per_iteration:5.2f} s/iter",
+        f"{record.tokens_per_second:7,.0f} tokens/s",
+        f"lr {record.learning_rate:.1e}",
+        f"loss {record.loss:.3f}",
+        f"ntp {_format_tasks([*AIA_TASKS, *other_tasks], record.ntp_by_task)}",
+        f"aia {_format_tasks([*AIA_TASKS], record.aia_by_task)}",
+        f"grad norm {_format_number(record.grad_norm)}",
+        skipped,
+    ]
+    return " | ".join(parts)
+
+
+def format_banner(lines: list[tuple[str, str]]) -> str:
+    """Return (name, value) pairs as an aligned block between two rules; long values wrap."""
+    name_columns = max((len(name) for name, _ in lines), default=0)
+    indent = " " * (name_columns + 2)
+    rule = "-" * _BANNER_COLUMNS
+    block = [rule]
+    for name, value in lines:
+        wrapped = [
+            piece
+            for line in value.splitlines()
+            for piece in textwrap.wrap(line, _BANNER_COLUMNS - len(indent))
+        ] or [_MISSING]
+        block.append(f"{name:<{name_columns}}  {wrapped[0]}")
+        block.extend(indent + piece for piece in wrapped[1:])
+    return "\n".join([*block, rule])
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as ``h:mm:ss``, or as days and hours from two days on."""
+    if not math.isfinite(seconds):
+        return _MISSING
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}:{minute:02}:{second:02}"
+    days, hour = divmod(hours, 24)
+    return f"{days} d {hour:02} h"
+
+
+def _format_progress(record: LogRecord) -> str:
+    columns = len(str(record.train_iters))
+    percent = 100 * record.iteration // max(record.train_iters, 1)
+    return f"iteration {record.iteration:>{columns}}/{record.train_iters} ({percent:2} %)"
+
+
+def _format_tasks(tasks: list[Task], values: dict[Task, float]) -> str:
+    return " ".join(
+        f"{_TASK_LABELS[task]} {_format_number(values.get(task, math.nan))}" for task in tasks
+    )
+
+
+def _format_number(value: float) -> str:
+    text = _MISSING if math.isnan(value) else f"{value:.3f}"
+    return f"{text:>5}"

@@ -1,0 +1,147 @@
+"""What a run reports at a log step, and the file that keeps it: one JSON line a record."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from megatron_aia.aia.roles import Task
+
+METRICS_FILE = "metrics.jsonl"
+
+JsonNumber = Union[int, float, str, None]
+
+
+@dataclass(frozen=True, eq=False)
+class LogRecord:
+    """Everything reported at one log step. The interval is the steps since the previous one.
+
+    A value that does not exist is NaN, a task without a value has no entry.
+    """
+
+    iteration: int
+    """Steps done, skipped ones included; the first step is 1."""
+    train_iters: int
+    """Steps of the whole run."""
+    consumed_samples: int
+    """Samples read since the start of the run, over all data-parallel ranks."""
+    seconds_per_iteration: float
+    """Mean wall time of a step of the interval, in seconds."""
+    tokens_per_second: float
+    """Real tokens, padding not counted, of the whole cluster."""
+    learning_rate: float
+    """Of the last step of the interval."""
+    grad_norm: float
+    """Before clipping; NaN if no step of the interval had one."""
+    skipped_iterations: int
+    """Steps of the interval whose update was skipped."""
+    total_skipped: int
+    """Skipped steps since the start of the run."""
+    loss: float
+    """The objective: next-token loss plus AIA terms, in nats."""
+    ntp_loss: float
+    """Next-token part of the objective, under the run's normaliser, in nats."""
+    ntp_by_task: dict[Task, float]
+    """Mean negative log likelihood per unit of label weight, in nats."""
+    aia_by_task: dict[Task, float]
+    """What a task's AIA term adds to the objective, lambda included."""
+    intensity: dict[Task, np.ndarray]
+    """Mean intensity over the active samples of the interval, ``[L]`` in 0..1."""
+    target: dict[Task, np.ndarray]
+    """Intensity the profile asks of each decoder layer, ``[L]`` in 0..1."""
+    padding_fraction: float
+    """Share of the positions of the interval's rows that hold no real token, in 0..1."""
+
+    def to_json(self) -> str:
+        """Return the record as one line of standard JSON: NaN is ``null``, infinity a string."""
+        values = {
+            field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
+        return json.dumps(values, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "LogRecord":
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: the line is not such a record.
+        """
+        try:
+            values = json.loads(line)
+            return cls(**{field.name: _decode(field, values) for field in dataclasses.fields(cls)})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a log record: {error!r}") from error
+
+
+def task_name(task: Task) -> str:
+    """Return the name of a task in files and charts, such as ``generation``."""
+    return task.name.lower()
+
+
+def append_record(folder: Path, record: LogRecord) -> None:
+    """Add ``record`` to the metrics file of ``folder``, which must exist."""
+    with open(folder / METRICS_FILE, "a", encoding="utf-8") as file:
+        file.write(record.to_json() + "\n")
+
+
+def read_records(folder: Path) -> list[LogRecord]:
+    """Return the records of a run in ascending order of iteration.
+
+    A run that resumed from a checkpoint repeats iterations that it had reported before; its
+    records replace all of the abandoned ones from there on.
+
+    Raises:
+        ValueError: the file is missing, empty or holds something else.
+    """
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give the folder of a run that logged a step")
+    records: list[LogRecord] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = LogRecord.from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            while records and records[-1].iteration >= record.iteration:
+                records.pop()
+            records.append(record)
+    if not records:
+        raise ValueError(f"{path} holds no records: the run stopped before its first log step")
+    return records
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {task_name(task): _encode(entry) for task, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_encode_number(entry) for entry in value.tolist()]
+    return _encode_number(value)
+
+
+def _encode_number(value: Union[int, float]) -> JsonNumber:
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return str(float(value))
+    return int(value) if isinstance(value, (int, np.integer)) else float(value)
+
+
+def _decode(field: "dataclasses.Field[Any]", values: dict[str, Any]) -> Any:
+    value = values[field.name]
+    if field.type is int:
+        return int(value)
+    if field.type is float:
+        return _decode_number(value)
+    by_task = {Task[name.upper()]: entry for name, entry in value.items()}
+    if field.type == dict[Task, float]:
+        return {task: _decode_number(entry) for task, entry in by_task.items()}
+    return {task: np.array([_decode_number(x) for x in entry]) for task, entry in by_task.items()}
+
+
+def _decode_number(value: JsonNumber) -> float:
+    return math.nan if value is None else float(value)
