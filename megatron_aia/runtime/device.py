@@ -1,0 +1,52 @@
+"""The one place that asks which device there is, and which accelerated packages are installed."""
+
+import importlib.metadata
+import os
+
+import torch
+
+ACCELERATED_PACKAGES = ("transformer-engine", "apex", "flash-attn")
+
+
+def has_cuda() -> bool:
+    """Return whether this process computes on a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Return the device of this process: its CUDA device, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def bind_device() -> None:
+    """Take the CUDA device of this local rank; on a CPU, one thread a process unless asked."""
+    if has_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def collective_backend() -> str:
+    """Return the name of the ``torch.distributed`` backend for this device."""
+    return "nccl" if has_cuda() else "gloo"
+
+
+def has_transformer_engine() -> bool:
+    """Return whether Transformer Engine can run here: it is installed and there is a GPU."""
+    return has_cuda() and _version("transformer-engine") is not None
+
+
+def describe() -> str:
+    """Return one line for the log: device, torch, and the accelerated packages in use."""
+    where = torch.cuda.get_device_name() if has_cuda() else "CPU"
+    packages = ", ".join(
+        f"{name} {_version(name) or 'not in use'}" for name in ACCELERATED_PACKAGES
+    )
+    return f"{where}, torch {torch.__version__}, {packages}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,99 @@
+"""Every change made to megatron-core, each with its reason. Written for 0.16; others warn.
+
+What a CPU needs beyond these stands in ``runtime.mcore_cpu``.
+
+==========================  ===================================================================
+adaptation                  reason
+==========================  ===================================================================
+``_use_group_step_adam``    without Apex or Transformer Engine, a resumed Adam is silently wrong
+``_save_without_manager``   the spawned manager re-runs the main script at the first save
+``_disable_memory_probe``   without psutil the forked writer dies and the save hangs
+``_recompute_without_fp8``  selective recompute of norms fails where TE is missing
+==========================  ===================================================================
+"""
+
+import functools
+import importlib
+import queue
+import sys
+import warnings
+from typing import Any
+
+import megatron.core
+
+from megatron_aia.runtime.adam import GroupStepAdamW
+from megatron_aia.runtime.mcore_cpu import adapt_to_cpu
+
+TESTED_VERSIONS = ("0.16.",)
+
+# Modules that megatron-core imports lazily; they must exist before they can be adapted.
+_LAZY_MODULES = (
+    "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    "megatron.core.dist_checkpointing.strategies.torch",
+    "megatron.core.distributed.finalize_model_grads",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.models.gpt.gpt_model",
+    "megatron.core.optimizer.distrib_optimizer",
+    "megatron.core.optimizer_param_scheduler",
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.tensor_parallel.random",
+)
+_installed = False
+
+
+def install() -> None:
+    """Adapt megatron-core to this machine, before a model is built. Further calls do nothing."""
+    global _installed
+    if _installed:
+        return
+    if not megatron.core.__version__.startswith(TESTED_VERSIONS):
+        warnings.warn(
+            f"megatron-core {megatron.core.__version__} is not among the tested versions "
+            f"{', '.join(v + 'x' for v in TESTED_VERSIONS)}",
+            stacklevel=2,
+        )
+    for name in _LAZY_MODULES:
+        importlib.import_module(name)
+    _use_group_step_adam()
+    _save_without_manager()
+    _disable_memory_probe()
+    _recompute_without_fp8()
+    adapt_to_cpu()
+    _installed = True
+
+
+def _use_group_step_adam() -> None:
+    optimizer: Any = sys.modules["megatron.core.optimizer"]
+    distributed: Any = sys.modules["megatron.core.optimizer.distrib_optimizer"]
+    if not optimizer.USING_PYTORCH_OPTIMIZER:
+        return
+    optimizer.Adam = distributed.Adam = GroupStepAdamW
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    # GroupStepAdamW keeps its state where Apex keeps it, so Apex's branch is the right one.
+    distributed.HAVE_APEX_OR_TE = True
+    distributed.USING_APEX_OPTIMIZER = True
+
+
+def _save_without_manager() -> None:
+    module: Any = sys.modules["megatron.core.dist_checkpointing.strategies.filesystem_async"]
+    module._results_queue = queue.Queue()
+
+
+def _disable_memory_probe() -> None:
+    module: Any = sys.modules["megatron.core.dist_checkpointing.strategies.filesystem_async"]
+    if not module.HAVE_PSUTIL:
+        module._process_memory = lambda: 0
+
+
+def _recompute_without_fp8() -> None:
+    module: Any = sys.modules["megatron.core.tensor_parallel.random"]
+    if module.HAVE_TE:
+        return
+    cls = module.CheckpointWithoutOutput
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, fp8: Any = None) -> None:
+        original(self, fp8 or None)
+
+    cls.__init__ = init

@@ -1,0 +1,141 @@
+"""What megatron-core needs on a CPU over gloo. ``runtime.mcore.install`` calls it; no-op on CUDA.
+
+====================  ===========================================================================
+adaptation            reason
+====================  ===========================================================================
+``_redirect_cuda``    tensors are made with ``device="cuda"`` by name, all over megatron-core
+``_accept_cpu_types`` optimizers compare type names such as ``torch.cuda.FloatTensor``
+``_use_host_rng``     dropout and recompute save and restore the state of the CUDA generator
+====================  ===========================================================================
+"""
+
+import contextlib
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from megatron_aia.runtime.device import has_cuda
+
+_FACTORIES = ("zeros", "ones", "full", "tensor", "empty", "empty_like", "zeros_like", "arange")
+
+
+def adapt_to_cpu() -> None:
+    """Let megatron-core run without CUDA. All its modules in use must be imported before."""
+    if has_cuda():
+        return
+    _redirect_cuda()
+    _accept_cpu_types()
+    _use_host_rng()
+
+
+def _redirect_cuda() -> None:
+    """Give every megatron-core module a view of torch in which "cuda" means the CPU.
+
+    Only these modules' name ``torch`` changes; torch itself and user code stay as they are.
+    """
+    view = _CpuTorch()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
+            module.torch = view  # type: ignore[attr-defined]
+
+
+class _CpuTorch(types.ModuleType):
+    """torch, with factories that put "cuda" tensors on the CPU and a small ``torch.cuda``."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in _FACTORIES:
+            setattr(self, name, _on_cpu(getattr(torch, name)))
+        self.cuda = _CpuCuda()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+class _CpuCuda(types.ModuleType):
+    """``torch.cuda`` for a machine without one: no streams to wait for, the host's generator."""
+
+    def __init__(self) -> None:
+        super().__init__("torch.cuda")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cuda, name)
+
+    @staticmethod
+    def current_device() -> torch.device:
+        return torch.device("cpu")
+
+    @staticmethod
+    def synchronize(device: Any = None) -> None:
+        return None
+
+    get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
+    manual_seed = staticmethod(torch.manual_seed)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") is not None and str(kwargs["device"]).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _accept_cpu_types() -> None:
+    """Let ``Tensor.type()`` name CUDA types, only inside the functions that compare the names."""
+    base = sys.modules["megatron.core.optimizer.optimizer"]
+    distributed = sys.modules["megatron.core.optimizer.distrib_optimizer"]
+    clip = _with_cuda_type_names(base.clip_grad_by_total_norm_fp32)
+    for module in (base, sys.modules["megatron.core.optimizer.clip_grads"]):
+        module.clip_grad_by_total_norm_fp32 = clip  # type: ignore[attr-defined]
+    for cls in (distributed.DistributedOptimizer, base.Float16OptimizerWithFloat16Params):
+        cls.__init__ = _with_cuda_type_names(cls.__init__)
+
+
+def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        original = torch.Tensor.type
+
+        def cuda_type(self: torch.Tensor, *type_args: Any, **type_kwargs: Any) -> Any:
+            result = original(self, *type_args, **type_kwargs)
+            return result.replace("torch.", "torch.cuda.") if isinstance(result, str) else result
+
+        torch.Tensor.type = cuda_type  # type: ignore[method-assign, assignment]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.Tensor.type = original  # type: ignore[method-assign]
+
+    return call
+
+
+def _use_host_rng() -> None:
+    random = sys.modules["megatron.core.tensor_parallel.random"]
+    random._get_cuda_rng_state = (  # type: ignore[attr-defined]
+        lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
+    )
+    random._set_cuda_rng_state = (  # type: ignore[attr-defined]
+        lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+    )
+
+    class HostRNGStatesTracker(random.CudaRNGStatesTracker):  # type: ignore[name-defined]
+        """Forks the host's generator; the original warns when that generator moves in a fork."""
+
+        @contextlib.contextmanager
+        def fork(self, name: str = random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+            outer = torch.get_rng_state()
+            torch.set_rng_state(self.states_[name])
+            try:
+                yield
+            finally:
+                self.states_[name] = torch.get_rng_state()
+                torch.set_rng_state(outer)
+
+    random.CudaRNGStatesTracker = HostRNGStatesTracker  # type: ignore[attr-defined]
