@@ -52,19 +52,21 @@ def format_record(record: LogRecord, eta_seconds: float) -> str:
     skipped = f"skipped {record.skipped_iterations}"
     if record.total_skipped:
         skipped += f" (total {record.total_skipped})"
-    parts = [
-        _format_progress(record),
-        f"ETA {format_duration(eta_seconds):>7}",
-        f"{record.seconds_per_iteration:5.2f} s/iter",
-        f"{record.tokens_per_second:7,.0f} tokens/s",
-        f"lr {record.learning_rate:.1e}",
-        f"loss {record.loss:.3f}",
-        f"ntp {_format_tasks([*AIA_TASKS, *other_tasks], record.ntp_by_task)}",
-        f"aia {_format_tasks([*AIA_TASKS], record.aia_by_task)}",
-        f"grad norm {_format_number(record.grad_norm)}",
-        skipped,
+    groups = [
+        [_format_progress(record), f"ETA {format_duration(eta_seconds):>7}"],
+        [
+            f"{record.seconds_per_iteration:.2f} s/iter",
+            f"{record.tokens_per_second:7,.0f} tokens/s",
+        ],
+        [f"lr {record.learning_rate:.1e}"],
+        [
+            f"loss {record.loss:.3f}",
+            f"ntp {_format_tasks([*AIA_TASKS, *other_tasks], record.ntp_by_task)}",
+            f"aia {_format_tasks([*AIA_TASKS], record.aia_by_task)}",
+        ],
+        [f"grad {_format_number(record.grad_norm)}", skipped],
     ]
-    return " | ".join(parts)
+    return " | ".join("  ".join(group) for group in groups)
 
 
 def format_banner(lines: list[tuple[str, str]]) -> str:

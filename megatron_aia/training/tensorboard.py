@@ -1,0 +1,104 @@
+"""TensorBoard events of a run: the values of every log record, figures and the configuration."""
+
+import math
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.training.records import LogRecord, task_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TensorBoardLog:
+    """Writes log records of one run to ``folder``; the horizontal axis is the iteration."""
+
+    def __init__(self, folder: Path, start_iteration: int = 0) -> None:
+        """Open a new events file.
+
+        Args:
+            folder: made if missing; may hold the events of the same run before a resume.
+            start_iteration: the iteration that the run resumes from. Points after it were written
+                by an abandoned continuation, and TensorBoard no longer shows them.
+        """
+        purge_step = start_iteration + 1 if start_iteration else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._has_layout = False
+
+    def write(self, record: LogRecord) -> None:
+        """Add a point to every curve whose value exists in ``record``."""
+        if record.target and not self._has_layout:
+            self._writer.add_custom_scalars(_chart_layout(record))
+            self._has_layout = True
+        for name, value in _scalars(record):
+            if not math.isnan(value):
+                self._writer.add_scalar(name, value, record.iteration)
+
+    def figure(self, name: str, figure: "Figure", iteration: int) -> None:
+        """Add a picture of ``figure`` under ``name``."""
+        self._writer.add_figure(name, figure, iteration)
+
+    def text(self, config_yaml: str) -> None:
+        """Show the resolved configuration on the text page, in its own layout."""
+        self._writer.add_text("config", textwrap.indent(config_yaml, "    "))
+
+    def close(self) -> None:
+        """Write what is still buffered and close the events file."""
+        self._writer.close()
+
+
+def _scalars(record: LogRecord) -> Iterator[tuple[str, float]]:
+    yield "loss/total", record.loss
+    yield "loss/ntp", record.ntp_loss
+    for task, value in record.ntp_by_task.items():
+        yield f"loss/ntp_{task_name(task)}", value
+    for task, value in record.aia_by_task.items():
+        yield f"loss/aia_{task_name(task)}", value
+    yield "train/learning_rate", record.learning_rate
+    yield "train/grad_norm", record.grad_norm
+    yield "train/skipped_iterations", record.skipped_iterations
+    yield "train/total_skipped", record.total_skipped
+    yield "train/consumed_samples", record.consumed_samples
+    yield "throughput/tokens_per_second", record.tokens_per_second
+    yield "throughput/seconds_per_iteration", record.seconds_per_iteration
+    yield "throughput/padding_fraction", record.padding_fraction
+    for task, curve in record.intensity.items():
+        yield from ((_intensity_tag(task, layer), value) for layer, value in enumerate(curve))
+    for task, curve in record.target.items():
+        yield from ((_target_tag(task, layer), value) for layer, value in enumerate(curve))
+
+
+def _intensity_tag(task: Task, layer: int) -> str:
+    return f"intensity_{task_name(task)}/layer_{layer:02}"
+
+
+def _target_tag(task: Task, layer: int) -> str:
+    return f"intensity_{task_name(task)}_target/layer_{layer:02}"
+
+
+def _chart_layout(record: LogRecord) -> dict[str, dict[str, list[Any]]]:
+    """Return the charts of the custom scalars page: a layer's intensity lies over its target.
+
+    Tags are regular expressions there, so each ends in ``$`` to match nothing longer.
+    """
+    names = [task_name(task) for task in AIA_TASKS]
+    layout = {
+        "loss": {
+            "next token by task": ["Multiline", [f"loss/ntp_{name}$" for name in names]],
+            "AIA by task": ["Multiline", [f"loss/aia_{name}$" for name in names]],
+        }
+    }
+    for task, curve in record.target.items():
+        layout[f"intensity and target, {task_name(task)}"] = {
+            f"layer {layer:02}": [
+                "Multiline",
+                [f"{_intensity_tag(task, layer)}$", f"{_target_tag(task, layer)}$"],
+            ]
+            for layer in range(len(curve))
+        }
+    return layout
