@@ -1,0 +1,205 @@
+"""Text tokenisers. All of them treat text as text: no string can spell a special token."""
+
+import base64
+import binascii
+import hashlib
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from megatron_aia.data.optional import import_optional
+
+# Qwen's rule for cutting text into words before byte pairs are merged: digits stand alone.
+_QWEN_SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+    r"|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
+
+
+class TextTokenizer(Protocol):
+    """What the prompt builders need of a tokeniser."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id of ``encode`` is below it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokeniser's file: equal fingerprints encode equally."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, without any special token around or in it."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``; bytes that are no UTF-8 become the replacement character."""
+
+
+def load_text_tokenizer(path: str | Path) -> TextTokenizer:
+    """Load the tokeniser of a file or folder; the file's name says which kind it is.
+
+    ``*.tiktoken`` are the ranks published with Emu3, ``*.model`` is SentencePiece and ``*.json`` a
+    Hugging Face tokeniser. A folder may hold ``emu3.tiktoken``, ``tokenizer.model`` or
+    ``tokenizer.json``; the first of these that is there is taken.
+
+    Raises:
+        ValueError: nothing is there, it cannot be read, or its package is not installed.
+    """
+    path = Path(path)
+    names = ("emu3.tiktoken", "tokenizer.model", "tokenizer.json")
+    candidates = [path / name for name in names] if path.is_dir() else [path]
+    for file in candidates:
+        kind = _KINDS.get(file.suffix)
+        if kind is not None and file.is_file():
+            return kind(file)
+    raise ValueError(
+        f"no text tokeniser at {path}: expected a *.tiktoken, *.model or *.json file, or a folder "
+        f"with one of {', '.join(names)}"
+    )
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece ``*.model`` file."""
+
+    def __init__(self, file: Path) -> None:
+        sentencepiece = import_optional("sentencepiece", "demo")
+        contents = file.read_bytes()
+        self.fingerprint = _fingerprint(contents)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=contents)
+        except RuntimeError as error:
+            raise ValueError(f"{file} is not a SentencePiece model: {error}") from error
+        self.vocab_size: int = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """See ``TextTokenizer``."""
+        return self._processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``TextTokenizer``."""
+        return self._processor.decode([int(i) for i in ids])
+
+
+class TiktokenTokenizer:
+    """Byte pairs by rank, as published with Emu3: Qwen's split pattern after NFC normalisation."""
+
+    def __init__(self, file: Path) -> None:
+        tiktoken = import_optional("tiktoken", "hf")
+        contents = file.read_bytes()
+        self.fingerprint = _fingerprint(contents)
+        ranks = _parse_ranks(contents, file)
+        self.vocab_size = len(ranks)
+        self._encoding = tiktoken.Encoding(
+            file.stem, pat_str=_QWEN_SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """See ``TextTokenizer``."""
+        return self._encoding.encode_ordinary(unicodedata.normalize("NFC", text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``TextTokenizer``."""
+        return self._encoding.decode([int(i) for i in ids], errors="replace")
+
+
+def _parse_ranks(contents: bytes, file: Path) -> dict[bytes, int]:
+    """Read lines of ``<base64 bytes> <rank>``; the ranks must be 0, 1, 2, ... in some order."""
+    try:
+        pairs = [line.split() for line in contents.splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"{file} is not a tiktoken rank file: {error}") from error
+    if sorted(ranks.values()) != list(range(len(pairs))) or not pairs:
+        raise ValueError(f"{file} is not a tiktoken rank file: its ranks are not 0 to n - 1")
+    return ranks
+
+
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json`` whose added tokens come after its text, as in ``Emu3-Chat-hf``.
+
+    ``vocab_size`` counts the ids below the first added token. Mind that this file splits words by
+    GPT-2's pattern and does not normalise, so that some texts get other ids than from the ranks
+    published with Emu3.
+    """
+
+    def __init__(self, file: Path) -> None:
+        tokenizers = import_optional("tokenizers", "hf")
+        self.fingerprint = _fingerprint(file.read_bytes())
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{file} is not a Hugging Face tokeniser: {error}") from error
+        # Otherwise the library turns "<|image start|>" in a text into that special token.
+        self._tokenizer.encode_special_tokens = True
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.vocab_size: int = min(added, default=self._tokenizer.get_vocab_size())
+        if self.vocab_size == 0:
+            raise ValueError(f"{file} numbers special tokens before text; text ids must come first")
+
+    def encode(self, text: str) -> list[int]:
+        """See ``TextTokenizer``.
+
+        Raises:
+            ValueError: the text gets an id at or above ``vocab_size``.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if max(ids, default=0) >= self.vocab_size:
+            token = self._tokenizer.id_to_token(max(ids))
+            raise ValueError(f"text holds the added token {token!r}, which is no text: {text!r}")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See ``TextTokenizer``."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+_KINDS: dict[str, type[SentencePieceTokenizer | TiktokenTokenizer | HuggingFaceTokenizer]] = {
+    ".tiktoken": TiktokenTokenizer,
+    ".model": SentencePieceTokenizer,
+    ".json": HuggingFaceTokenizer,
+}
+
+
+def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
+    """Train byte pairs on ``texts`` and write them to ``path``; same texts, same file.
+
+    Unknown characters fall back to bytes, digits stand alone as in Emu3's tokeniser, and text is
+    neither normalised nor given a leading space, so pieces of text can be encoded one by one.
+
+    Raises:
+        ValueError: the texts are too few for ``vocab_size`` (257 ids go to bytes and unknown).
+    """
+    sentencepiece = import_optional("sentencepiece", "demo")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"cannot train a tokeniser of {vocab_size} ids: {error}") from error
+    Path(path).write_bytes(model.getvalue())
+
+
+def _fingerprint(contents: bytes) -> str:
+    return hashlib.sha256(contents).hexdigest()
