@@ -1,5 +1,7 @@
 """The configuration of a run: the tree, its files, its checks. Imports no torch."""
 
+from megatron_aia.config.files import dump
+from megatron_aia.config.layout import data_parallel_size, fit_layout
 from megatron_aia.config.tree import (
     AIAConfig,
     CheckpointConfig,
@@ -11,6 +13,7 @@ from megatron_aia.config.tree import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_aia.config.validate import validate
 
 __all__ = [
     "AIAConfig",
@@ -22,4 +25,8 @@ __all__ = [
     "ParallelConfig",
     "RunConfig",
     "TrainingConfig",
+    "data_parallel_size",
+    "dump",
+    "fit_layout",
+    "validate",
 ]
