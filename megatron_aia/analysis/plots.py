@@ -1,0 +1,180 @@
+"""Figures of a run: losses, intensity by layer, and a picture beside its reconstruction.
+
+matplotlib is needed only when a figure is drawn. No function here opens a window or touches
+pyplot's list of open figures: the caller saves or shows the figure that it gets.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+
+from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.training.records import LogRecord, task_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+# Okabe and Ito's palette, told apart under every common colour blindness; blue for generation and
+# red for understanding as in the paper.
+_TASK_COLORS = {
+    Task.GENERATION: "#0072B2",
+    Task.UNDERSTANDING: "#D55E00",
+    Task.TEXT: "#009E73",
+    Task.MIXED: "#CC79A7",
+}
+_TASK_LINES = {
+    Task.GENERATION: "-",
+    Task.UNDERSTANDING: "--",
+    Task.TEXT: ":",
+    Task.MIXED: "-.",
+}
+_MOST_MARKED_POINTS = 50
+_BEFORE_COLOR = "#8C8C8C"
+_TARGET_COLOR = "#000000"
+
+
+def plot_losses(records: Sequence[LogRecord]) -> "Figure":
+    """Draw next-token loss by task against the iteration; under it what the AIA terms add, if any.
+
+    Args:
+        records: at least one, in ascending order of iteration.
+    """
+    iterations = [record.iteration for record in records]
+    aia_by_task = [record.aia_by_task for record in records]
+    with_aia = any(aia_by_task)
+    figure = _new_figure(7.0, 5.6 if with_aia else 3.6)
+    panels = figure.subplots(1 + with_aia, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_losses(panels[0], iterations, [record.ntp_by_task for record in records])
+    panels[0].set_ylabel("next-token loss\n(nats per token)")
+    _legend_above(panels[0])
+    if with_aia:
+        _draw_losses(panels[1], iterations, aia_by_task)
+        panels[1].set_ylabel("weighted AIA term\n(added to the loss)")
+        panels[1].set_ylim(bottom=0)
+    panels[-1].set_xlabel("iteration")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def plot_intensity(
+    before: dict[Task, np.ndarray],
+    after: dict[Task, np.ndarray],
+    target: dict[Task, np.ndarray],
+    title: str,
+) -> "Figure":
+    """Draw each task's intensity by layer, before and after training, against its target.
+
+    Args:
+        before: intensity ``[L]`` of each decoder layer in 0..1; NaN or no entry is not drawn.
+        after: the same, later in the run.
+        target: what the profile asks for, ``[L]``.
+        title: of the whole figure.
+    """
+    figure = _new_figure(9.0, 4.0)
+    panels = figure.subplots(1, len(AIA_TASKS), sharey=True)
+    for axes, task in zip(panels, AIA_TASKS, strict=True):
+        if task in target:
+            edges = np.arange(len(target[task]) + 1) - 0.5
+            axes.stairs(
+                target[task],
+                edges,
+                baseline=None,
+                color=_TARGET_COLOR,
+                linewidth=1.8,
+                label="target profile",
+            )
+        if task in before:
+            _draw_layers(axes, before[task], "before", color=_BEFORE_COLOR, marker="s", ls="--")
+        if task in after:
+            _draw_layers(axes, after[task], "after", color=_TASK_COLORS[task], marker="o", ls="-")
+        axes.set_title(task_name(task), pad=26)
+        axes.set_xlabel("decoder layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend_above(axes)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("intensity (share of attention)")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_reconstruction(
+    original: Union["Image", np.ndarray], reconstruction: Union["Image", np.ndarray], caption: str
+) -> "Figure":
+    """Show a picture beside what its codes decode to.
+
+    Args:
+        original: picture or ``[height, width, 3]`` uint8.
+        reconstruction: the same kind; it may have another size.
+        caption: how the reconstruction was made, above both.
+    """
+    pictures = [np.asarray(original), np.asarray(reconstruction)]
+    figure = _new_figure(8.0, 4.8)
+    # Constrained layout does not see how far a picture's fixed aspect shrinks its axes.
+    figure.set_layout_engine("compressed")
+    panels = figure.subplots(1, 2)
+    for axes, pixels, title in zip(panels, pictures, ("original", "reconstruction"), strict=True):
+        # Each source pixel stays a crisp square: smoothing would flatter the tokeniser.
+        axes.imshow(pixels, interpolation="nearest")
+        height, width = pixels.shape[:2]
+        axes.set_title(title)
+        axes.set_xlabel(f"{width} x {height} pixels")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.suptitle(caption)
+    return figure
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError('figures need matplotlib: pip install "megatron_aia[demo]"') from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _draw_losses(
+    axes: "Axes", iterations: list[int], values_by_task: list[dict[Task, float]]
+) -> None:
+    for task in Task:
+        losses = [values.get(task, np.nan) for values in values_by_task]
+        if not np.isnan(losses).all():
+            axes.plot(
+                iterations,
+                losses,
+                color=_TASK_COLORS[task],
+                linestyle=_TASK_LINES[task],
+                linewidth=1.8,
+                marker="." if len(iterations) <= _MOST_MARKED_POINTS else "",
+                label=task_name(task),
+            )
+    _style(axes)
+
+
+def _draw_layers(
+    axes: "Axes", intensity: np.ndarray, label: str, color: str, marker: str, ls: str
+) -> None:
+    axes.plot(
+        np.arange(len(intensity)),
+        intensity,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linestyle=ls,
+        linewidth=1.4,
+        label=label,
+    )
+    _style(axes)
+
+
+def _style(axes: "Axes") -> None:
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_above(axes: "Axes") -> None:
+    """Put the legend between the axes and their title, where no curve can pass under it."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
