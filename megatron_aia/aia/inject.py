@@ -1,0 +1,142 @@
+"""Carries the terms of one micro-batch through the model and adds their gradient in backward.
+
+An identity on the attention output holds the sums of a layer in the graph. Forward only starts the
+reduction of the sums; backward waits for it, because only the derivative needs the intensity.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.roles import Segment, Task, Term
+
+
+class PendingSum:
+    """A tensor that may still be on its way through an all-reduce (SUM)."""
+
+    def __init__(self, value: Tensor, group: Optional[dist.ProcessGroup]) -> None:
+        """Start the reduction of ``value``, in place; without a group it is already the sum."""
+        self._value = value
+        self._work: Optional[dist.Work] = None
+        if group is not None and group.size() > 1:
+            self._work = dist.all_reduce(value, group=group, async_op=True)
+
+    def wait(self) -> Tensor:
+        """Return the sum, once it is there."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._value
+
+
+@dataclass(eq=False)
+class AlignInput:
+    """What every layer needs to measure and align the intensities of one micro-batch.
+
+    megatron-core hands it to each core attention as ``attention_bias``. Terms are numbered 0 to
+    n - 1 in the order of the segments and of the terms within a segment.
+    """
+
+    segments: tuple[Segment, ...]
+    """Samples of the micro-batch, on all ranks that share it."""
+    objective: Optional[AlignObjective]
+    """The step's loss; None measures without training."""
+    num_heads: int
+    """Query heads of the whole model, on all tensor-parallel ranks."""
+    group: Optional[dist.ProcessGroup] = None
+    """Ranks that hold heads or rows of the same samples; None in a single process."""
+    intensities: dict[int, PendingSum] = field(default_factory=dict, init=False, repr=False)
+    """Recorded sums by 0-based layer; read them with :meth:`intensity`."""
+    cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+    """What kernels derive from the segments, such as index tensors; lives with the micro-batch."""
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """All terms of the micro-batch."""
+        return tuple(term for segment in self.segments for term in segment.terms)
+
+    @cached_property
+    def term_tasks(self) -> tuple[Task, ...]:
+        """Task of each term."""
+        return tuple(term.task for term in self.terms)
+
+    @cached_property
+    def row_counts(self) -> tuple[int, ...]:
+        """Rows \\|Q\\| of each term."""
+        return tuple(len(term.rows) for term in self.terms)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers measured so far, 0-based and ascending."""
+        return tuple(sorted(self.intensities))
+
+    def attach(self, output: Tensor, sums: Tensor, layer: int) -> Tensor:
+        """Record a layer's sums and tie the gradient of its loss to the attention output.
+
+        A layer that runs twice, as under activation recompute, counts once: its record is replaced.
+
+        Args:
+            output: attention output of the layer, any shape.
+            sums: ``[n]``, attention probability summed over this rank's heads and rows and over
+                the keys of each term (the triple sum of Eq. 1).
+            layer: 0-based layer of the whole model.
+
+        Returns:
+            ``output`` unchanged in value; its backward adds dL/dI / (H \\|Q\\|) to the gradient of
+            ``sums``. Local gradients added over the group are the gradient of the sample's loss.
+        """
+        if not self.terms:
+            return output
+        detached = sums.detach()
+        dtype = torch.promote_types(detached.dtype, torch.float32)
+        pending = PendingSum(detached.to(dtype, copy=True), self.group)
+        self.intensities[layer] = pending
+        objective = self.objective
+        if objective is None or not (torch.is_grad_enabled() and sums.requires_grad):
+            return output
+
+        def gradient() -> Tensor:
+            reduced = pending.wait()
+            pairs = self._head_row_pairs(reduced)
+            return objective.gradient(reduced / pairs, self.term_tasks, layer) / pairs
+
+        attached: Tensor = _Inject.apply(output, sums, gradient)
+        return attached
+
+    def intensity(self, layer: int) -> Tensor:
+        """Return I of Eq. 1 at a layer, ``[n]`` float32 (float64 for float64 sums), reduced.
+
+        Raises:
+            KeyError: the layer has not run yet, or not on this pipeline stage.
+        """
+        sums = self.intensities[layer].wait()
+        return sums / self._head_row_pairs(sums)
+
+    def _head_row_pairs(self, like: Tensor) -> Tensor:
+        """H \\|Q\\| of each term, ``[n]``."""
+        key = ("head_row_pairs", like.device, like.dtype)
+        if key not in self.cache:
+            pairs = [self.num_heads * rows for rows in self.row_counts]
+            self.cache[key] = torch.tensor(pairs, dtype=like.dtype, device=like.device)
+        value: Tensor = self.cache[key]
+        return value
+
+
+class _Inject(torch.autograd.Function):
+    """Identity on ``output``; backward gives ``sums`` the gradient computed by ``gradient()``."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, sums: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+        ctx.gradient = gradient
+        ctx.sums_dtype = sums.dtype
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad_output, ctx.gradient().to(ctx.sums_dtype), None

@@ -1,0 +1,95 @@
+"""Sums intensities and losses over micro-batches, ranks and steps, for the log."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.roles import AIA_TASKS, Task
+
+_NUM_QUANTITIES = 3
+_INTENSITY, _LOSS, _COUNT = range(_NUM_QUANTITIES)
+
+
+@dataclass(frozen=True)
+class IntensityReport:
+    """Means over the intensities since the tracker was cleared."""
+
+    intensity: dict[Task, np.ndarray]
+    """Mean I of each layer, float64 ``[layers]``; NaN where nothing was measured."""
+    loss: dict[Task, float]
+    """What the task added to the loss of a step (Eq. 3, lambda included), mean over steps."""
+    count: dict[Task, int]
+    """Number of intensities of a layer: active samples, over all steps and ranks summed."""
+
+
+class IntensityTracker:
+    """Collects the intensities of micro-batches until it is cleared.
+
+    The sums stay on the device of the intensities, so adding does not stall a GPU.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        """``num_layers`` counts the layers of the whole model."""
+        self._shape = (_NUM_QUANTITIES, len(AIA_TASKS), num_layers)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; also called after a step that was skipped."""
+        self._sums = torch.zeros(self._shape, dtype=torch.float64)
+        self._num_steps = 0
+        self._objective: Optional[AlignObjective] = None
+
+    def add(self, align: AlignInput) -> None:
+        """Add one micro-batch, after its backward: recomputed layers measure only there.
+
+        Steps are told apart by their objective, of which there is one a step.
+        """
+        if align.objective is not None and align.objective is not self._objective:
+            self._objective = align.objective
+            self._num_steps += 1
+        layers = list(align.layers)
+        if not layers:
+            return
+        intensity = torch.stack([align.intensity(layer) for layer in layers])
+        values = torch.zeros((_NUM_QUANTITIES, *intensity.shape), dtype=torch.float64)
+        values = values.to(intensity.device)
+        values[_INTENSITY] = intensity
+        values[_COUNT] = 1
+        if align.objective is not None:
+            for i, layer in enumerate(layers):
+                values[_LOSS, i] = align.objective.loss(intensity[i], align.term_tasks, layer)
+        tasks = torch.tensor([AIA_TASKS.index(task) for task in align.term_tasks])
+        added = values.new_zeros((_NUM_QUANTITIES, len(layers), len(AIA_TASKS)))
+        added.index_add_(2, tasks.to(values.device), values)
+        self._sums = self._sums.to(values.device)
+        self._sums[:, :, layers] += added.transpose(1, 2)
+
+    def totals(self) -> Tensor:
+        """Return the sums as one float64 vector, to be summed over data and pipeline ranks.
+
+        Counts are kept by layer, and a stage holds zeros for layers it does not own, so a sum over
+        stages is right. Tensor- and context-parallel ranks hold equal values: do not sum over them.
+        """
+        return self._sums.flatten().clone()
+
+    def load_totals(self, vector: Tensor) -> None:
+        """Replace the sums by a reduced vector of :meth:`totals`; the number of steps stays."""
+        self._sums = vector.detach().to(torch.float64).reshape(self._shape).clone()
+
+    def report(self) -> IntensityReport:
+        """Return the means of what was added or loaded."""
+        sums = self._sums.cpu().numpy()
+        counts = sums[_COUNT]
+        with np.errstate(invalid="ignore"):
+            means = sums[_INTENSITY] / counts
+        steps = max(self._num_steps, 1)
+        return IntensityReport(
+            intensity={task: means[i] for i, task in enumerate(AIA_TASKS)},
+            loss={task: float(sums[_LOSS, i].sum()) / steps for i, task in enumerate(AIA_TASKS)},
+            count={task: round(counts[i].max()) for i, task in enumerate(AIA_TASKS)},
+        )

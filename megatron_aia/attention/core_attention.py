@@ -1,0 +1,140 @@
+"""The core attention of megatron-core, with intensities: attends, records, injects the gradient."""
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+from megatron.core.tensor_parallel.random import is_checkpointing
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_aia.aia.inject import AlignInput
+from megatron_aia.attention import dense, rectangle
+from megatron_aia.attention.layout import AttentionLayout
+
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
+
+METHODS: dict[str, Attend] = {"dense": dense.attend, "rectangle": rectangle.attend}
+
+
+def resolve_method(name: str, device_type: str, dtype: torch.dtype) -> str:
+    """Choose how attention is computed.
+
+    Args:
+        name: ``auto`` or a name of :data:`METHODS`.
+        device_type: ``cpu`` or ``cuda``.
+        dtype: precision of the activations.
+
+    Raises:
+        ValueError: the method does not exist, or not on this device in this precision.
+    """
+    if name not in ("auto", *METHODS):
+        raise ValueError(f"--aia-method {name} does not exist; pass auto, {' or '.join(METHODS)}")
+    if dtype == torch.float16:
+        raise ValueError("AIA gradients vanish in float16; pass --bf16")
+    has_flash = device_type == "cpu" or dtype == torch.bfloat16
+    if name == "auto":
+        return "rectangle" if has_flash else "dense"
+    if name == "rectangle" and not has_flash:
+        shown = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"--aia-method rectangle needs bfloat16 on {device_type}, not {shown}; "
+            "pass --bf16 or --aia-method dense"
+        )
+    return name
+
+
+class AlignedCoreAttention(MegatronModule):
+    """Causal attention inside each sample of a packed row, with the intensities of its terms.
+
+    Built and called by megatron-core as ``core_attention``. The micro-batch comes as
+    ``attention_bias``; its segments are the mask, so ``attention_mask`` is not read.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Optional[Any] = None,
+        attention_type: Optional[str] = None,
+        attention_dropout: Optional[float] = None,
+        softmax_scale: Optional[float] = None,
+        cp_comm_type: Optional[str] = None,
+        pg_collection: Optional[Any] = None,
+        method: str = "rectangle",
+        **kwargs: Any,
+    ) -> None:
+        """Arguments are megatron-core's; ``method`` is a name of :data:`METHODS`.
+
+        ``layer_number`` counts from 1 over the whole model.
+
+        Raises:
+            ValueError: dropout on attention probabilities, for which Eq. 1 has no meaning.
+        """
+        super().__init__(config=config)
+        assert method in METHODS, method
+        assert config.context_parallel_size == 1, "rows of a sample must be on one rank"
+        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if dropout:
+            raise ValueError(f"attention_dropout is {dropout}; AIA needs --attention-dropout 0")
+        self.layer = layer_number - 1
+        self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
+        self.method = method
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Optional[Tensor],
+        attn_mask_type: Optional[Any] = None,
+        attention_bias: Optional[AlignInput] = None,
+        packed_seq_params: Optional[Any] = None,
+    ) -> Tensor:
+        """Attend, and record the intensities of this layer in ``attention_bias``.
+
+        Args:
+            query: ``[s, b, h, d]``, the heads of this tensor-parallel rank.
+            key: ``[s, b, g, d]``.
+            value: ``[s, b, g, d]``.
+            attention_mask: not read.
+            attn_mask_type: not read.
+            attention_bias: the micro-batch.
+            packed_seq_params: must be None; the segments say how rows are packed.
+
+        Returns:
+            ``[s, b, h * d]``.
+
+        Raises:
+            ValueError: ``attention_bias`` is not an AlignInput.
+        """
+        if not isinstance(attention_bias, AlignInput):
+            given = type(attention_bias).__name__
+            raise ValueError(f"attention_bias must be an AlignInput, not {given}; pass the batch's")
+        assert packed_seq_params is None, "packing is described by the segments"
+        s, b, h, d = query.shape
+        measure = not _is_first_pass_of_recompute()
+        layout = _layout(attention_bias, s, b, measure)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        output, sums = METHODS[self.method](q, k, v, layout, self.softmax_scale)
+        output = output.permute(2, 0, 1, 3).reshape(s, b, h * d)
+        return attention_bias.attach(output, sums, self.layer) if measure else output
+
+
+def _is_first_pass_of_recompute() -> bool:
+    """Whether this forward will run again before its backward, and may leave measuring to that.
+
+    An evaluation runs without gradient too, but not inside a checkpoint.
+    """
+    return not torch.is_grad_enabled() and is_checkpointing()
+
+
+def _layout(align: AlignInput, seq_length: int, batch_size: int, measure: bool) -> AttentionLayout:
+    """Layout of the micro-batch, shared by its layers; without terms if nothing is measured."""
+    key = ("layout", seq_length, batch_size, measure)
+    if key not in align.cache:
+        layout = AttentionLayout(align.segments, seq_length, batch_size)
+        align.cache[key] = layout if measure else layout.without_terms()
+    cached: AttentionLayout = align.cache[key]
+    return cached
