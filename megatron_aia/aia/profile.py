@@ -165,11 +165,11 @@ class _Reader:
         for index, entry in enumerate(self._list(label, entries)):
             stage = self._stage(f"{label}[{index}]", entry)
             if stage.first != next_layer:
-                kind = "gap" if stage.first > next_layer else "overlap"
+                kind = "a gap" if stage.first > next_layer else "an overlap"
                 raise self._error(
                     f"{label}[{index}].first",
                     stage.first,
-                    f"a {kind}; the stage must start at layer {next_layer}",
+                    f"{kind}; the stage must start at layer {next_layer}",
                 )
             next_layer = stage.last + 1
             stages.append(stage)
