@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.data.optional import import_optional
 from megatron_aia.training.records import LogRecord, task_name
 
 if TYPE_CHECKING:
@@ -128,11 +129,8 @@ def plot_reconstruction(
 
 
 def _new_figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError('figures need matplotlib: pip install "megatron_aia[demo]"') from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure_class = import_optional("matplotlib.figure", "demo").Figure
+    return figure_class(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _draw_losses(
