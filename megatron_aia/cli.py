@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tyro
 
@@ -65,30 +65,22 @@ def parse(
 
 
 @contextmanager
-def one_line_errors(on_every_rank: bool = True) -> Iterator[None]:
-    """Turn a ``ValueError`` into one line on standard error and exit code 2.
-
-    Rank 0 speaks for an error that happens ``on_every_rank``; any other error is reported by the
-    rank that meets it.
-    """
+def one_line_errors() -> Iterator[None]:
+    """Turn a ``ValueError`` that every rank raises into one line of rank 0 and exit code 2."""
     try:
         yield
     except ValueError as error:
-        _exit_with(error, on_every_rank)
+        if is_rank_0():
+            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        else:
+            # torchrun ends all ranks when the first one exits: let rank 0 have its say before.
+            time.sleep(_SECONDS_FOR_RANK_0)
+        sys.exit(2)
 
 
 def is_rank_0() -> bool:
     """Return whether this is the process that speaks for the run, before there are groups."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _exit_with(error: ValueError, on_every_rank: bool) -> NoReturn:
-    if not is_rank_0():
-        # torchrun ends all ranks when the first one exits: let rank 0 have its say before.
-        time.sleep(_SECONDS_FOR_RANK_0)
-    if is_rank_0() or not on_every_rank:
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    sys.exit(2)
 
 
 def _parse_early(argv: Sequence[str]) -> argparse.Namespace:

@@ -29,13 +29,13 @@ _DEMO_PRESET = "emu3_demo"
 _PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b",)
 
 
-def validate(config: Config, world_size: int, num_gpus: int = 0) -> list[str]:
+def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str]:
     """Check that a configuration can run on ``world_size`` processes.
 
     Args:
         config: a configuration with its layout fitted.
         world_size: processes of the whole run.
-        num_gpus: GPUs this process can see; 0 trains on the CPU.
+        has_gpu: whether the run computes on GPUs.
 
     Returns:
         One line for every setting that will have no effect.
@@ -43,8 +43,9 @@ def validate(config: Config, world_size: int, num_gpus: int = 0) -> list[str]:
     Raises:
         ValueError: naming the flag, its value and a remedy.
     """
+    _check_inputs(config)
     _check_ranges(config)
-    _check_model(config, num_gpus)
+    _check_model(config, has_gpu)
     _check_tensor_parallel(config)
     _check_pipeline_parallel(config)
     _check_world(config, world_size)
@@ -53,6 +54,16 @@ def validate(config: Config, world_size: int, num_gpus: int = 0) -> list[str]:
     _check_training(config)
     _check_checkpoint(config)
     return _settings_without_effect(config)
+
+
+def _check_inputs(config: Config) -> None:
+    missing = []
+    if config.run.preset != _DEMO_PRESET and not config.data.data_path:
+        missing.append("--data-path (shards written by tools/build_shards.py)")
+    if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and config.checkpoint.load is None:
+        missing.append("--load (a checkpoint to start from)")
+    if missing:
+        raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
 
 
 def _check_ranges(config: Config) -> None:
@@ -70,7 +81,7 @@ def _check_ranges(config: Config) -> None:
                 raise ValueError(f"{flag(name)} {value} is out of range; {remedy}")
 
 
-def _check_model(config: Config, num_gpus: int) -> None:
+def _check_model(config: Config, has_gpu: bool) -> None:
     model = config.model
     heads, groups = model.num_attention_heads, model.num_query_groups
     if heads % groups:
@@ -93,7 +104,7 @@ def _check_model(config: Config, num_gpus: int) -> None:
             f"--attention-dropout {model.attention_dropout} cannot be used with AIA, which aligns "
             "the attention probabilities themselves; use 0, or --no-aia"
         )
-    if model.transformer_impl == "transformer_engine" and not num_gpus:
+    if model.transformer_impl == "transformer_engine" and not has_gpu:
         raise ValueError(
             "--transformer-impl transformer_engine needs a GPU and there is none; use local"
         )
@@ -197,18 +208,6 @@ def _check_data(config: Config) -> None:
             )
     if data.tokenizer_model is not None and not Path(data.tokenizer_model).exists():
         raise ValueError(f"--tokenizer-model {data.tokenizer_model} does not exist")
-    missing = _missing_inputs(config)
-    if missing:
-        raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
-
-
-def _missing_inputs(config: Config) -> list[str]:
-    missing = []
-    if config.run.preset != _DEMO_PRESET and not config.data.data_path:
-        missing.append("--data-path (shards written by tools/build_shards.py)")
-    if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and config.checkpoint.load is None:
-        missing.append("--load (a checkpoint to start from)")
-    return missing
 
 
 def _check_training(config: Config) -> None:
