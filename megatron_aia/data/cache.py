@@ -1,0 +1,34 @@
+"""Files derived from the shards of a data folder, kept in its ``.index`` folder."""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder(data_folder: Path) -> Path:
+    """Return the folder of derived files; safe to delete at any time."""
+    return data_folder / ".index"
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name, then rename it, so no reader ever sees a part of it.
+
+    Many processes may write the same file at once; the last one wins. A derived file is a
+    convenience: where the folder cannot be written, a warning says so and the run goes on.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s is not kept, every run will compute it again: %s", path, error)

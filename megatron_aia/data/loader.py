@@ -1,0 +1,212 @@
+"""The micro-batches of a step, from the position of its first sample.
+
+A step is ``global_batch_size`` consecutive positions. Packing, micro-batch size and data-parallel
+size only lay these samples out, so they may all change when a run goes on from a checkpoint.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from megatron_aia.aia.roles import Task
+from megatron_aia.config.tree import Config
+from megatron_aia.data.batch import MicroBatch, build_micro_batch
+from megatron_aia.data.index import open_index
+from megatron_aia.data.lengths import token_lengths
+from megatron_aia.data.mixture import RATIO_ORDER, Mixture, SampleAddress, parse_task_ratio
+from megatron_aia.data.packing import Row, deal_rows, plan_rows, truncate
+from megatron_aia.data.sample import PromptBuilder, TokenizedSample
+
+_DESCRIBED_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalBatches:
+    """The samples of every step, as the micro-batches of one data-parallel rank."""
+
+    mixture: Mixture
+    """From position to sample."""
+    prompt: PromptBuilder
+    """Writes a sample as tokens; no longer with its prompt dropped than with it."""
+    prompt_fingerprint: str
+    """Changes whenever ``prompt`` may return something else."""
+    seq_length: int
+    """Tokens of a row."""
+    global_batch_size: int
+    """Samples of a step, over all ranks."""
+    micro_batch_size: int
+    """Rows of a micro-batch."""
+    data_parallel_rank: int
+    data_parallel_size: int
+    packing: bool
+    """Put several samples into a row."""
+    micro_batch_multiple: int
+    """The number of micro-batches of a rank is a multiple of this."""
+    pad_id: int
+    """Token id of padding."""
+    codebook_size: int
+    """Image codes are below this."""
+    prompt_drop: float
+    """Share of generation samples that lose their prompt."""
+    overlong: Literal["error", "truncate"]
+    """What to do with a sample longer than a row."""
+
+    def check(self) -> None:
+        """Check that every sample of the mixture fits a row, or can be cut to.
+
+        Raises:
+            ValueError: some do not; the text names the longest.
+        """
+        longest, address, count = 0, (0, 0), 0
+        for number, samples in self.mixture.samples_in_use():
+            lengths = self._lengths[number][samples]
+            overlong = samples[lengths > self.seq_length]
+            count += len(overlong)
+            if lengths.max(initial=0) > longest:
+                longest, address = int(lengths.max()), (number, int(samples[lengths.argmax()]))
+            if self.overlong == "truncate":
+                for sample in overlong:
+                    self._tokenize(number, int(sample), drop=False)
+        if count and self.overlong == "error":
+            index_number, sample_number = address
+            raise ValueError(
+                f"{count} samples are longer than a row of {self.seq_length} tokens; the longest, "
+                f"{self.mixture.indexes[index_number].key(sample_number)}, has {longest}: pass "
+                f"--seq-length {longest} or more, or --overlong-samples truncate"
+            )
+
+    def step(self, position: int) -> list[MicroBatch]:
+        """Read this rank's micro-batches of the step whose first sample is at ``position``.
+
+        Every rank gets equally many, ``micro_batch_size`` rows each; a row may be all padding.
+
+        Raises:
+            ValueError: a sample is too long or cannot be read.
+        """
+        micro_batches = deal_rows(
+            self._plan(position),
+            self.data_parallel_rank,
+            self.data_parallel_size,
+            self.micro_batch_size,
+        )
+        return [
+            build_micro_batch(
+                [[self._read(position + offset) for offset in row] for row in rows],
+                self.seq_length,
+                self.pad_id,
+            )
+            for rows in micro_batches
+        ]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which tokens a position stands for.
+
+        A checkpoint's position is good only under the same fingerprint. The layout (packing,
+        batch sizes, ranks) is not part of it.
+        """
+        meaning = [
+            self.mixture.fingerprint,
+            self.prompt_fingerprint,
+            self.seq_length,
+            float(self.prompt_drop),
+            self.overlong,
+        ]
+        return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
+
+    def describe(self) -> list[str]:
+        """Return lines for the log: the samples, the mixture, tokens and padding."""
+        lines = self.mixture.describe()
+        positions = range(_DESCRIBED_STEPS * self.global_batch_size)
+        drawn = [self.mixture.locate(position).task for position in positions]
+        counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
+        rows = [self._plan(first) for first in positions[:: self.global_batch_size]]
+        num_rows = sum(len(plan) for plan in rows)
+        tokens = sum(self._planned_length(self.mixture.locate(p)) for p in positions)
+        padding = 1 - tokens / (num_rows * self.seq_length)
+        return [
+            *lines,
+            f"data: the first {len(positions)} samples are {counts} "
+            "(generation:understanding:text:mixed), "
+            f"{tokens / len(positions):.0f} tokens each on average",
+            f"data: {num_rows / _DESCRIBED_STEPS:.1f} rows of {self.seq_length} tokens a step "
+            f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
+        ]
+
+    @cached_property
+    def _lengths(self) -> tuple[np.ndarray, ...]:
+        """Tokens of every sample, int32 ``[len(index)]`` for each index of the mixture."""
+        return tuple(
+            token_lengths(index, self.prompt, self.prompt_fingerprint, self.codebook_size)
+            for index in self.mixture.indexes
+        )
+
+    def _planned_length(self, address: SampleAddress) -> int:
+        """Return the tokens to keep free for a sample; one with a dropped prompt may need less."""
+        length = int(self._lengths[address.index_number][address.sample_number])
+        return min(length, self.seq_length) if self.overlong == "truncate" else length
+
+    def _plan(self, position: int) -> list[Row]:
+        """Lay out the step at ``position``; rows hold offsets from it."""
+        lengths = [
+            self._planned_length(self.mixture.locate(position + offset))
+            for offset in range(self.global_batch_size)
+        ]
+        multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
+        return plan_rows(lengths, self.seq_length, self.packing, multiple)
+
+    def _read(self, position: int) -> TokenizedSample:
+        address = self.mixture.locate(position)
+        drop = self.mixture.drops_prompt(position, self.prompt_drop)
+        sample = self._tokenize(address.index_number, address.sample_number, drop)
+        assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
+        return sample
+
+    def _tokenize(self, index_number: int, sample_number: int, drop: bool) -> TokenizedSample:
+        raw = self.mixture.indexes[index_number].read(sample_number, self.codebook_size)
+        sample = self.prompt(raw, drop)
+        return truncate(sample, self.seq_length) if self.overlong == "truncate" else sample
+
+
+def build_global_batches(
+    config: Config,
+    prompt: PromptBuilder,
+    prompt_fingerprint: str,
+    pad_id: int,
+    codebook_size: int,
+    data_parallel_rank: int,
+    data_parallel_size: int,
+    micro_batch_multiple: int,
+) -> GlobalBatches:
+    """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
+
+    Raises:
+        ValueError: no data folder is given, one is damaged, or a task of the ratio has no samples.
+    """
+    data = config.data
+    if not data.data_path:
+        raise ValueError(
+            "--data-path is missing: name one or more folders of shards; "
+            "tools/build_shards.py writes them"
+        )
+    indexes = [open_index(folder) for folder in data.data_path]
+    sources = {task: indexes for task in Task}
+    return GlobalBatches(
+        mixture=Mixture(sources, parse_task_ratio(data.task_ratio), config.run.seed),
+        prompt=prompt,
+        prompt_fingerprint=prompt_fingerprint,
+        seq_length=data.seq_length,
+        global_batch_size=data.global_batch_size,
+        micro_batch_size=data.micro_batch_size,
+        data_parallel_rank=data_parallel_rank,
+        data_parallel_size=data_parallel_size,
+        packing=data.packing,
+        micro_batch_multiple=micro_batch_multiple,
+        pad_id=pad_id,
+        codebook_size=codebook_size,
+        prompt_drop=data.prompt_drop,
+        overlong=data.overlong_samples,
+    )

@@ -1,0 +1,168 @@
+"""Bytes of a shard, and what they mean.
+
+Only JSON and plain ``.npy`` arrays are ever decoded: a shard from elsewhere cannot run code.
+"""
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_aia.aia.roles import Task
+from megatron_aia.data.sample import IMAGE_TAG, Turn
+
+ROLES = ("human", "gpt")
+_OPEN_SHARDS = 256
+
+
+def damaged(shard: Path, what: str) -> ValueError:
+    """Return the error of a shard that cannot be used: file, what is wrong, remedy."""
+    return ValueError(f"{shard}: {what}; rebuild or delete the shard")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file as it was when it was indexed."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    modified: int
+    """Modification time in nanoseconds."""
+
+    @classmethod
+    def at(cls, path: Path) -> "Shard":
+        """Describe the file at ``path``."""
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes.
+
+        Raises:
+            ValueError: the file is not the one that was indexed.
+        """
+        descriptor = _open(self)
+        status = os.fstat(descriptor.number)
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
+            raise ValueError(f"{self.path}: changed since it was indexed; start the run again")
+        # pread moves no file position, so a forked process may go on with the same descriptor.
+        return os.pread(descriptor.number, size, offset)
+
+
+class _Descriptor:
+    """A file descriptor that closes once neither the cache nor a reading thread holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def _open(shard: Shard) -> _Descriptor:
+    return _Descriptor(shard.path)
+
+
+@dataclass(frozen=True)
+class CodesEntry:
+    """One image of a sample as its JSON announces it; sizes in tokens."""
+
+    member: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the JSON member of a sample says."""
+
+    task: Task
+    turns: tuple[Turn, ...]
+    codes: tuple[CodesEntry, ...]
+    """In the order of the image tags."""
+
+
+def parse_description(data: bytes) -> Description:
+    """Read the JSON member of a sample.
+
+    Raises:
+        ValueError: it is not JSON, or not the JSON of a sample. The text names neither shard nor
+            sample; the caller does.
+    """
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its json does not parse ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError("its json is not an object")
+    turns = tuple(_parse_turn(turn) for turn in _list_of_objects(fields, "conversations"))
+    codes = tuple(_parse_codes(entry) for entry in _list_of_objects(fields, "codes"))
+    if not turns:
+        raise ValueError("it has no conversations")
+    tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
+    if tags != len(codes):
+        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(codes)} codes")
+    return Description(_parse_task(fields.get("task")), turns, codes)
+
+
+def _list_of_objects(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    items = fields.get(name, [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{name!r} is not a list of objects")
+    return items
+
+
+def _parse_task(name: object) -> Task:
+    tasks = {task.name.lower(): task for task in Task}
+    if not isinstance(name, str) or name not in tasks:
+        raise ValueError(f"task {name!r} is none of {', '.join(tasks)}")
+    return tasks[name]
+
+
+def _parse_turn(turn: dict[str, Any]) -> Turn:
+    role, text = turn.get("from"), turn.get("value")
+    if role not in ROLES:
+        raise ValueError(f"a turn is from {role!r}, which is none of {', '.join(ROLES)}")
+    if not isinstance(text, str):
+        raise ValueError("the value of a turn is not text")
+    return Turn(role, text)
+
+
+def _parse_codes(entry: dict[str, Any]) -> CodesEntry:
+    member, height, width = (entry.get(name) for name in ("member", "height", "width"))
+    if not isinstance(member, str) or not isinstance(height, int) or not isinstance(width, int):
+        raise ValueError("an entry of 'codes' lacks member, height or width")
+    return CodesEntry(member, height, width)
+
+
+def decode_codes(data: bytes, entry: CodesEntry, codebook_size: int) -> np.ndarray:
+    """Decode the ``.npy`` member of one image.
+
+    Returns:
+        int64 ``[height, width]``, every value in ``[0, codebook_size)``.
+
+    Raises:
+        ValueError: anything else; the text names neither shard nor sample, the caller does.
+    """
+    try:
+        codes = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{entry.member} is no plain npy array ({error})") from None
+    if codes.dtype != np.uint16 or codes.shape != (entry.height, entry.width) or not codes.size:
+        raise ValueError(
+            f"{entry.member} is {codes.dtype} {list(codes.shape)}, "
+            f"not uint16 [{entry.height}, {entry.width}]"
+        )
+    if codes.max() >= codebook_size:
+        raise ValueError(
+            f"{entry.member} holds code {codes.max()}, outside a codebook of {codebook_size}"
+        )
+    return codes.astype(np.int64)

@@ -1,0 +1,241 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, write_folder
+
+from megatron_aia.config.tree import Config
+from megatron_aia.data.batch import PADDING_SEGMENT, MicroBatch
+from megatron_aia.data.loader import GlobalBatches, build_global_batches
+
+SEQ_LENGTH = 48
+GBS = 12
+LAYOUTS = [
+    {"micro_batch_size": mbs, "data_parallel_size": dp, "packing": packing, **more}
+    for packing in (False, True)
+    for mbs, dp, more in (
+        (1, 1, {}),
+        (2, 1, {}),
+        (1, 3, {}),
+        (2, 3, {"micro_batch_multiple": 2}),
+        (4, 2, {}),
+        (1, 8, {}),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    root = tmp_path_factory.mktemp("data")
+    first = [*toy_samples("generation", 17), *toy_samples("understanding", 19)]
+    second = [*toy_samples("text", 6), *toy_samples("generation", 4, "more")]
+    return str(write_folder(root / "a", first)), str(write_folder(root / "b", second))
+
+
+def batches(folders: tuple[str, ...], rank: int = 0, **changes: Any) -> GlobalBatches:
+    layout = {"data_parallel_size": 1, "micro_batch_multiple": 1}
+    layout |= {name: changes.pop(name) for name in list(layout) if name in changes}
+    config = Config()
+    config.data.data_path = folders
+    config.data.seq_length = SEQ_LENGTH
+    config.data.global_batch_size = GBS
+    config.data.prompt_drop = 0.3
+    for name, value in changes.items():
+        assert hasattr(config.data, name)
+        setattr(config.data, name, value)
+    return build_global_batches(
+        config,
+        prompt=toy_prompt,
+        prompt_fingerprint="toy",
+        pad_id=PAD,
+        codebook_size=CODEBOOK_SIZE,
+        data_parallel_rank=rank,
+        **layout,
+    )
+
+
+def samples_of(micro_batches: list[MicroBatch]) -> Counter:
+    """Count samples by everything a layout must not change."""
+    found: Counter = Counter()
+    for batch in micro_batches:
+        columns = (batch.tokens, batch.labels, batch.label_weights, batch.label_tasks)
+        for segment in batch.segments:
+            at = (segment.batch_index, slice(segment.start, segment.stop))
+            terms = tuple(
+                (t.task, tuple(t.rows - segment.start), tuple(t.keys - segment.start))
+                for t in segment.terms
+            )
+            # The last label of a sample is not a label, whatever stands there.
+            labels = tuple(columns[1][at].tolist()[:-1])
+            values = tuple(tuple(c[at].tolist()) for c in (columns[0], *columns[2:]))
+            found[(*values, labels, terms)] += 1
+    return found
+
+
+def step_of_all_ranks(
+    folders: tuple[str, ...], position: int, **layout: Any
+) -> list[list[MicroBatch]]:
+    size = layout.get("data_parallel_size", 1)
+    return [batches(folders, rank, **layout).step(position) for rank in range(size)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_step_has_the_same_samples_in_every_layout(
+    folders: tuple[str, ...], layout: dict[str, Any]
+) -> None:
+    for position in (0, 7 * GBS, 5):
+        wanted = samples_of(batches(folders, packing=False).step(position))
+        ranks = step_of_all_ranks(folders, position, **layout)
+        assert sum((samples_of(rank) for rank in ranks), Counter()) == wanted
+        assert wanted.total() == GBS
+
+        assert len({len(rank) for rank in ranks}) == 1
+        assert len(ranks[0]) % layout.get("micro_batch_multiple", 1) == 0
+        flat = [batch for rank in ranks for batch in rank]
+        assert {b.tokens.shape for b in flat} == {(layout["micro_batch_size"], SEQ_LENGTH)}
+        if sum(len(b.tokens) for b in flat) <= GBS:
+            assert all(batch.segments for batch in flat)
+        assert all(any(batch.segments for batch in rank) for rank in ranks)
+
+
+def test_weights_and_tokens_add_up_in_every_layout(folders: tuple[str, ...]) -> None:
+    sums = set()
+    for layout in LAYOUTS:
+        flat = [b for rank in step_of_all_ranks(folders, 24, **layout) for b in rank]
+        sums.add(
+            (
+                sum(int(b.tokens[b.segment_ids != PADDING_SEGMENT].sum()) for b in flat),
+                sum(float(b.label_weights.sum()) for b in flat),
+                sum(len(b.tasks) for b in flat),
+                sum(b.num_tokens for b in flat),
+            )
+        )
+        assert all((b.tokens[b.segment_ids == PADDING_SEGMENT] == PAD).all() for b in flat)
+    assert len(sums) == 1
+
+
+def test_a_run_goes_on_at_any_position_with_any_layout(folders: tuple[str, ...]) -> None:
+    """Steps from a fresh loader are those of the loader that never stopped."""
+    whole = batches(folders)
+    ahead = [samples_of(whole.step(step * GBS)) for step in range(8)]
+    for step in (7, 2, 5):
+        ranks = step_of_all_ranks(folders, step * GBS, data_parallel_size=3, packing=False)
+        assert sum(map(samples_of, ranks), Counter()) == ahead[step]
+
+
+def test_other_batch_size_same_order(folders: tuple[str, ...]) -> None:
+    small = batches(folders, global_batch_size=6)
+    halves = samples_of(small.step(24)) + samples_of(small.step(30))
+    assert halves == samples_of(batches(folders).step(24))
+
+
+def test_each_sample_once_an_epoch(folders: tuple[str, ...]) -> None:
+    """Both tasks have the same share, so 21 periods are one epoch of the 21 generation samples."""
+    loader = batches(folders, global_batch_size=6, prompt_drop=0.0)
+    seen: Counter = Counter()
+    for position in range(0, 42, 6):
+        for batch in loader.step(position):
+            for segment in batch.segments:
+                row = batch.tokens[segment.batch_index, segment.start : segment.stop]
+                seen[tuple(row.tolist())] += 1
+    index, more = loader.mixture.indexes
+    generation = [index.read(i, CODEBOOK_SIZE) for i in range(17)]
+    generation += [more.read(i, CODEBOOK_SIZE) for i in range(6, 10)]
+    for raw in generation:
+        assert seen[tuple(toy_prompt(raw, False).tokens.tolist())] == 1
+
+
+def test_dropped_prompts_have_no_term(folders: tuple[str, ...]) -> None:
+    loader = batches(folders)
+    dropped = [p for p in range(GBS) if loader.mixture.drops_prompt(p, 0.3)]
+    without = [s for b in loader.step(0) for s in b.segments if not s.terms]
+    assert len(without) == len(dropped) > 0
+
+
+def test_fingerprint_is_of_the_meaning_not_of_the_layout(folders: tuple[str, ...]) -> None:
+    base = batches(folders).fingerprint
+    same = [{"packing": False}, {"micro_batch_size": 2}, {"global_batch_size": 6}]
+    same += [{"data_parallel_size": 3}, {"micro_batch_multiple": 2}]
+    assert {batches(folders, **change).fingerprint for change in same} == {base}
+    other = [{"task_ratio": "2:1"}, {"seq_length": 64}, {"prompt_drop": 0.1}]
+    other += [{"overlong_samples": "truncate"}]
+    changed = {batches(folders, **change).fingerprint for change in other}
+    changed |= {batches(folders[::-1]).fingerprint, batches(folders[:1]).fingerprint}
+    assert len(changed | {base}) == 7
+
+
+def test_check_names_the_longest_sample(folders: tuple[str, ...]) -> None:
+    batches(folders).check()
+    with pytest.raises(ValueError) as caught:
+        batches(folders, seq_length=20).check()
+    message = str(caught.value)
+    lengths = [
+        len(toy_prompt(index.read(i, CODEBOOK_SIZE), False))
+        for index in batches(folders).mixture.indexes
+        for i in range(len(index))
+        if index.tasks[i]
+    ]
+    for words in (
+        f"{sum(n > 20 for n in lengths)} samples are longer than a row of 20 tokens",
+        "part-0000",
+        f"has {max(lengths)}:",
+        f"--seq-length {max(lengths)}",
+        "--overlong-samples truncate",
+    ):
+        assert words in message, message
+    with pytest.raises(ValueError, match="does not fit a row of 20"):
+        batches(folders, seq_length=20).step(0)
+
+
+def test_overlong_samples_are_cut_or_named(tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path,
+        [
+            toy_sample("g", "generation", "p", "<image>"),
+            toy_sample("u", "understanding", "<image>q", "answer " * 9),
+        ],
+    )
+    cutting = batches((str(folder),), seq_length=20, overlong_samples="truncate", prompt_drop=0.0)
+    cutting.check()
+    for packing in (False, True):
+        loader = batches(
+            (str(folder),),
+            seq_length=20,
+            overlong_samples="truncate",
+            prompt_drop=0.0,
+            packing=packing,
+            global_batch_size=2,
+        )
+        sizes = [s.stop - s.start for b in loader.step(0) for s in b.segments]
+        assert sorted(sizes) == [9, 20]
+    with pytest.raises(ValueError, match=r"part-00000\.tar/u has 72 tokens.*--seq-length to 10"):
+        batches((str(folder),), seq_length=9, overlong_samples="truncate").check()
+
+
+def test_describe_tells_samples_mixture_and_padding(folders: tuple[str, ...]) -> None:
+    text = "\n".join(batches(folders, packing=True).describe())
+    assert "21 generation samples" in text and "19 understanding samples" in text
+    assert "warning: 6 text samples are left out" in text
+    assert "the first 48 samples are 24:24:0:0" in text
+    assert "with packing on" in text and "padding" in text
+    shares = [
+        float(batches(folders, packing=packing).describe()[-1].split("% of")[0].split()[-1])
+        for packing in (True, False)
+    ]
+    assert 0 <= shares[0] < shares[1] < 100
+
+
+def test_missing_data_path_is_told() -> None:
+    with pytest.raises(ValueError, match=r"--data-path.*tools/build_shards\.py"):
+        batches(())
+
+
+def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:
+    loader = batches(folders, global_batch_size=1, micro_batch_size=4)
+    (batch,) = loader.step(0)
+    assert len(batch.segments) == 1
+    filled = (batch.segment_ids != PADDING_SEGMENT).any(1).numpy()
+    assert np.count_nonzero(filled) == 1
+    assert float(batch.label_weights[~filled].sum()) == 0

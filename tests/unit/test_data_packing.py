@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_data import toy_prompt, toy_sample
+
+from megatron_aia.aia.roles import Task, find_terms
+from megatron_aia.data.packing import deal_rows, pack, plan_rows, truncate
+from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample, Turn
+
+lengths_lists = st.lists(st.integers(1, 64), max_size=60)
+
+
+@given(lengths_lists)
+def test_pack_holds_every_sample_once_and_no_row_overflows(lengths: list[int]) -> None:
+    rows = pack(lengths, 64)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    filled = [sum(lengths[number] for number in row) for row in rows]
+    assert all(0 < tokens <= 64 for tokens in filled)
+    # No two rows fit into one, so at most one row is half empty.
+    assert sum(tokens <= 32 for tokens in filled) <= 1
+    assert rows == pack(tuple(lengths), 64)
+
+
+def test_pack_takes_the_fullest_row_with_room() -> None:
+    assert pack([5, 3, 7, 2], 10) == [[2, 1], [0, 3]]
+    assert pack([4, 4, 4, 4], 8) == [[0, 1], [2, 3]]
+    assert pack([], 8) == []
+    with pytest.raises(ValueError, match="sample of 9 tokens does not fit a row of 8"):
+        pack([4, 9], 8)
+
+
+@given(lengths_lists, st.booleans(), st.integers(1, 12))
+def test_plan_is_complete(lengths: list[int], packing: bool, multiple: int) -> None:
+    rows = plan_rows(lengths, 64, packing, multiple)
+    assert len(rows) % multiple == 0
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    assert all(sum(lengths[number] for number in row) <= 64 for row in rows)
+    if packing and len(lengths) >= len(rows):
+        assert all(rows), "a row stayed empty while another had several samples"
+    if not packing:
+        assert all(len(row) <= 1 for row in rows)
+        with pytest.raises(ValueError, match="does not fit"):
+            plan_rows([65], 64, False, multiple)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(0, 60))
+def test_deal_spreads_rows_and_empty_rows(
+    num_ranks: int, micro_batch_size: int, num_micro_batches: int, num_filled: int
+) -> None:
+    count = num_ranks * micro_batch_size * num_micro_batches
+    filled = min(num_filled, count)
+    rows = [[number] for number in range(filled)] + [[] for _ in range(count - filled)]
+    dealt = [deal_rows(rows, rank, num_ranks, micro_batch_size) for rank in range(num_ranks)]
+    samples = [number for rank in dealt for batch in rank for row in batch for number in row]
+    assert sorted(samples) == list(range(filled))
+    empty = [sum(not row for batch in rank for row in batch) for rank in dealt]
+    assert max(empty) - min(empty) <= 1
+    for rank in dealt:
+        assert [len(batch) for batch in rank] == [micro_batch_size] * num_micro_batches
+        filled_rows = [sum(bool(row) for row in batch) for batch in rank]
+        assert max(filled_rows) - min(filled_rows) <= 1
+
+
+def test_deal_balances_tokens_over_ranks() -> None:
+    lengths = list(range(1, 49))
+    rows = plan_rows(lengths, 64, False, 8)
+    tokens = [
+        sum(lengths[n] for batch in deal_rows(rows, rank, 4, 2) for row in batch for n in row)
+        for rank in range(4)
+    ]
+    assert max(tokens) - min(tokens) <= 4
+
+
+def tokenized(task: str, human: str, gpt: str, drop_prompt: bool = False) -> TokenizedSample:
+    codes = tuple(np.zeros((2, 3), np.int64) for _ in range((human + gpt).count(IMAGE_TAG)))
+    turns = (Turn("human", human), Turn("gpt", gpt))
+    return toy_prompt(RawSample("the key", Task[task.upper()], turns, codes), drop_prompt)
+
+
+def test_truncate_cuts_answers() -> None:
+    sample = tokenized("understanding", IMAGE_TAG + "what", "a long answer")
+    assert truncate(sample, len(sample)) is sample
+    cut = truncate(sample, len(sample) - 5)
+    assert len(cut) == len(cut.label_weights) == len(cut.roles) == len(sample) - 5
+    assert np.array_equal(cut.tokens, sample.tokens[:-5])
+    assert len(find_terms(cut.roles)[0].rows) == 8
+    shortest = len(sample) - 12
+    assert truncate(sample, shortest).label_weights.sum() == 1
+    with pytest.raises(ValueError, match=rf"the key has {len(sample)} tokens.*{shortest} or"):
+        truncate(sample, shortest - 1)
+
+
+def test_truncate_cuts_text() -> None:
+    assert (
+        truncate(tokenized("text", "abc", "defgh"), 6).label_weights.tolist() == [0] * 4 + [1] * 2
+    )
+    with pytest.raises(ValueError, match="--seq-length to 5"):
+        truncate(tokenized("text", "abc", "defgh"), 4)
+
+
+@pytest.mark.parametrize("drop_prompt", [False, True])
+def test_truncate_never_cuts_a_drawn_image(drop_prompt: bool) -> None:
+    sample = tokenized("generation", "draw", IMAGE_TAG, drop_prompt)
+    # Only the token that ends the image may go.
+    assert truncate(sample, len(sample) - 1).label_weights.sum() == 6
+    with pytest.raises(ValueError, match=f"--seq-length to {len(sample) - 1}"):
+        truncate(sample, len(sample) - 2)
+
+
+def test_truncate_never_cuts_a_later_image() -> None:
+    sample = tokenized("mixed", "draw", "words " + IMAGE_TAG + "tail")
+    assert len(truncate(sample, len(sample) - 5)) == len(sample) - 5
+    with pytest.raises(ValueError, match=f"--seq-length to {len(sample) - 5}"):
+        truncate(sample, len(sample) - 6)
+
+
+def test_toy_samples_are_all_different() -> None:
+    assert toy_sample("a", "text", "x", "y") != toy_sample("b", "text", "x", "y")
