@@ -1,0 +1,210 @@
+import pytest
+
+from megatron_aia.config import fit_layout, validate
+from megatron_aia.config.files import GROUP_OF_FIELD, flag, with_values
+from megatron_aia.config.tree import Config
+from megatron_aia.config.validate import _ABOVE_ZERO, _AT_LEAST_ONE, _NOT_NEGATIVE, _SHARES
+from megatron_aia.models import preset_table
+
+
+def demo(**values) -> Config:
+    return with_values(preset_table()["emu3_demo"](), values)
+
+
+def check(world_size=1, has_gpu=False, **values) -> list[str]:
+    return validate(fit_layout(demo(**values), world_size), world_size, has_gpu)
+
+
+@pytest.mark.parametrize("name", sorted(preset_table()))
+def test_every_preset_is_valid_on_eight_processes(name, tmp_path):
+    config = preset_table()[name]()
+    if name != "emu3_demo":
+        config = with_values(config, {"data_path": (str(tmp_path),), "load": str(tmp_path)})
+    assert config.run.preset == name
+    assert validate(fit_layout(config, 8), 8) == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_the_demo_is_valid_on_any_number_of_processes(world_size):
+    assert check(world_size) == []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "values", "message"),
+    [
+        (
+            3,
+            {"tensor_model_parallel_size": 3},
+            "--tensor-model-parallel-size 3 does not divide --num-attention-heads 4; use 1 or 2",
+        ),
+        (
+            4,
+            {"tensor_model_parallel_size": 4},
+            "--tensor-model-parallel-size 4 does not divide --num-query-groups 2; use 1 or 2",
+        ),
+        (
+            2,
+            {"tensor_model_parallel_size": 2, "ffn_hidden_size": 255},
+            "--tensor-model-parallel-size 2 does not divide --ffn-hidden-size 255; use 1",
+        ),
+        (
+            4,
+            {"num_query_groups": 3},
+            "--num-query-groups 3 does not divide --num-attention-heads 4; use 1, 2 or 4",
+        ),
+        (1, {"hidden_size": 98}, "--num-attention-heads 4 does not divide --hidden-size 98"),
+        (1, {"kv_channels": 25}, "the head size 25 is odd.*use --kv-channels 26"),
+        (1, {"attention_dropout": 0.1}, "--attention-dropout 0.1 cannot be used with AIA"),
+        (1, {"transformer_impl": "transformer_engine"}, "needs a GPU and there is none; use local"),
+        (
+            3,
+            {"pipeline_model_parallel_size": 3},
+            "--pipeline-model-parallel-size 3 does not divide --num-layers 8; use 1, 2, 4 or 8",
+        ),
+        (
+            2,
+            {
+                "pipeline_model_parallel_size": 1,
+                "num_layers_per_virtual_pipeline_stage": 2,
+            },
+            "--num-layers-per-virtual-pipeline-stage 2 interleaves .* there is one stage",
+        ),
+        (
+            2,
+            {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 3},
+            "3 does not split the 4 layers of a stage into two or more chunks; use 1 or 2",
+        ),
+        (
+            2,
+            {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 4},
+            "4 does not split the 4 layers of a stage into two or more chunks; use 1 or 2",
+        ),
+        (
+            8,
+            {"pipeline_model_parallel_size": 8, "num_layers_per_virtual_pipeline_stage": 1},
+            "1 does not split the 1 layers of a stage into two or more chunks; leave it out",
+        ),
+        (2, {"context_parallel_size": 2}, "--context-parallel-size 2 is not supported.*use 1"),
+        (
+            3,
+            {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+            "2 x --pipeline-model-parallel-size 2 = 4 does not divide .* 3; start a multiple of 4",
+        ),
+        (
+            2,
+            {
+                "tensor_model_parallel_size": 2,
+                "sequence_parallel": True,
+                "seq_length": 1023,
+            },
+            "--seq-length 1023 is not a multiple of 2; use 1024",
+        ),
+        (
+            1,
+            {"recompute_granularity": "full", "recompute_num_layers": 3},
+            "--recompute-num-layers 3 does not divide the 8 layers .*; use 1, 2, 4 or 8",
+        ),
+        (
+            2,
+            {
+                "recompute_granularity": "full",
+                "recompute_method": "block",
+                "recompute_num_layers": 5,
+                "pipeline_model_parallel_size": 2,
+            },
+            "--recompute-num-layers 5 is more than the 4 layers .*; use 4 or less",
+        ),
+        (
+            2,
+            {
+                "recompute_granularity": "full",
+                "recompute_num_layers": 4,
+                "pipeline_model_parallel_size": 2,
+                "num_layers_per_virtual_pipeline_stage": 2,
+            },
+            "--recompute-num-layers 4 does not divide the 2 layers .*; use 1 or 2",
+        ),
+        (1, {"seq_length": 2048}, "--seq-length 2048 is longer than --max-position-embeddings"),
+        (1, {"task_ratio": "1-1"}, "--task-ratio 1-1 is not a ratio.*1:1"),
+        (1, {"task_ratio": "0:0"}, "--task-ratio 0:0 is not a ratio"),
+        (1, {"task_ratio": "1:1:1:1"}, "--task-ratio 1:1:1:1 is not a ratio"),
+        (1, {"data_path": ("no/where",)}, "--data-path no/where is not a folder; .*build_shards"),
+        (1, {"tokenizer_model": "no/where"}, "--tokenizer-model no/where does not exist"),
+        (1, {"preset": "emu3_8b"}, "preset emu3_8b needs --data-path .* and --load"),
+        (1, {"preset": "another"}, r"preset another needs --data-path \("),
+        (1, {"min_lr": 1.0}, "--min-lr 1.0 is above --lr 0.002; use 0.002 or less"),
+        (
+            1,
+            {"train_iters": 10},
+            "--lr-warmup-iters 10 leaves no step .* --train-iters is 10; use 9 or less",
+        ),
+        (1, {"lr_decay_iters": 5}, "--lr-decay-iters is 5; use 4 or less"),
+        (
+            1,
+            {"overlap_param_gather": True, "overlap_grad_reduce": True},
+            "--overlap-param-gather works only with --use-distributed-optimizer",
+        ),
+        (
+            1,
+            {"overlap_param_gather": True, "use_distributed_optimizer": True},
+            "--overlap-param-gather works only with --overlap-grad-reduce",
+        ),
+        (1, {"save_interval": 5}, "--save-interval 5 has no folder to save to; add --save"),
+        (1, {"finetune": True}, "--finetune has no weights to start from; add --load"),
+        (1, {"load": "no/where"}, "--load no/where is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_remedy(world_size, values, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check(world_size, **values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        (_AT_LEAST_ONE, 0),
+        (_ABOVE_ZERO, 0.0),
+        (_NOT_NEGATIVE, -1),
+        (_NOT_NEGATIVE, float("nan")),
+        (_NOT_NEGATIVE, float("inf")),
+        (_SHARES, 1.0),
+        (_SHARES, -0.1),
+    ],
+)
+def test_ranges(names, wrong):
+    for name in names:
+        with pytest.raises(ValueError, match=f"{flag(name)} {wrong} is out of range; use"):
+            check(**{name: wrong})
+
+
+def test_every_number_of_the_tree_has_a_range():
+    ranged = {*_AT_LEAST_ONE, *_ABOVE_ZERO, *_NOT_NEGATIVE, *_SHARES}
+    numbers = {
+        name
+        for name, group in GROUP_OF_FIELD.items()
+        if type(getattr(getattr(Config(), group), name)) in (int, float)
+    }
+    assert numbers <= ranged
+
+
+def test_what_may_be_combined_is_not_refused(tmp_path):
+    folder = str(tmp_path)
+    assert check(attention_dropout=0.1, aia=False) == []
+    assert check(hidden_size=98, kv_channels=24) == []
+    assert check(has_gpu=True, transformer_impl="transformer_engine") == []
+    assert check(4, num_layers_per_virtual_pipeline_stage=2, recompute_granularity="full") == []
+    assert check(save=folder, save_interval=5, load=folder, finetune=True) == []
+    assert check(task_ratio="0:1") == []
+    assert check(task_ratio="10:0:3", lr_warmup_iters=0, train_iters=1) == []
+    assert check(aia_lambda_generation=0.0, prompt_drop=0.0, lr=0.0, min_lr=0.0) == []
+
+
+def test_settings_without_effect_are_noted():
+    notes = check(sequence_parallel=True, keep_checkpoints=2, aia_figure_interval=5)
+    assert [note.split()[0] for note in notes] == [
+        "--sequence-parallel",
+        "--keep-checkpoints",
+        "--aia-figure-interval",
+    ]
+    assert check(2, sequence_parallel=True) == []

@@ -1,0 +1,222 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_aia import cli, train
+from megatron_aia.config.files import with_values
+from megatron_aia.models import preset_table
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_emu3_aia.sh"
+PRESETS = {"gpu_preset": "emu3_8b", "cpu_preset": "emu3_demo"}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(train, "has_cuda", lambda: False)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace the trainer, and return the configurations it was given."""
+    configs = []
+
+    class Recorder:
+        def __init__(self, config):
+            configs.append(config)
+
+        def run(self):
+            configs.append("run")
+
+    stub = SimpleNamespace(Trainer=Recorder)
+    monkeypatch.setitem(sys.modules, "megatron_aia.training.trainer", stub)
+    return configs
+
+
+def launch(*command, **environment):
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )
+
+
+def test_the_script_is_bash_and_python():
+    compile(SCRIPT.read_text(), SCRIPT.name, "exec")
+    result = launch("bash", "-n", SCRIPT)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert os.access(SCRIPT, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "--standalone --nproc-per-node 4"),
+        ({"NPROC_PER_NODE": "2"}, "--standalone --nproc-per-node 2"),
+        (
+            {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1234"},
+            "--nnodes 2 --node-rank 1 --master-addr host --master-port 1234 --nproc-per-node 4",
+        ),
+    ],
+)
+def test_bash_checks_once_and_starts_torchrun(tmp_path, environment, expected):
+    log = tmp_path / "calls"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\necho "WORLD_SIZE=${{WORLD_SIZE:-}} $*" >> {log}\n')
+    python.chmod(0o755)
+    search = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
+    if any(Path(folder, "nvidia-smi").exists() for folder in ("/usr/bin", "/bin")):
+        pytest.skip("counts the GPUs of this machine")
+    result = launch("bash", SCRIPT, "--lr", "1 2", **search, **environment)
+    assert result.returncode == 0, result.stderr
+    world = int(environment.get("NNODES", 1)) * int(environment.get("NPROC_PER_NODE", 4))
+    check, start = log.read_text().splitlines()
+    assert check == f"WORLD_SIZE={world} {SCRIPT} --check --lr 1 2"
+    assert start.endswith(f" -m torch.distributed.run {expected} {SCRIPT} --lr 1 2")
+
+
+def test_bash_says_what_several_machines_need():
+    result = launch("bash", SCRIPT, NNODES="2")
+    assert result.returncode != 0
+    assert "set NODE_RANK to 0 .. NNODES-1" in result.stderr
+
+
+def test_a_mistake_is_one_line_before_any_process_starts():
+    result = launch("bash", SCRIPT, "--tensor-model-parallel-size", "3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        "error: --tensor-model-parallel-size 3 does not divide --num-attention-heads 4; "
+        "use 1 or 2\n"
+    )
+
+
+def test_python_needs_no_installation(tmp_path):
+    # -I hides the working folder and PYTHONPATH: the script finds the package beside itself.
+    result = subprocess.run(
+        [sys.executable, "-I", SCRIPT, "--check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORLD_SIZE": "4"},
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_device_chooses_the_preset(monkeypatch, trained, tmp_path, capsys):
+    data = ["--data-path", str(tmp_path), "--load", str(tmp_path)]
+    train.main(data, **PRESETS)
+    assert trained[0].run.preset == "emu3_demo"
+    assert trained[1] == "run"
+    assert "preset emu3_demo on 1 CPU processes: no GPU here" in capsys.readouterr().out
+
+    monkeypatch.setattr(train, "has_cuda", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    train.main(data, **PRESETS)
+    assert trained[2].run.preset == "emu3_8b"
+    assert "preset emu3_8b on 8 GPUs" in capsys.readouterr().out
+
+    train.main([*data, "--preset", "emu3_demo"], **PRESETS)
+    assert trained[4].run.preset == "emu3_demo"
+
+
+def test_missing_inputs_of_the_8b_preset_are_one_line(monkeypatch, trained, capsys):
+    monkeypatch.setattr(train, "has_cuda", lambda: True)
+    with pytest.raises(SystemExit) as exit_request:
+        train.main([], **PRESETS)
+    assert exit_request.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: preset emu3_8b needs --data-path ")
+    assert "--load" in error and error.count("\n") == 1
+    assert trained == []
+
+
+def test_check_only_checks(trained, capsys):
+    train.main(["--check", "--lr", "0.1"], **PRESETS)
+    assert trained == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_mistake_the_trainer_finds_is_one_line_too(monkeypatch, tmp_path, capsys):
+    class Picky:
+        def __init__(self, config):
+            raise ValueError("a profile with a gap")
+
+    stub = SimpleNamespace(Trainer=Picky)
+    monkeypatch.setitem(sys.modules, "megatron_aia.training.trainer", stub)
+    with pytest.raises(SystemExit):
+        train.main(["--data-path", str(tmp_path)], **PRESETS)
+    assert capsys.readouterr().err == "error: a profile with a gap\n"
+
+
+@pytest.fixture
+def builder(tmp_path, monkeypatch):
+    """Work in an empty folder, with a stand-in for the tool that builds the demo data."""
+    monkeypatch.chdir(tmp_path)
+    tool = tmp_path / "build_shards.py"
+    tool.write_text(
+        "import pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[3]); folder.mkdir(parents=True)\n"
+        "(folder / 'dataset.json').write_text('{}')\n"
+    )
+    monkeypatch.setattr(train, "_BUILD_SHARDS", tool)
+    return tool
+
+
+def demo():
+    return preset_table()["emu3_demo"]()
+
+
+def test_demo_data_is_built_once(builder):
+    expected = with_values(demo(), {"data_path": (str(train.DEMO_DATA),)})
+    assert train.ensure_demo_data(demo()) == expected
+    assert [path.name for path in train.DEMO_DATA.parent.iterdir()] == ["data"]
+    builder.unlink()
+    assert train.ensure_demo_data(demo()) == expected
+
+
+def test_given_data_is_used(builder):
+    config = with_values(demo(), {"data_path": ("mine",)})
+    assert train.ensure_demo_data(config) == config
+    assert not train.DEMO_DATA.exists()
+
+
+def test_a_build_that_fails_is_one_line(builder):
+    builder.write_text("raise SystemExit('no photographs')")
+    with pytest.raises(ValueError, match=r"build_shards\.py --demo failed: no photographs"):
+        train.ensure_demo_data(demo())
+    assert list(train.DEMO_DATA.parent.iterdir()) == []
+
+
+def test_a_folder_without_an_index_is_not_demo_data(builder):
+    train.DEMO_DATA.mkdir(parents=True)
+    with pytest.raises(ValueError, match="remove that folder"):
+        train.ensure_demo_data(demo())
+
+
+def test_other_ranks_wait_for_the_data(builder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(train, "_BUILD_TIMEOUT_SECONDS", 0)
+    with pytest.raises(ValueError, match="no demo data"):
+        train.ensure_demo_data(demo())
+    train.DEMO_DATA.mkdir(parents=True)
+    (train.DEMO_DATA / "dataset.json").write_text("{}")
+    assert train.ensure_demo_data(demo()).data.data_path == (str(train.DEMO_DATA),)
+
+
+def test_demo_data_is_for_one_machine(builder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="on several, give --data-path"):
+        train.ensure_demo_data(demo())
+
+
+def test_rank_0_is_the_default():
+    assert cli.is_rank_0()
