@@ -3,10 +3,16 @@
 Importing this package imports no model and no torch: the command line reads presets from it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from megatron_aia.config import Config
+
+if TYPE_CHECKING:
+    from megatron_aia.models.spec import ModelSpec
 
 _FAMILIES = {
     "emu3": "megatron_aia.models.emu3",
@@ -24,3 +30,14 @@ def preset_table() -> dict[str, Callable[[], Config]]:
     for path in _FAMILIES.values():
         table.update(import_module(f"{path}.presets").PRESETS)
     return table
+
+
+def load_model_spec(family: str) -> ModelSpec:
+    """Import a model family.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if family not in _FAMILIES:
+        raise ValueError(f"--model {family} is unknown; choose from {', '.join(family_names())}")
+    return import_module(f"{_FAMILIES[family]}.model").SPEC

@@ -22,6 +22,7 @@ from typing import Any
 import megatron.core
 
 from megatron_aia.runtime.adam import GroupStepAdamW
+from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.mcore_cpu import adapt_to_cpu
 
 TESTED_VERSIONS = ("0.16.",)
@@ -97,3 +98,25 @@ def _recompute_without_fp8() -> None:
         original(self, fp8 or None)
 
     cls.__init__ = init
+
+
+def transformer_options(interleaved: bool) -> dict[str, Any]:
+    """Return the ``TransformerConfig`` arguments that depend on the machine.
+
+    Args:
+        interleaved: the pipeline schedule interleaves model chunks.
+    """
+    cuda = has_cuda()
+    return {
+        # An interleaved schedule sends while it computes, and gloo reads the freed memory.
+        "deallocate_pipeline_outputs": cuda or not interleaved,
+        "use_cpu_initialization": not cuda,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": cuda,
+        "bias_dropout_fusion": cuda,
+        "bias_activation_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+        "cross_entropy_loss_fusion": cuda,
+        "batch_p2p_sync": cuda,
+    }

@@ -3,7 +3,9 @@
 import datetime
 import gc
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -124,6 +126,17 @@ def destroy_parallel() -> None:
     for group in list(dist.distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
+
+
+def gather_parameters(models: Iterable[Any]) -> None:
+    """Complete the weights of every data-parallel rank before anything but a forward reads them.
+
+    With ``--overlap-param-gather`` the updated shards are exchanged only when the next forward
+    needs them.
+    """
+    for model in models:
+        if model.ddp_config.overlap_param_gather:
+            model.start_param_sync(force_sync=True)
 
 
 def broadcast_failure(error: Exception | None) -> None:

@@ -1,0 +1,122 @@
+"""The folder of a run's checkpoints: which there are, what they say of themselves, which go.
+
+Layout, as Megatron-LM's::
+
+    latest_checkpointed_iteration.txt    the newest complete one
+    iter_0000100/                        one checkpoint; appears whole, by a rename
+        run.json                         what it was made by, read before any tensor
+        config.yaml                      the resolved configuration
+        metadata.json, common.pt, *.distcp, .metadata
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LATEST_FILE = "latest_checkpointed_iteration.txt"
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"iter_(\d{7,})")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands, and what its checkpoint may be loaded into."""
+
+    iteration: int
+    """Optimizer steps done, skipped ones included."""
+    consumed_samples: int
+    """Position of the next sample: the whole state of the data."""
+    total_skipped: int
+    """Steps without an update so far."""
+    data_fingerprint: str
+    """Of what a position means; "" in a checkpoint without training state."""
+    model: dict[str, Any]
+    """Fields of the model's configuration."""
+    layout: dict[str, int]
+    """Sizes of the saving run by axis; random states fit only the same layout."""
+    optimizer: str
+    """``distributed`` or ``replicated``: the two store different things; "" if there is none."""
+
+
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Return where the checkpoint of ``iteration`` stands."""
+    return folder / f"iter_{iteration:07d}"
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Return the newest complete checkpoint of ``folder``, or ``folder`` if it is one itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (folder / RUN_FILE).is_file():
+        return folder
+    latest = folder / LATEST_FILE
+    if not latest.is_file():
+        raise ValueError(
+            f"--load {folder} holds no checkpoint ({LATEST_FILE} is missing); "
+            "give the folder another run saved to"
+        )
+    text = latest.read_text().strip()
+    path = checkpoint_path(folder, int(text)) if text.isdigit() else folder / text
+    if not (path / RUN_FILE).is_file():
+        raise ValueError(f"--load {folder}: {latest.name} names {path.name}, which is not there")
+    return path
+
+
+def write_state(path: Path, state: RunState, config_text: str) -> None:
+    """Write the readable part of a checkpoint."""
+    document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
+    (path / RUN_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    (path / CONFIG_FILE).write_text(config_text)
+
+
+def read_state(path: Path) -> RunState:
+    """Read what ``write_state`` wrote.
+
+    Raises:
+        ValueError: the file is damaged or of another format.
+    """
+    file = path / RUN_FILE
+    try:
+        document = json.loads(file.read_text())
+        version = document.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}")
+        return RunState(**document)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; use another checkpoint") from error
+
+
+def publish(temporary: Path, final: Path, keep: int) -> None:
+    """Make a complete checkpoint visible and remove old ones.
+
+    Args:
+        temporary: where it was written, beside ``final``.
+        final: its name; replaced if a run that went back in time wrote it before.
+        keep: newest checkpoints that stay; 0 keeps all.
+    """
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    latest = final.parent / LATEST_FILE
+    draft = latest.with_suffix(".tmp")
+    draft.write_text(f"{int(final.name.split('_')[1])}\n")
+    os.replace(draft, latest)
+    if keep:
+        for old in _checkpoints(final.parent)[:-keep]:
+            if old != final:
+                shutil.rmtree(old)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("_")[1]))

@@ -1,0 +1,218 @@
+"""Saving and loading a whole run by megatron-core's dist_checkpointing, for any layout."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_aia.checkpoint.folder import (
+    RunState,
+    checkpoint_path,
+    find_checkpoint,
+    publish,
+    read_state,
+    write_state,
+)
+from megatron_aia.runtime.device import has_cuda
+from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
+
+
+class CheckpointIO:
+    """Saves and loads the parts of one run.
+
+    Args:
+        models: model chunks of this process.
+        optimizer: their optimizer.
+        scheduler: its schedule.
+        parallel: layout of this run.
+    """
+
+    def __init__(
+        self,
+        models: list[torch.nn.Module],
+        optimizer: MegatronOptimizer,
+        scheduler: OptimizerParamScheduler,
+        parallel: Parallel,
+    ) -> None:
+        self._wrapped_models = models
+        self._models = [unwrap_model(model) for model in models]
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._parallel = parallel
+
+    def save(self, folder: Path, state: RunState, config_text: str, keep: int = 0) -> Path:
+        """Write a checkpoint; every rank calls this, on a file system they share.
+
+        It is written beside its final place and renamed when complete: a run that is killed while
+        it saves leaves the older checkpoints, and the pointer to them, as they were.
+        """
+        final = checkpoint_path(folder, state.iteration)
+        temporary = final.with_name(f".{final.name}.writing")
+        self._on_first_rank(lambda: _fresh_folder(temporary))
+        gather_parameters(self._wrapped_models)
+        content = {
+            **self._model_state(),
+            "optimizer": self._optimizer_state(is_loading=False),
+            "opt_param_scheduler": self._scheduler.state_dict(),
+            "rng_state": self._rng_state(),
+        }
+        dist_checkpointing.save(content, str(temporary))
+        dist.barrier()
+
+        def finish() -> None:
+            write_state(temporary, state, config_text)
+            publish(temporary, final, keep)
+
+        self._on_first_rank(finish)
+        return final
+
+    def load(
+        self, folder: Path, model: dict[str, Any], optimizer: str, weights_only: bool
+    ) -> RunState:
+        """Load the newest checkpoint of ``folder``; every rank calls this.
+
+        Args:
+            folder: of checkpoints, or one checkpoint.
+            model: fields of the model's configuration; the checkpoint's must be the same.
+            optimizer: kind of this run's optimizer, see ``RunState``.
+            weights_only: leave optimizer, schedule and random states fresh.
+
+        Raises:
+            ValueError: no checkpoint, another model, another kind of optimizer, damaged files.
+        """
+        path = find_checkpoint(folder)
+        state = read_state(path)
+        _check_model(path, state.model, model)
+        weights_only = weights_only or not state.optimizer
+        content: dict[str, Any] = self._model_state()
+        if not weights_only:
+            _check_optimizer(path, state.optimizer, optimizer)
+            content["optimizer"] = self._optimizer_state(is_loading=True)
+            if state.layout == self.layout():
+                content["rng_state"] = self._rng_state()
+        loaded = _read(content, path)
+        for i, chunk in enumerate(self._models):
+            chunk.load_state_dict(loaded[_chunk_key(i, len(self._models))])
+        if weights_only:
+            self._optimizer.reload_model_params()
+        else:
+            with torch.no_grad():
+                self._optimizer.load_state_dict(loaded["optimizer"])
+            self._scheduler.load_state_dict(loaded["opt_param_scheduler"])
+            if "rng_state" in content:
+                _set_rng_state(loaded["rng_state"])
+        return state
+
+    def layout(self) -> dict[str, int]:
+        """Return the sizes that random states depend on."""
+        parallel = self._parallel
+        return {
+            "tensor": parallel.tensor_size,
+            "pipeline": parallel.pipeline_size,
+            "virtual": parallel.virtual_stages,
+            "data": parallel.data_size,
+        }
+
+    def _model_state(self) -> dict[str, Any]:
+        count = len(self._models)
+        return {
+            _chunk_key(i, count): chunk.sharded_state_dict() for i, chunk in enumerate(self._models)
+        }
+
+    def _optimizer_state(self, is_loading: bool) -> Any:
+        """Return the optimizer's sharded state, in the one form that any layout can load."""
+        metadata = {
+            "distrib_optim_sharding_type": "fully_reshardable",
+            "dp_cp_group": self._parallel.groups.dp_cp,
+            "chained_optim_avoid_prefix": True,
+        }
+        return self._optimizer.sharded_state_dict(
+            self._model_state(), is_loading=is_loading, metadata=metadata
+        )
+
+    def _rng_state(self) -> ShardedObject:
+        parallel = self._parallel
+        return ShardedObject(
+            "rng_state",
+            _get_rng_state(),
+            (parallel.pipeline_size, parallel.tensor_size, parallel.data_size),
+            (parallel.pipeline_rank, parallel.tensor_rank, parallel.data_rank),
+        )
+
+    @staticmethod
+    def _on_first_rank(action: Callable[[], None]) -> None:
+        """Run ``action`` on rank 0; if it fails there, every rank raises."""
+        error: Exception | None = None
+        if dist.get_rank() == 0:
+            try:
+                action()
+            except OSError as caught:
+                error = ValueError(f"the checkpoint cannot be written: {caught}")
+        broadcast_failure(error)
+
+
+def _chunk_key(index: int, count: int) -> str:
+    return "model" if count == 1 else f"model{index}"
+
+
+def _fresh_folder(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+
+
+def _read(content: dict[str, Any], path: Path) -> Any:
+    # Damaged files raise CheckpointException, which is a BaseException of torch.
+    try:
+        return dist_checkpointing.load(content, str(path))
+    except (CheckpointException, OSError, RuntimeError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(
+            f"the checkpoint {path} cannot be loaded ({first_line}); use another one"
+        ) from error
+
+
+def _check_model(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if name in saved and saved[name] != value:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{path} is of another model: its {flag} is {saved[name]}, this run's is {value}; "
+                "use the flags or the preset it was made with"
+            )
+
+
+def _check_optimizer(path: Path, saved: str, wanted: str) -> None:
+    if saved != wanted:
+        switch = {"distributed": "--use-distributed-optimizer"}
+        raise ValueError(
+            f"{path} holds the state of a {saved} optimizer, this run has a {wanted} one; pass "
+            f"{switch.get(saved, '--no-use-distributed-optimizer')}, or --finetune to start from "
+            "its weights alone"
+        )
+
+
+def _get_rng_state() -> dict[str, Any]:
+    return {
+        "host": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state() if has_cuda() else None,
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["host"])
+    if state["device"] is not None and has_cuda():
+        torch.cuda.set_rng_state(state["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])

@@ -1,0 +1,194 @@
+"""The decoder shared by the models: a LLaMA-shaped megatron-core GPTModel for packed rows."""
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_aia.attention.core_attention import AlignedCoreAttention, resolve_method
+from megatron_aia.config import Config
+from megatron_aia.models.norm import RMSNorm
+from megatron_aia.runtime.device import device, has_transformer_engine
+from megatron_aia.runtime.mcore import transformer_options
+from megatron_aia.runtime.parallel import Parallel
+
+
+def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
+    """Translate the configuration into megatron-core's.
+
+    ``calculate_per_token_loss`` makes gradients plain sums over micro-batches and data-parallel
+    ranks: every normaliser of this project is already in the loss.
+    """
+    model, layout = config.model, config.parallel
+    interleaved = parallel.virtual_stages > 1
+    dtype = torch.bfloat16 if config.training.bf16 else torch.float32
+    recompute: dict[str, Any] = {"recompute_granularity": layout.recompute_granularity}
+    if layout.recompute_granularity == "full":
+        recompute["recompute_method"] = layout.recompute_method
+        recompute["recompute_num_layers"] = layout.recompute_num_layers
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.head_size,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        add_bias_linear=False,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
+        init_method_std=model.init_method_std,
+        bf16=config.training.bf16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=parallel.tensor_size,
+        pipeline_model_parallel_size=parallel.pipeline_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_stages if interleaved else None,
+        sequence_parallel=layout.sequence_parallel and parallel.tensor_size > 1,
+        calculate_per_token_loss=True,
+        # Batched p2p mixes up the two neighbours where they are one process: interleaving on two
+        # stages would train on wrong activations, without an error.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        **recompute,
+        **transformer_options(interleaved),
+    )
+
+
+def layer_specs(
+    config: Config, core: TransformerConfig, virtual_stage: int
+) -> TransformerBlockSubmodules:
+    """Choose the modules of the layers of one model chunk.
+
+    With AIA on, the core attention is this project's. With AIA off, it is megatron-core's.
+
+    Raises:
+        ValueError: the attention method or the layer implementation cannot run on this machine.
+    """
+    norm: Any = RMSNorm
+    if uses_transformer_engine(config):
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+    else:
+        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        layer.submodules.input_layernorm = RMSNorm
+        layer.submodules.pre_mlp_layernorm = RMSNorm
+    if config.aia.aia:
+        method = resolve_method(config.aia.aia_method, device().type, core.params_dtype)
+        layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
+            module=AlignedCoreAttention, params={"method": method}
+        )
+    count = get_num_layers_to_build(core, virtual_stage if core.overlap_p2p_comm else None)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+
+
+def uses_transformer_engine(config: Config) -> bool:
+    """Return whether layers come from Transformer Engine.
+
+    Raises:
+        ValueError: it is asked for and cannot run here.
+    """
+    choice = config.model.transformer_impl
+    if choice == "transformer_engine" and not has_transformer_engine():
+        raise ValueError(
+            "--transformer-impl transformer_engine needs a CUDA device and the package "
+            "transformer-engine; install it or use --transformer-impl local"
+        )
+    return choice != "local" and has_transformer_engine()
+
+
+class PackedGPTModel(GPTModel):
+    """GPTModel for packed rows and a padded vocabulary.
+
+    Two things differ. Rotary angles follow ``position_ids``, which restart with every sample
+    (megatron-core counts along the row). And the columns that pad the vocabulary to a multiple of
+    the tensor-parallel size take no part in the softmax, so the loss does not depend on it.
+
+    Args:
+        real_vocab_size: ids below this are real; the rest of ``vocab_size`` is padding.
+    """
+
+    def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocab_size = real_vocab_size
+
+    def _preprocess(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
+    ) -> Any:
+        prepared = super()._preprocess(input_ids, position_ids, **kwargs)
+        decoder_input, _, *rest = prepared
+        if decoder_input is not None and self.training and not decoder_input.requires_grad:
+            # Recomputed layers get no gradient at all from an input that needs none.
+            decoder_input = decoder_input.requires_grad_()
+        return (decoder_input, self._rotary_angles(position_ids), *rest)
+
+    def _rotary_angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return ``[s, b, 1, head_size]`` angles, halves repeated, from positions ``[b, s]``."""
+        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
+        angles = position_ids.t().unsqueeze(-1).to(frequencies.dtype) * frequencies
+        return torch.cat((angles, angles), dim=-1).unsqueeze(2)
+
+    def compute_language_model_loss(
+        self, labels: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the negative log-likelihood ``[b, s]`` of ``labels`` under ``[s, b, v/tp]``."""
+        local_size = logits.shape[-1]
+        first = local_size * self.pg_collection.tp.rank()
+        real = max(0, min(local_size, self.real_vocab_size - first))
+        if real < local_size:
+            # In place: a copy of the logits would be the largest tensor of the step.
+            logits[..., real:] = torch.finfo(logits.dtype).min
+        return super().compute_language_model_loss(labels, logits)
+
+
+def padded_vocab_size(config: Config, size: int, tensor_parallel_size: int) -> int:
+    """Round ``size`` up to Megatron-LM's multiple."""
+    multiple = config.model.make_vocab_size_divisible_by * tensor_parallel_size
+    return -(-size // multiple) * multiple
+
+
+def build_decoder(
+    config: Config, parallel: Parallel, virtual_stage: int, vocab_size: int
+) -> PackedGPTModel:
+    """Build chunk ``virtual_stage`` of this pipeline stage. Weights are not initialised yet."""
+    core = transformer_config(config, parallel)
+    return PackedGPTModel(
+        config=core,
+        transformer_layer_spec=layer_specs(config, core, virtual_stage),
+        vocab_size=padded_vocab_size(config, vocab_size, parallel.tensor_size),
+        real_vocab_size=vocab_size,
+        max_sequence_length=config.model.max_position_embeddings,
+        pre_process=parallel.has_embedding(virtual_stage),
+        post_process=parallel.has_output(virtual_stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_base=config.model.rotary_base,
+        pg_collection=parallel.groups,
+        vp_stage=virtual_stage if parallel.virtual_stages > 1 else None,
+    )
+
+
+def packed_causal_mask(segment_ids: torch.Tensor) -> torch.Tensor:
+    """Return megatron-core's mask ``[b, 1, s, s]`` of packed rows: True where attention is barred.
+
+    Padding attends to padding before it: no row of the softmax is empty, and no loss sees it.
+    """
+    same = segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)
+    length = segment_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    return ~(same & causal).unsqueeze(1)

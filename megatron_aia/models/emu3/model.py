@@ -1,0 +1,67 @@
+"""Emu3 on megatron-core: the shared decoder over one vocabulary of text and image codes."""
+
+import torch
+
+from megatron_aia.aia.inject import AlignInput
+from megatron_aia.config import Config
+from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.tokenizer import TextTokenizer
+from megatron_aia.models.backbone import build_decoder, packed_causal_mask
+from megatron_aia.models.emu3.prompt import Emu3Prompt
+from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.initialize import initialize_weights
+from megatron_aia.models.spec import ModelSpec
+from megatron_aia.runtime.device import device
+from megatron_aia.runtime.parallel import Parallel
+
+
+def vocabulary(config: Config) -> Emu3Vocabulary:
+    """Return the ids of the configured model."""
+    return Emu3Vocabulary(config.model.text_vocab_size, config.model.codebook_size)
+
+
+def build(config: Config, parallel: Parallel, virtual_stage: int) -> torch.nn.Module:
+    """Build one model chunk with fresh weights on this process's device."""
+    model = build_decoder(config, parallel, virtual_stage, vocabulary(config).size)
+    initialize_weights(model, config)
+    return model.to(device())
+
+
+def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None) -> torch.Tensor:
+    """Run one chunk on a micro-batch that is on the model's device.
+
+    Args:
+        model: the chunk, wrapped for mixed precision and data parallelism or not.
+        batch: every stage needs positions; the first also tokens, the last also labels.
+        align: travels to every layer's core attention; None runs megatron-core's own.
+    """
+    return model(
+        batch.tokens,
+        batch.position_ids,
+        packed_causal_mask(batch.segment_ids) if align is None else None,
+        labels=batch.labels,
+        extra_block_kwargs=None if align is None else {"attention_bias": align},
+    )
+
+
+def prompt(config: Config, tokenizer: TextTokenizer) -> Emu3Prompt:
+    """Return the prompt builder.
+
+    Raises:
+        ValueError: the tokeniser and the configured vocabulary do not fit.
+    """
+    if tokenizer.vocab_size != config.model.text_vocab_size:
+        raise ValueError(
+            f"the tokeniser has {tokenizer.vocab_size} ids but --text-vocab-size is "
+            f"{config.model.text_vocab_size}; point --tokenizer-model to the model's own tokeniser"
+        )
+    return Emu3Prompt(vocabulary(config), tokenizer, config.aia.aia_sets)
+
+
+SPEC = ModelSpec(
+    name="emu3",
+    build=build,
+    forward=forward,
+    prompt=prompt,
+    pad_id=lambda config: vocabulary(config).pad,
+)

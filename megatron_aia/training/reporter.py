@@ -1,0 +1,75 @@
+"""Where records go: the console, a JSON-lines file and TensorBoard. Only rank 0 has one."""
+
+import logging
+from pathlib import Path
+
+from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.config import Config
+from megatron_aia.config.files import dump
+from megatron_aia.training.console import EtaEstimator, format_banner, format_record
+from megatron_aia.training.records import LogRecord, append_record
+from megatron_aia.training.tensorboard import TensorBoardLog
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes each record everywhere it belongs.
+
+    Args:
+        config: of the run; its ``save`` folder, else the TensorBoard folder, gets the records file.
+        start_iteration: steps done before this process started.
+    """
+
+    def __init__(self, config: Config, start_iteration: int) -> None:
+        self._figure_interval = config.logging.aia_figure_interval
+        self._eta = EtaEstimator(start_iteration)
+        self._first: LogRecord | None = None
+        folder = config.checkpoint.save or config.logging.tensorboard_dir
+        self._records_folder = Path(folder) if folder else None
+        if self._records_folder:
+            self._records_folder.mkdir(parents=True, exist_ok=True)
+        self._tensorboard: TensorBoardLog | None = None
+        if config.logging.tensorboard_dir:
+            self._tensorboard = TensorBoardLog(
+                Path(config.logging.tensorboard_dir), start_iteration
+            )
+            self._tensorboard.text(dump(config))
+
+    def banner(self, lines: list[tuple[str, str]]) -> None:
+        """Print what the run is, once."""
+        logger.info(format_banner(lines))
+
+    def write(self, record: LogRecord) -> None:
+        """Report a record."""
+        self._first = self._first or record
+        logger.info(format_record(record, self._eta.update(record)))
+        if self._records_folder:
+            append_record(self._records_folder, record)
+        if self._tensorboard:
+            self._tensorboard.write(record)
+            if self._figure_interval and record.iteration % self._figure_interval == 0:
+                self._draw(record)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def _draw(self, record: LogRecord) -> None:
+        from megatron_aia.analysis.plots import plot_intensity
+
+        assert self._first is not None and self._tensorboard is not None
+        if not any(_measured(record, task) for task in AIA_TASKS):
+            return
+        figure = plot_intensity(
+            before=self._first.intensity,
+            after=record.intensity,
+            target=record.target,
+            title=f"iteration {record.iteration}",
+        )
+        self._tensorboard.figure("intensity", figure, record.iteration)
+
+
+def _measured(record: LogRecord, task: Task) -> bool:
+    return task in record.intensity

@@ -1,0 +1,85 @@
+"""Building the parts of a run, in order: data, model, optimizer."""
+
+from pathlib import Path
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.transformer.module import Float16Module
+
+from megatron_aia.config import Config
+from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.models.spec import ModelSpec
+from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.training.step import sum_gradients
+
+DATA_TOKENIZER = "tokenizer.model"
+
+
+def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBatches:
+    """Open the shards and check every sample against the row length.
+
+    Raises:
+        ValueError: data or tokeniser are missing, damaged, or do not fit the model.
+    """
+    tokenizer = load_text_tokenizer(_tokenizer_path(config))
+    prompt = spec.prompt(config, tokenizer)
+    data = build_global_batches(
+        config,
+        prompt=prompt,
+        prompt_fingerprint=prompt.fingerprint,
+        pad_id=spec.pad_id(config),
+        codebook_size=config.model.codebook_size,
+        data_parallel_rank=parallel.data_rank,
+        data_parallel_size=parallel.data_size,
+        micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
+    )
+    data.check()
+    return data
+
+
+def _tokenizer_path(config: Config) -> str:
+    if config.data.tokenizer_model:
+        return config.data.tokenizer_model
+    if not config.data.data_path:
+        raise ValueError("--data-path is empty; give folders written by tools/build_shards.py")
+    path = Path(config.data.data_path[0]) / DATA_TOKENIZER
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
+    return str(path)
+
+
+def build_models(config: Config, spec: ModelSpec, parallel: Parallel) -> list[torch.nn.Module]:
+    """Build this process's model chunks, wrapped for mixed precision and data parallelism."""
+    models: list[torch.nn.Module] = []
+    for virtual_stage in range(parallel.virtual_stages):
+        chunk = spec.build(config, parallel, virtual_stage)
+        core = chunk.config
+        if config.training.bf16:
+            chunk = Float16Module(core, chunk)
+        models.append(
+            DistributedDataParallel(
+                core,
+                _data_parallel_config(config),
+                chunk,
+                # Only the first chunk's gradients are known early enough to overlap by buckets.
+                disable_bucketing=virtual_stage > 0,
+                pg_collection=parallel.groups,
+            )
+        )
+    core = models[0].config
+    core.finalize_model_grads_func = sum_gradients
+    if config.parallel.overlap_grad_reduce:
+        no_sync = [model.no_sync for model in models]
+        core.no_sync_func = no_sync if len(models) > 1 else no_sync[0]
+    return models
+
+
+def _data_parallel_config(config: Config) -> DistributedDataParallelConfig:
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        average_in_collective=False,
+    )

@@ -1,0 +1,210 @@
+"""The run: assemble the parts, then step until the end."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_aia.aia.profile import LayerTargets, load_profile
+from megatron_aia.checkpoint.folder import RunState
+from megatron_aia.checkpoint.io import CheckpointIO
+from megatron_aia.config import Config
+from megatron_aia.config.files import dump
+from megatron_aia.models import load_model_spec
+from megatron_aia.runtime.device import describe
+from megatron_aia.runtime.log import configure_logging
+from megatron_aia.runtime.parallel import (
+    broadcast_failure,
+    create_parallel,
+    initialize_process_group,
+)
+from megatron_aia.training.metrics import IntervalMetrics
+from megatron_aia.training.optimizer import (
+    apply_gradients,
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+)
+from megatron_aia.training.reporter import Reporter
+from megatron_aia.training.setup import build_data, build_models
+from megatron_aia.training.step import run_step
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """One training run. The constructor is its assembly, in order; ``run`` is its loop.
+
+    Args:
+        config: complete and validated for the number of processes.
+
+    Raises:
+        ValueError: on every rank, if data, profile or checkpoint cannot be used; see the message.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        configure_logging()
+        initialize_process_group(config.parallel.distributed_timeout_minutes)
+        self.parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
+        self.spec = load_model_spec(config.model.model)
+        self.targets, self.profile_note = _resolve_targets(config)
+        error: Exception | None = None
+        try:
+            self.data = build_data(config, self.spec, self.parallel)
+        except (ValueError, OSError) as caught:
+            error = ValueError(str(caught))
+        broadcast_failure(error)
+        self.models = build_models(config, self.spec, self.parallel)
+        self.optimizer = build_optimizer(config, self.models, self.parallel)
+        self.scheduler = build_scheduler(config, self.optimizer)
+        self.checkpoints = CheckpointIO(self.models, self.optimizer, self.scheduler, self.parallel)
+        self.iteration = self.consumed_samples = self.total_skipped = 0
+        self.start_note = "fresh weights"
+        if config.checkpoint.load:
+            self._load(Path(config.checkpoint.load))
+        self.metrics = IntervalMetrics(config.model.num_layers, self.targets, self.parallel)
+        self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
+
+    def run(self) -> None:
+        """Train to ``train_iters``, reporting and saving on the way."""
+        self._announce()
+        train_iters = self.config.training.train_iters
+        for model in self.models:
+            model.train()
+        while self.iteration < train_iters:
+            self._step()
+            if self._is_log_step():
+                self._log()
+            if self._is_save_step():
+                self._save()
+        if self.reporter:
+            self.reporter.close()
+        dist.barrier()
+
+    def _step(self) -> None:
+        batches = self.data.step(self.consumed_samples)
+        output = run_step(self.models, self.spec, self.config, self.parallel, batches, self.targets)
+        updated, grad_norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
+        self.step_learning_rate = learning_rate(self.optimizer)
+        self.scheduler.step(increment=1)
+        self.iteration += 1
+        self.consumed_samples += self.config.data.global_batch_size
+        self.total_skipped += not updated
+        self.metrics.add(output, updated, grad_norm)
+
+    def _is_log_step(self) -> bool:
+        # The first step too: its intensities are those before training.
+        last = self.config.training.train_iters
+        interval = self.config.logging.log_interval
+        return self.iteration in (1, last) or self.iteration % interval == 0
+
+    def _is_save_step(self) -> bool:
+        if not self.config.checkpoint.save:
+            return False
+        interval = self.config.checkpoint.save_interval
+        is_last = self.iteration == self.config.training.train_iters
+        return is_last or bool(interval and self.iteration % interval == 0)
+
+    def _log(self) -> None:
+        record = self.metrics.record(
+            iteration=self.iteration,
+            train_iters=self.config.training.train_iters,
+            consumed_samples=self.consumed_samples,
+            total_skipped=self.total_skipped,
+            learning_rate=self.step_learning_rate,
+        )
+        if self.reporter:
+            self.reporter.write(record)
+
+    def _save(self) -> None:
+        assert self.config.checkpoint.save is not None
+        path = self.checkpoints.save(
+            Path(self.config.checkpoint.save),
+            RunState(
+                iteration=self.iteration,
+                consumed_samples=self.consumed_samples,
+                total_skipped=self.total_skipped,
+                data_fingerprint=self.data.fingerprint,
+                model=_architecture(self.config),
+                layout=self.checkpoints.layout(),
+                optimizer=_optimizer_kind(self.config),
+            ),
+            dump(self.config),
+            self.config.checkpoint.keep_checkpoints,
+        )
+        logger.info("saved %s", path)
+
+    def _load(self, folder: Path) -> None:
+        finetune = self.config.checkpoint.finetune
+        state = self.checkpoints.load(
+            folder, _architecture(self.config), _optimizer_kind(self.config), finetune
+        )
+        if finetune or not state.optimizer:
+            self.start_note = f"weights of {folder} (iteration {state.iteration}), fresh optimizer"
+            return
+        if state.data_fingerprint != self.data.fingerprint:
+            raise ValueError(
+                f"--load {folder} was trained on other data, another --seq-length, --task-ratio, "
+                "--prompt-drop, --seed or tokeniser, so its sample position means nothing here; "
+                "restore them, or pass --finetune to start from its weights alone"
+            )
+        self.iteration = state.iteration
+        self.consumed_samples = state.consumed_samples
+        self.total_skipped = state.total_skipped
+        self.start_note = f"{folder}, iteration {state.iteration}"
+        if state.layout != self.checkpoints.layout():
+            self.start_note += ", another layout: dropout continues from new random states"
+
+    def _announce(self) -> None:
+        if not self.reporter:
+            return
+        config, parallel = self.config, self.parallel
+        tensor, pipeline, context = config.parallel.layout
+        layout = f"TP {tensor} x PP {pipeline} x CP {context} x DP {parallel.data_size}"
+        if parallel.virtual_stages > 1:
+            layout += f", {parallel.virtual_stages} chunks a stage"
+        logger.info(dump(config))
+        lines = [
+            ("machine", describe()),
+            ("layout", layout),
+            ("attention", attention_note(self.models[0])),
+            ("AIA", self.profile_note),
+            ("start", self.start_note),
+            ("saving to", config.checkpoint.save or "nowhere (--save is not set)"),
+        ]
+        self.reporter.banner(lines + [("data", line) for line in self.data.describe()])
+
+
+def attention_note(model: object) -> str:
+    """Return which core attention a model chunk runs, for the log."""
+    for module in model.modules():  # type: ignore[attr-defined]
+        if hasattr(module, "core_attention"):
+            core = module.core_attention
+            method = getattr(core, "method", None)
+            return f"{type(core).__name__} ({method})" if method else type(core).__name__
+    return "none on this pipeline stage"
+
+
+def _resolve_targets(config: Config) -> tuple[LayerTargets | None, str]:
+    if not config.aia.aia:
+        return None, "off"
+    profile = load_profile(config.aia.aia_profile)
+    targets = profile.resolve(config.model.num_layers, config.aia.aia_targets)
+    return targets, profile.describe(config.model.num_layers)
+
+
+def _architecture(config: Config) -> dict[str, object]:
+    """Return the model fields that decide which weights there are and what they mean."""
+    ignored = ("attention_dropout", "hidden_dropout", "init_method_std", "transformer_impl")
+    fields = dataclasses.asdict(config.model)
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in (*ignored, "max_position_embeddings", "make_vocab_size_divisible_by")
+    }
+
+
+def _optimizer_kind(config: Config) -> str:
+    return "distributed" if config.parallel.use_distributed_optimizer else "replicated"

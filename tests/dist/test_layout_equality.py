@@ -1,0 +1,115 @@
+"""Promise 1: loss, every AIA term, every gradient and three updates are equal in every layout."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.layouts import Layout, StepResult, run_layouts
+from support.spawn import spawn
+from support.tiny_data import write_shards
+
+TOLERANCE = 1e-5
+
+TP = {"tensor_model_parallel_size": 2}
+PP = {"pipeline_model_parallel_size": 2}
+SP = {"sequence_parallel": True}
+VPP = {"num_layers_per_virtual_pipeline_stage": 1}
+ZERO = {"use_distributed_optimizer": True}
+OVERLAP = {**ZERO, "overlap_grad_reduce": True, "overlap_param_gather": True}
+SELECTIVE = {"recompute_granularity": "selective"}
+FULL = {"recompute_granularity": "full"}
+
+REFERENCE = {"reference": Layout(method="dense", packing=False)}
+LAYOUTS = {
+    1: {
+        "packed": Layout(),
+        "unpacked": Layout(packing=False),
+        "micro-batch 2": Layout(micro_batch_size=2),
+        "micro-batch 4": Layout(micro_batch_size=4),
+        "micro-batch 4 unpacked": Layout(micro_batch_size=4, packing=False),
+        "selective recompute": Layout(SELECTIVE),
+        "full recompute": Layout(FULL),
+        "block recompute": Layout({**FULL, "recompute_method": "block", "recompute_num_layers": 2}),
+        "dense attention": Layout(method="dense"),
+    },
+    2: {
+        "TP 2": Layout(TP),
+        "TP 2 + SP": Layout({**TP, **SP}),
+        "PP 2": Layout(PP),
+        "PP 2 x VPP 2": Layout({**PP, **VPP}, packing=False),
+        "DP 2": Layout(micro_batch_size=2),
+        "DP 2 distributed optimizer": Layout(ZERO),
+        "DP 2 overlapped": Layout(OVERLAP, packing=False),
+        "TP 2 + SP + full recompute": Layout({**TP, **SP, **FULL}),
+        "PP 2 + full recompute": Layout({**PP, **FULL}, packing=False),
+        "PP 2 + selective recompute": Layout({**PP, **SELECTIVE}, micro_batch_size=2),
+    },
+    4: {
+        "TP 2 x PP 2": Layout({**TP, **PP}),
+        "TP 2 x PP 2 + SP, distributed optimizer": Layout({**TP, **PP, **SP, **ZERO}),
+        "TP 2 x PP 2 x VPP 2 + SP + recompute": Layout({**TP, **PP, **VPP, **SP, **FULL}),
+        "DP 2 x TP 2": Layout(TP, packing=False),
+        "DP 2 x PP 2 x VPP 2": Layout({**PP, **VPP, **ZERO}),
+        "PP 4": Layout({"pipeline_model_parallel_size": 4}),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def reference(shards: Path) -> StepResult:
+    result: StepResult = spawn(run_layouts, 1, shards, REFERENCE)["reference"]
+    return result
+
+
+@pytest.fixture(scope="module")
+def results(shards: Path) -> dict[str, StepResult]:
+    found: dict[str, Any] = {}
+    for world_size, layouts in LAYOUTS.items():
+        found.update(spawn(run_layouts, world_size, shards, layouts))
+    return found
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return |actual - expected| / |expected| in the 2-norm."""
+    difference = torch.linalg.vector_norm((actual - expected).double())
+    return float(difference / torch.linalg.vector_norm(expected.double()))
+
+
+ALL_LAYOUTS = [name for layouts in LAYOUTS.values() for name in layouts]
+
+
+@pytest.mark.parametrize("name", ALL_LAYOUTS)
+def test_equal_to_one_process(
+    name: str, results: dict[str, StepResult], reference: StepResult
+) -> None:
+    result = results[name]
+    assert relative_error(result.next_token, reference.next_token) < TOLERANCE
+    assert result.aia_loss.keys() == reference.aia_loss.keys()
+    for layer, losses in reference.aia_loss.items():
+        assert relative_error(result.aia_loss[layer], losses) < TOLERANCE, f"AIA, layer {layer}"
+    if not uses_distributed_optimizer(name):
+        # With it, a rank keeps the sum of its own shard only; norms and weights show the rest.
+        for parameter, gradient in reference.gradients.items():
+            error = relative_error(result.gradients[parameter], gradient)
+            assert error < TOLERANCE, f"gradient of {parameter}"
+    assert result.grad_norms == pytest.approx(reference.grad_norms, rel=TOLERANCE)
+    for parameter, weight in reference.weights.items():
+        assert relative_error(result.weights[parameter], weight) < TOLERANCE, parameter
+
+
+def uses_distributed_optimizer(name: str) -> bool:
+    layout = next(layouts[name] for layouts in LAYOUTS.values() if name in layouts)
+    return bool(layout.parallel.get("use_distributed_optimizer"))
+
+
+def test_reference_step_is_worth_comparing(reference: StepResult) -> None:
+    """All tasks, both AIA terms, and gradients everywhere: nothing passes by being zero."""
+    assert (reference.next_token > 0).all()
+    assert all(len(losses) >= 6 and (losses > 0).any() for losses in reference.aia_loss.values())
+    assert all(gradient.abs().sum() > 0 for gradient in reference.gradients.values())

@@ -1,0 +1,203 @@
+"""Run the same steps under one layout and bring what came out to rank 0 in full shape."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.utils import unwrap_model
+
+from megatron_aia.aia.profile import load_profile
+from megatron_aia.config import (
+    AIAConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    TrainingConfig,
+)
+from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.models import load_model_spec
+from megatron_aia.models.emu3.model import vocabulary
+from megatron_aia.models.emu3.prompt import Emu3Prompt
+from megatron_aia.models.initialize import global_parameters
+from megatron_aia.runtime.parallel import (
+    Parallel,
+    create_parallel,
+    destroy_parallel,
+    gather_parameters,
+    initialize_process_group,
+)
+from megatron_aia.training.optimizer import apply_gradients, build_optimizer
+from megatron_aia.training.setup import build_models
+from megatron_aia.training.step import StepOutput, run_step
+from support.tiny_data import CODEBOOK_SIZE, TEXT_VOCAB_SIZE, ByteTokenizer
+
+NUM_LAYERS = 4
+NUM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What may change without changing a number."""
+
+    parallel: dict[str, Any] = field(default_factory=dict)
+    micro_batch_size: int = 1
+    packing: bool = True
+    method: str = "auto"
+
+
+@dataclass
+class StepResult:
+    """Numbers of the first step, and the weights after all of them."""
+
+    next_token: torch.Tensor
+    aia_loss: dict[int, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    grad_norms: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
+    """Return a configuration of 4 layers that every layout of 4 processes divides."""
+    parallel = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
+    return Config(
+        model=ModelConfig(
+            num_layers=NUM_LAYERS,
+            hidden_size=32,
+            ffn_hidden_size=48,
+            num_attention_heads=4,
+            num_query_groups=2,
+            max_position_embeddings=256,
+            text_vocab_size=TEXT_VOCAB_SIZE,
+            codebook_size=CODEBOOK_SIZE,
+            init_method_std=0.2,
+            make_vocab_size_divisible_by=8,
+        ),
+        aia=AIAConfig(aia_method=layout.method),  # type: ignore[arg-type]
+        parallel=ParallelConfig(**{**parallel, **layout.parallel}),
+        data=DataConfig(
+            data_path=(str(data),),
+            seq_length=256,
+            micro_batch_size=layout.micro_batch_size,
+            global_batch_size=10,
+            packing=layout.packing,
+            task_ratio="2:2:1:1",
+            prompt_drop=0.3,
+        ),
+        training=TrainingConfig(lr=1e-3, min_lr=1e-3, clip_grad=1.0, **training),
+    )
+
+
+def tiny_batches(config: Config, parallel: Parallel) -> GlobalBatches:
+    """Return the rows of this data-parallel rank."""
+    ids = vocabulary(config)
+    prompt = Emu3Prompt(ids, ByteTokenizer(), "intended")
+    return build_global_batches(
+        config,
+        prompt=prompt,
+        prompt_fingerprint="test",
+        pad_id=ids.pad,
+        codebook_size=config.model.codebook_size,
+        data_parallel_rank=parallel.data_rank,
+        data_parallel_size=parallel.data_size,
+        micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
+    )
+
+
+def run_layouts(data: Path, layouts: dict[str, Layout], **training: Any) -> dict[str, Any]:
+    """Run every layout in this world, one after the other; rank 0 gets the results."""
+    results = {}
+    for name, layout in layouts.items():
+        results[name] = run_layout(tiny_config(data, layout, **training))
+    return results
+
+
+def run_layout(config: Config, num_steps: int = NUM_STEPS) -> StepResult:
+    """Run ``num_steps`` steps; every rank returns, only rank 0's result is complete."""
+    initialize_process_group(config.parallel.distributed_timeout_minutes)
+    parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
+    spec = load_model_spec(config.model.model)
+    models = build_models(config, spec, parallel)
+    optimizer = build_optimizer(config, models, parallel)
+    batches = tiny_batches(config, parallel)
+    targets = load_profile("paper").resolve(NUM_LAYERS, "stage") if config.aia.aia else None
+    norms: list[float] = []
+    for step in range(num_steps):
+        position = step * config.data.global_batch_size
+        rows = batches.step(position)
+        output = run_step(models, spec, config, parallel, rows, targets)
+        if step == 0:
+            next_token, aia = _step_losses(output, parallel)
+            gradients = gather_full(models, parallel, "main_grad")
+        norms.append(apply_gradients(optimizer, config.training.clip_grad)[1])
+    weights = gather_full(models, parallel, "data")
+    del models, optimizer
+    destroy_parallel()
+    return StepResult(next_token, aia, gradients, norms, weights)
+
+
+def _step_losses(
+    output: StepOutput, parallel: Parallel
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Return the next-token sums, and by layer the sorted losses of all intensities."""
+    next_token = output.next_token.clone()
+    local: dict[int, list[float]] = {}
+    for align in output.aligns:
+        for layer in align.layers:
+            assert align.objective is not None
+            loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
+            local.setdefault(layer, []).extend(loss.tolist())
+    for group in (parallel.groups.dp, parallel.groups.pp):
+        dist.all_reduce(next_token, group=group)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (parallel.tensor_rank, local))
+    merged: dict[int, list[float]] = {}
+    for tensor_rank, part in parts:
+        if tensor_rank == 0:
+            for layer, values in part.items():
+                merged.setdefault(layer, []).extend(values)
+    return next_token, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
+
+
+def gather_full(
+    models: list[torch.nn.Module], parallel: Parallel, attribute: str
+) -> dict[str, torch.Tensor]:
+    """Gather parameters (or their gradients) in full shape by their global names."""
+    gather_parameters(models)
+    local = {}
+    for model in models:
+        chunk = unwrap_model(model)
+        for name, parameter in global_parameters(chunk):
+            split = getattr(parameter, "partition_dim", -1)
+            value = getattr(parameter, attribute).detach().float().clone()
+            local[name] = (value, split, chunk.real_vocab_size)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (parallel.data_rank, parallel.tensor_rank, local))
+    shards: dict[str, list[Any]] = {}
+    for data_rank, _, part in sorted(parts, key=lambda item: item[:2]):
+        if data_rank == 0:
+            for name, entry in part.items():
+                shards.setdefault(name, []).append(entry)
+    return {name: _join(name, entries) for name, entries in sorted(shards.items())}
+
+
+def _join(name: str, entries: list[Any]) -> torch.Tensor:
+    tensors, split, vocab = [entry[0] for entry in entries], entries[0][1], entries[0][2]
+    if name.endswith("linear_fc1.weight"):
+        halves = [tensor.chunk(2) for tensor in tensors]
+        return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
+    if split < 0:
+        for tensor in tensors[1:]:
+            torch.testing.assert_close(
+                tensor, tensors[0], rtol=0, atol=0, msg=f"replicas of {name}"
+            )
+        return tensors[0]
+    full = torch.cat(tensors, dim=split)
+    return full[:vocab] if name.startswith(("embedding", "output_layer")) else full
+
+
+def with_training(config: Config, **changes: Any) -> Config:
+    """Return a copy with other training settings."""
+    return replace(config, training=replace(config.training, **changes))

@@ -1,0 +1,88 @@
+"""A few shards of made-up samples of every task, for tests of the training path."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+
+CODEBOOK_SIZE = 24
+TEXT_VOCAB_SIZE = 256
+
+
+class ByteTokenizer:
+    """Every byte is a token."""
+
+    vocab_size = TEXT_VOCAB_SIZE
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+def write_shards(folder: Path, samples_per_task: int = 8, shards: int = 2) -> Path:
+    """Write samples of four tasks with pictures of 2 to 4 by 2 to 4 codes."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    makers = [_generation, _understanding, _text, _mixed]
+    samples = [make(i, rng) for i in range(samples_per_task) for make in makers]
+    for shard in range(shards):
+        with webdataset.TarWriter(str(folder / f"shard-{shard:06d}.tar")) as writer:
+            for key, (document, pictures) in enumerate(samples[shard::shards]):
+                writer.write(_members(f"s{shard}x{key}", document, pictures))
+    return folder
+
+
+def _members(key: str, document: dict[str, Any], pictures: list[np.ndarray]) -> dict[str, Any]:
+    names = ["emu3.npy"] if len(pictures) == 1 else [f"{i}.emu3.npy" for i in range(len(pictures))]
+    codes = [
+        {"member": name, "height": p.shape[0], "width": p.shape[1]}
+        for name, p in zip(names, pictures, strict=True)
+    ]
+    document = {"id": key, "source": "test", "license": "none", **document, "codes": codes}
+    return {
+        "__key__": key,
+        "json": json.dumps(document).encode(),
+        **dict(zip(names, pictures, strict=True)),
+    }
+
+
+def _picture(rng: np.random.Generator) -> np.ndarray:
+    height, width = rng.integers(2, 5, size=2)
+    return rng.integers(0, CODEBOOK_SIZE, size=(height, width)).astype(np.uint16)
+
+
+def _words(rng: np.random.Generator, low: int, high: int) -> str:
+    return "".join(rng.choice(list("abcdef "), size=rng.integers(low, high))).strip() or "a"
+
+
+def _turns(*values: str) -> list[dict[str, str]]:
+    return [
+        {"from": "human" if i % 2 == 0 else "gpt", "value": value} for i, value in enumerate(values)
+    ]
+
+
+def _generation(i: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+    document = {"task": "generation", "conversations": _turns(_words(rng, 2, 9), "<image>")}
+    return document, [_picture(rng)]
+
+
+def _understanding(i: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+    values = ["<image>" + _words(rng, 2, 6), _words(rng, 1, 7)]
+    if i % 3 == 0:
+        values += [_words(rng, 2, 5), _words(rng, 1, 4)]
+    return {"task": "understanding", "conversations": _turns(*values)}, [_picture(rng)]
+
+
+def _text(i: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+    turns = _turns(_words(rng, 2, 6), _words(rng, 1, 9))
+    return {"task": "text", "conversations": turns}, []
+
+
+def _mixed(i: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+    values = ["<image>" + _words(rng, 2, 4), _words(rng, 1, 4), _words(rng, 2, 4), "<image>"]
+    return {"task": "mixed", "conversations": _turns(*values)}, [_picture(rng), _picture(rng)]
