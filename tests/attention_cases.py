@@ -41,12 +41,10 @@ class Case:
         return self.query.shape[-1] ** -0.5
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-        """Leaves with gradient, shaped as megatron-core's would arrive: views of ``[s, b, ...]``."""
-        leaves = []
-        for x in (self.query, self.key, self.value):
-            sbhd = x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
-            leaves.append(sbhd.to(dtype).detach().requires_grad_())
-        return leaves
+        """Leaves with gradient, laid out as megatron-core's arrive: views of ``[s, b, ...]``."""
+        tensors = (self.query, self.key, self.value)
+        views = [x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in tensors]
+        return [x.to(dtype).detach().requires_grad_() for x in views]
 
 
 def make_case(

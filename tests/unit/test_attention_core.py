@@ -1,0 +1,160 @@
+from types import SimpleNamespace
+from typing import Any
+
+import attention_cases as cases
+import numpy as np
+import pytest
+import reference
+import torch
+from attention_cases import Case, make_case
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.profile import LayerTargets
+from megatron_aia.aia.roles import AIA_TASKS
+from megatron_aia.attention import core_attention
+from megatron_aia.attention.core_attention import AlignedCoreAttention, resolve_method
+
+HEADS, HEAD_SIZE, LAYER = 4, 16, 2
+
+
+def config(**changes: Any) -> Any:
+    fields = {"context_parallel_size": 1, "attention_dropout": 0.0, "kv_channels": HEAD_SIZE}
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def align_input(case: Case) -> AlignInput:
+    layers = {task: np.full(3, 0.1) for task in AIA_TASKS}
+    lambdas = dict.fromkeys(AIA_TASKS, 40.0)
+    objective = AlignObjective(LayerTargets(layers, layers), lambdas, 3, num_active=2)
+    return AlignInput(case.segments, objective, HEADS)
+
+
+@pytest.fixture
+def case() -> Case:
+    return make_case([[cases.GENERATION, cases.TEXT], [cases.INTERLEAVED]])
+
+
+@pytest.fixture(params=["dense", "rectangle"])
+def module(request: pytest.FixtureRequest) -> AlignedCoreAttention:
+    return AlignedCoreAttention(config(), layer_number=LAYER + 1, method=request.param)
+
+
+def sbhd(case: Case) -> list[Tensor]:
+    tensors = (case.query, case.key, case.value)
+    return [x.permute(2, 0, 1, 3).contiguous().requires_grad_() for x in tensors]
+
+
+def gradients(case: Case, inputs: list[Tensor], output: Tensor) -> list[Tensor]:
+    (output * case.grad_output.permute(2, 0, 1, 3).flatten(2)).sum().backward()
+    return [x.grad for x in inputs]
+
+
+def test_output_is_the_attention_and_the_layer_is_recorded(
+    case: Case, module: AlignedCoreAttention
+) -> None:
+    align = align_input(case)
+    output = module(*sbhd(case), None, attention_bias=align)
+    expected, intensities = reference.attention(
+        case.query, case.key, case.value, case.segments, case.scale
+    )
+    torch.testing.assert_close(output, expected.permute(2, 0, 1, 3).flatten(2))
+    torch.testing.assert_close(align.intensity(LAYER), torch.stack(intensities))
+    assert align.layers == (LAYER,)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recompute_gives_the_same_numbers_once(
+    case: Case, module: AlignedCoreAttention, reentrant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_inputs, inputs = sbhd(case), sbhd(case)
+    plain_align, align = align_input(case), align_input(case)
+    plain = module(*plain_inputs, None, attention_bias=plain_align)
+    expected = gradients(case, plain_inputs, plain)
+
+    monkeypatch.setattr(core_attention, "is_checkpointing", lambda: True)
+    output = checkpoint(
+        lambda q, k, v: module(q, k, v, None, attention_bias=align),
+        *inputs,
+        use_reentrant=reentrant,
+    )
+    # A reentrant checkpoint runs without gradient first; that pass must not cost a measurement.
+    assert align.layers == (() if reentrant else (LAYER,))
+    torch.testing.assert_close(output, plain)
+    for got, want in zip(gradients(case, inputs, output), expected, strict=True):
+        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(align.intensity(LAYER), plain_align.intensity(LAYER))
+
+
+def test_evaluation_measures(case: Case, module: AlignedCoreAttention) -> None:
+    align = align_input(case)
+    with torch.no_grad():
+        module(*sbhd(case), None, attention_bias=align)
+    assert align.layers == (LAYER,)
+
+
+def test_layers_share_the_layout(case: Case, module: AlignedCoreAttention) -> None:
+    align = align_input(case)
+    module(*sbhd(case), None, attention_bias=align)
+    kept = dict(align.cache)
+    other = AlignedCoreAttention(config(), layer_number=1)
+    other(*sbhd(case), None, attention_bias=align)
+    assert align.cache.keys() == kept.keys()
+    assert all(align.cache[key] is value for key, value in kept.items())
+
+
+def test_rows_of_padding_only(module: AlignedCoreAttention) -> None:
+    inputs = [torch.ones(4, 1, HEADS, HEAD_SIZE, requires_grad=True) for _ in range(3)]
+    output = module(*inputs, None, attention_bias=AlignInput((), None, HEADS))
+    output.sum().backward()
+    assert output.count_nonzero() == 0
+    assert all(x.grad is not None and x.grad.count_nonzero() == 0 for x in inputs)
+
+
+def test_the_softmax_scale_of_the_model_is_used(case: Case) -> None:
+    scaled = AlignedCoreAttention(config(), layer_number=1, softmax_scale=0.01)
+    output = scaled(*sbhd(case), None, attention_bias=align_input(case))
+    expected, _ = reference.attention(case.query, case.key, case.value, case.segments, 0.01)
+    torch.testing.assert_close(output, expected.permute(2, 0, 1, 3).flatten(2))
+
+
+def test_the_batch_must_come_with_the_call(case: Case, module: AlignedCoreAttention) -> None:
+    with pytest.raises(ValueError, match="must be an AlignInput, not NoneType"):
+        module(*sbhd(case), None)
+
+
+def test_dropout_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_dropout is 0.1; .*--attention-dropout 0"):
+        AlignedCoreAttention(config(attention_dropout=0.1), layer_number=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "method"),
+    [
+        ("auto", "cpu", torch.float32, "rectangle"),
+        ("auto", "cpu", torch.float64, "rectangle"),
+        ("auto", "cuda", torch.bfloat16, "rectangle"),
+        ("auto", "cuda", torch.float32, "dense"),
+        ("auto", "cuda", torch.float64, "dense"),
+        ("dense", "cuda", torch.bfloat16, "dense"),
+        ("rectangle", "cpu", torch.bfloat16, "rectangle"),
+    ],
+)
+def test_methods(name: str, device: str, dtype: torch.dtype, method: str) -> None:
+    assert resolve_method(name, device, dtype) == method
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("rectangle", torch.float32, "rectangle needs bfloat16 on cuda, not float32; .*--bf16"),
+        ("eager", torch.bfloat16, "eager does not exist; pass auto, dense or rectangle"),
+        ("auto", torch.float16, "float16; pass --bf16"),
+    ],
+)
+def test_impossible_methods(name: str, dtype: torch.dtype, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        resolve_method(name, "cuda", dtype)
+    assert "\n" not in str(error.value)
