@@ -132,7 +132,8 @@ def gather_parameters(models: Iterable[Any]) -> None:
     """Complete the weights of every data-parallel rank before anything but a forward reads them.
 
     With ``--overlap-param-gather`` the updated shards are exchanged only when the next forward
-    needs them.
+    needs them. Call this after an update: called before one, megatron-core would take the exchange
+    for done and the next forward would run on old weights.
     """
     for model in models:
         if model.ddp_config.overlap_param_gather:

@@ -132,6 +132,7 @@ def run_layout(config: Config, num_steps: int = NUM_STEPS) -> StepResult:
             next_token, aia = _step_losses(output, parallel)
             gradients = gather_full(models, parallel, "main_grad")
         norms.append(apply_gradients(optimizer, config.training.clip_grad)[1])
+    gather_parameters(models)
     weights = gather_full(models, parallel, "data")
     del models, optimizer
     destroy_parallel()
@@ -165,7 +166,6 @@ def gather_full(
     models: list[torch.nn.Module], parallel: Parallel, attribute: str
 ) -> dict[str, torch.Tensor]:
     """Gather parameters (or their gradients) in full shape by their global names."""
-    gather_parameters(models)
     local = {}
     for model in models:
         chunk = unwrap_model(model)
