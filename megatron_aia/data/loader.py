@@ -5,8 +5,10 @@ size only lay these samples out, so they may all change when a run goes on from 
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -129,10 +131,10 @@ class GlobalBatches:
         padding = 1 - tokens / (num_rows * self.seq_length)
         return [
             *lines,
-            f"data: the first {len(positions)} samples are {counts} "
+            f"the first {len(positions)} samples are {counts} "
             "(generation:understanding:text:mixed), "
             f"{tokens / len(positions):.0f} tokens each on average",
-            f"data: {num_rows / _DESCRIBED_STEPS:.1f} rows of {self.seq_length} tokens a step "
+            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {self.seq_length} tokens a step "
             f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
         ]
 
@@ -184,7 +186,8 @@ def build_global_batches(
     """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
 
     Raises:
-        ValueError: no data folder is given, one is damaged, or a task of the ratio has no samples.
+        ValueError: no data folder is given, one is damaged or made for a larger codebook, or a
+            task of the ratio has no samples.
     """
     data = config.data
     if not data.data_path:
@@ -192,6 +195,8 @@ def build_global_batches(
             "--data-path is missing: name one or more folders of shards; "
             "tools/build_shards.py writes them"
         )
+    for folder in data.data_path:
+        _check_codebook(Path(folder) / "dataset.json", codebook_size)
     indexes = [open_index(folder) for folder in data.data_path]
     sources = {task: indexes for task in Task}
     return GlobalBatches(
@@ -210,3 +215,18 @@ def build_global_batches(
         prompt_drop=data.prompt_drop,
         overlong=data.overlong_samples,
     )
+
+
+def _check_codebook(path: Path, codebook_size: int) -> None:
+    """Compare what the writer of a folder noted; the codes themselves are checked when read."""
+    if not path.exists():
+        return
+    try:
+        written_with = int(json.loads(path.read_bytes())["codebook_size"])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path}: no codebook_size in it; build the folder again") from None
+    if written_with > codebook_size:
+        raise ValueError(
+            f"{path.parent}: its images have codes of a codebook of {written_with}, the model's "
+            f"has {codebook_size}; set --codebook-size or take data made for this model"
+        )

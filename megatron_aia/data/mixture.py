@@ -145,7 +145,7 @@ class Mixture:
                 share = count / self.period
                 epoch = total / count * self.period
                 lines.append(
-                    f"data: {total} {name} samples, {count} in every {self.period} positions "
+                    f"{total} {name} samples, {count} in every {self.period} positions "
                     f"({share:.1%}), all seen after {epoch:.0f} positions"
                 )
             elif total:

@@ -154,8 +154,8 @@ def decode_codes(data: bytes, entry: CodesEntry, codebook_size: int) -> np.ndarr
     """
     try:
         codes = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{entry.member} is no plain npy array ({error})") from None
+    except Exception:  # a damaged header makes numpy raise much else than ValueError
+        raise ValueError(f"{entry.member} is no plain npy array") from None
     if codes.dtype != np.uint16 or codes.shape != (entry.height, entry.width) or not codes.size:
         raise ValueError(
             f"{entry.member} is {codes.dtype} {list(codes.shape)}, "

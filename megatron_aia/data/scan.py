@@ -76,7 +76,7 @@ def _list_members(shard: Shard) -> Iterable[tuple[str, Member]]:
         with tarfile.open(shard.path, "r:") as archive:
             files = [info for info in archive if info.isfile()]
             end = archive.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:
         raise damaged(shard.path, f"cut short or no plain tar file ({error})") from None
     _check_end(shard, end)
     for info in files:

@@ -123,6 +123,18 @@ def test_every_cut_of_a_shard_is_found(folder: Path) -> None:
         refuse(folder, "part-00001.tar", "cut short")
 
 
+def test_a_shard_is_never_read_in_part(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", toy_samples("mixed", 2))
+    whole = shard.read_bytes()
+    end = member_ends(shard)[-1][2]
+    for size in range(0, len(whole), 128):
+        shard.write_bytes(whole[:size])
+        if size < end + 512:
+            refuse(tmp_path, "a.tar", "cut short")
+        else:
+            assert len(open_index(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("garbage", [b"\xa5" * 512, b"\x00" * 512], ids=["noise", "zeros"])
 def test_garbled_header_is_found(folder: Path, garbage: bytes) -> None:
     shard = folder / "part-00000.tar"

@@ -232,6 +232,24 @@ def test_missing_data_path_is_told() -> None:
         batches(())
 
 
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [
+        ('{"codebook_size": 101}', "codebook of 101, the model's has 100"),
+        ("{}", "no codebook_size"),
+    ],
+)
+def test_data_of_another_codebook_is_refused(tmp_path: Path, noted: str, words: str) -> None:
+    folder = write_folder(
+        tmp_path, [*toy_samples("generation", 1), *toy_samples("understanding", 1)]
+    )
+    (folder / "dataset.json").write_text('{"codebook_size": 100}')
+    batches((str(folder),))
+    (folder / "dataset.json").write_text(noted)
+    with pytest.raises(ValueError, match=words):
+        batches((str(folder),))
+
+
 def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:
     loader = batches(folders, global_batch_size=1, micro_batch_size=4)
     (batch,) = loader.step(0)
