@@ -1,0 +1,163 @@
+"""From a file of records to a folder of shards; every record is written or counted."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from tqdm import tqdm
+
+from megatron_aia.data.convert_records import Record, RecordError, convert_record, read_records
+from megatron_aia.data.images import load_image_tokenizer
+from megatron_aia.data.optional import import_optional
+from megatron_aia.data.shard_writer import RawImage, ShardFolder, check_output
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class BuildOptions:
+    """Settings of ``build_shards``."""
+
+    records: Path
+    """JSON list, or JSON lines (*.jsonl), of conversation records."""
+    image_tokenizer: Path
+    """Codebook file (*.npz), or a folder with Emu3's image tokeniser."""
+    output: Path
+    """Folder to make."""
+    image_root: Path = Path()
+    """Where the image paths of the records start."""
+    image_area: Optional[int] = None
+    """Pixels of a picture before it is encoded; the tokeniser's own when unset."""
+    samples_per_shard: int = 5000
+    """Samples of one tar file."""
+    keep_images: bool = False
+    """Store the picture files too."""
+    overwrite: bool = False
+    """Replace a data folder at the output."""
+    allow_dropped: int = 0
+    """Most records that may be left out because they do not fit."""
+    device: str = "cpu"
+    """Torch device of Emu3's image tokeniser."""
+
+
+class Dropped:
+    """Records that were left out, counted by reason."""
+
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._examples: dict[str, RecordError] = {}
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, error: RecordError) -> None:
+        """Count one record."""
+        self.reasons[error.reason] += 1
+        self._examples.setdefault(error.reason, error)
+
+    def table(self) -> str:
+        """Return a line for each reason: how many, and the first record with it."""
+        lines = [f"{n:>8}  {self._examples[reason]}" for reason, n in self.reasons.most_common()]
+        return "\n".join(
+            [f"{self.reasons.total()} records do not fit; by reason, the first:", *lines]
+        )
+
+    def check(self) -> None:
+        """Raise ValueError with the table if there are more than allowed."""
+        if self.reasons.total() > self._allowed:
+            remedy = "correct them, or leave them out by --allow-dropped"
+            raise ValueError(f"{self.table()}\n{remedy} {self.reasons.total()}")
+
+
+def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
+    """Convert all records, encode their images and write them.
+
+    Records and the headers of their pictures are checked before the first image is encoded, so
+    that most mistakes show at once.
+
+    Returns:
+        Samples by task, and what was left out.
+
+    Raises:
+        ValueError: more records do not fit than allowed, or an option is wrong.
+    """
+    check_output(options.output, options.overwrite)
+
+    def check_images(record: Record) -> None:
+        for path in record.images:
+            _open_image(record, options.image_root / path).close()
+
+    dropped = Dropped(options.allow_dropped)
+    _for_each_record(options.records, "check", check_images, dropped.add)
+    dropped.check()
+
+    tokenizer = load_image_tokenizer(options.image_tokenizer, options.image_area, options.device)
+    shards = ShardFolder(options.output, tokenizer, options.samples_per_shard, options.overwrite)
+
+    def write(record: Record) -> None:
+        paths = [options.image_root / path for path in record.images]
+        images = [_load_image(record, path) for path in paths]
+        try:
+            codes = [tokenizer.encode(image) for image in images]
+        except ValueError as error:
+            raise RecordError(record.id, "the image cannot be encoded", str(error)) from error
+        kept = [_keep(record, path) for path in paths] if options.keep_images else []
+        shards.add(record, codes, kept)
+
+    def drop(error: RecordError) -> None:
+        shards.dropped[error.reason] += 1
+        dropped.add(error)
+        dropped.check()
+
+    dropped = Dropped(options.allow_dropped)
+    with shards:
+        _for_each_record(options.records, "encode", write, drop)
+    return shards.num_samples, dropped
+
+
+def _for_each_record(
+    path: Path,
+    label: str,
+    use: Callable[[Record], None],
+    drop: Callable[[RecordError], None],
+) -> None:
+    for number, entry in tqdm(read_records(path), label, unit=" records", mininterval=1):
+        try:
+            use(convert_record(number, entry))
+        except RecordError as error:
+            drop(error)
+
+
+def _open_image(record: Record, path: Path) -> "Image":
+    """Open a picture and read its header only.
+
+    Raises:
+        RecordError: it is not there, or no picture.
+    """
+    image_module = import_optional("PIL.Image", "demo")
+    try:
+        return image_module.open(path)
+    except FileNotFoundError:
+        raise RecordError(record.id, "the image is not there", str(path)) from None
+    except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
+        raise RecordError(record.id, "the image cannot be read", f"{path}: {error}") from error
+
+
+def _load_image(record: Record, path: Path) -> "Image":
+    """Read a whole picture, turned as its camera meant it.
+
+    Raises:
+        RecordError: it is not there, or damaged.
+    """
+    with _open_image(record, path) as image:
+        try:
+            return import_optional("PIL.ImageOps", "demo").exif_transpose(image).convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RecordError(record.id, "the image cannot be read", f"{path}: {error}") from error
+
+
+def _keep(record: Record, path: Path) -> RawImage:
+    with _open_image(record, path) as image:
+        suffix = {"JPEG": "jpg"}.get(image.format or "", (image.format or "bin").lower())
+        return RawImage(suffix, path.read_bytes(), image.width, image.height)

@@ -1,0 +1,167 @@
+"""Writes a folder of WebDataset shards: all of it, or nothing.
+
+The folder holds ``shard-000000.tar``, ... and ``dataset.json``. A sample is a run of adjacent files
+with one key: ``KEY.json``, and for each of its images ``KEY.emu3.npy`` (``KEY.0.emu3.npy``,
+``KEY.1.emu3.npy``, ... for several), uint16 ``[h, w]`` codes. ``KEY.jpg`` or the like is the raw
+picture, when it was kept; training does not read it.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import numpy as np
+
+from megatron_aia.data.convert_records import Record
+from megatron_aia.data.images import ImageTokenizer
+
+FORMAT_VERSION = 1
+DESCRIPTION_FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """A picture file that goes into the shard as it is."""
+
+    suffix: str
+    """File type without a dot, in small letters."""
+    contents: bytes
+    width: int
+    height: int
+
+
+class ShardFolder:
+    """A data folder while it is written, to be used in a ``with`` statement.
+
+    Everything goes to a hidden folder beside ``output``, which takes its place when the statement
+    ends without an exception and is deleted otherwise. The same calls write the same bytes.
+
+    Args:
+        output: the folder to make.
+        image_tokenizer: made the codes; named in ``dataset.json``.
+        samples_per_shard: samples of one tar file.
+        overwrite: replace ``output`` if it is a data folder.
+
+    Raises:
+        ValueError: ``output`` exists and must not be replaced, or the codes do not fit 16 bits.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        image_tokenizer: ImageTokenizer,
+        samples_per_shard: int = 5000,
+        overwrite: bool = False,
+    ) -> None:
+        if samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard {samples_per_shard} must be at least 1")
+        if image_tokenizer.codebook_size > 1 << 16:
+            raise ValueError(f"codes of {image_tokenizer.name} do not fit 16 bits")
+        self._output = Path(output).absolute()
+        check_output(self._output, overwrite)
+        self._image_tokenizer = image_tokenizer
+        self._samples_per_shard = samples_per_shard
+        self.folder = self._output.parent / f".{self._output.name}.{os.getpid()}.partial"
+        """The hidden folder; files put here are part of the result."""
+        self.num_samples: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+
+    def __enter__(self) -> "ShardFolder":
+        import webdataset
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        pattern = str(self.folder).replace("%", "%%") + "/shard-%06d.tar"
+        self._shards = webdataset.ShardWriter(
+            pattern, maxcount=self._samples_per_shard, maxsize=1e12, verbose=0, mtime=0
+        )
+        return self
+
+    def add(
+        self, record: Record, codes: Sequence[np.ndarray], images: Sequence[RawImage] = ()
+    ) -> None:
+        """Write one sample.
+
+        Args:
+            record: words, and where from.
+            codes: integers ``[h, w]`` of each image, in the order of the tags.
+            images: the pictures themselves, to keep them.
+        """
+        assert len(codes) == len(record.images), f"{len(codes)} codes for {record}"
+        prefixes = [""] if len(codes) == 1 else [f"{number}." for number in range(len(codes))]
+        members: dict[str, bytes] = {}
+        description: dict[str, Any] = {
+            "id": record.id,
+            "task": record.task.name.lower(),
+            "source": record.source,
+            "license": record.license,
+            "conversations": [{"from": turn.role, "value": turn.text} for turn in record.turns],
+            "codes": [],
+        }
+        for prefix, grid in zip(prefixes, codes, strict=False):
+            member = f"{prefix}emu3.npy"
+            members[member] = _to_npy(grid)
+            height, width = grid.shape
+            description["codes"].append({"member": member, "height": height, "width": width})
+        for prefix, image in zip(prefixes, images, strict=False):
+            member = prefix + image.suffix
+            members[member] = image.contents
+            size = {"member": member, "width": image.width, "height": image.height}
+            description.setdefault("images", []).append(size)
+        members["json"] = json.dumps(description, ensure_ascii=False).encode()
+        self._shards.write({"__key__": f"{self.num_samples.total():09d}", **members})
+        self.num_samples[description["task"]] += 1
+
+    def __exit__(
+        self,
+        error_type: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self._shards.close()
+        if error is not None or not self.num_samples:
+            shutil.rmtree(self.folder)
+            if error is None:
+                raise ValueError(f"no sample to write to {self._output}")
+            return
+        description = {
+            "format_version": FORMAT_VERSION,
+            "num_samples": dict(sorted(self.num_samples.items())),
+            "codebook_size": self._image_tokenizer.codebook_size,
+            "image_tokenizer": self._image_tokenizer.name,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
+        (self.folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        if self._output.exists():
+            shutil.rmtree(self._output)
+        self.folder.rename(self._output)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Check that a data folder may be written to ``output``.
+
+    Raises:
+        ValueError: something is there that must not be replaced.
+    """
+    if not output.exists():
+        return
+    is_folder = output.is_dir()
+    if is_folder and not any(output.iterdir()):
+        return
+    if not is_folder or not (output / DESCRIPTION_FILE).is_file():
+        raise ValueError(f"{output} exists and is no data folder; choose another --output")
+    if not overwrite:
+        raise ValueError(f"{output} exists; pass --overwrite to replace it")
+
+
+def _to_npy(codes: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, codes.astype(np.uint16), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,260 @@
+import importlib.util
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_aia.data.demo import read_pictures
+from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.data.reader import CodesEntry, decode_codes, parse_description
+from megatron_aia.data.tokenizer import load_text_tokenizer
+
+image_module = pytest.importorskip("PIL.Image")
+
+TOOL = Path(__file__).parents[2] / "tools" / "build_shards.py"
+GRAYS = np.arange(0, 256, 16, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("build_shards", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Records of every task with their pictures, and a codebook of 16 grays."""
+    codebook = np.broadcast_to(GRAYS[:, None, None, None], (16, 4, 4, 3)).copy()
+    PatchQuantizer(codebook, image_area=8 * 8).save(tmp_path / "codebook.npz")
+    (tmp_path / "pictures").mkdir()
+    for name, gray in (("dark.png", 16), ("light.jpg", 240)):
+        image_module.new("RGB", (30, 30), (gray,) * 3).save(tmp_path / "pictures" / name)
+    write_records(
+        tmp_path,
+        [
+            ("dark", "dark.png", "a dark square", "<image>"),
+            ("what", "light.jpg", "<image>\nWhat is it?", "A light square"),
+            ("edit", ["dark.png", "light.jpg"], "<image>\nMake it light", "<image>"),
+            ("talk", None, "Hello", "Hello"),
+        ],
+    )
+    return tmp_path
+
+
+def write_records(folder, rows):
+    records = [
+        {
+            "id": record_id,
+            **({"image": image} if image else {}),
+            "conversations": [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": answer},
+            ],
+        }
+        for record_id, image, question, answer in rows
+    ]
+    (folder / "records.json").write_text(json.dumps(records))
+
+
+def run(tool, source, *flags):
+    arguments = {
+        "--records": source / "records.json",
+        "--image-root": source / "pictures",
+        "--image-tokenizer": source / "codebook.npz",
+        "--output": source / "data",
+    }
+    return tool.main([str(part) for pair in arguments.items() for part in pair] + list(flags))
+
+
+def read_shards(folder):
+    """Return suffix -> contents of every sample, by key."""
+    samples = {}
+    for shard in sorted(folder.glob("shard-*.tar")):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                key, suffix = member.name.split(".", 1)
+                samples.setdefault(key, {})[suffix] = archive.extractfile(member).read()
+    return samples
+
+
+def codes_of(members, codebook_size):
+    """Decode a sample's codes as training does."""
+    entries = json.loads(members["json"])["codes"]
+    return [
+        decode_codes(members[entry["member"]], CodesEntry(**entry), codebook_size)
+        for entry in entries
+    ]
+
+
+def test_every_task_is_written(tool, source, capsys):
+    assert run(tool, source, "--samples-per-shard", "2") == 0
+    assert "1 generation, 1 mixed, 1 text, 1 understanding" in capsys.readouterr().out
+    assert sorted(path.name for path in (source / "data").iterdir()) == [
+        "dataset.json",
+        "shard-000000.tar",
+        "shard-000001.tar",
+    ]
+    dark, what, edit, talk = read_shards(source / "data").values()
+    assert set(dark) == {"json", "emu3.npy"}
+    assert set(edit) == {"json", "0.emu3.npy", "1.emu3.npy"}
+    assert set(talk) == {"json"}
+    np.testing.assert_array_equal(codes_of(dark, 16)[0], np.full((2, 2), 1))
+    assert [codes[0, 0] for codes in codes_of(edit, 16)] == [1, 15]
+    description = json.loads(what["json"])
+    assert description["id"] == "what"
+    assert description["task"] == "understanding"
+    assert description["conversations"][0] == {"from": "human", "value": "<image>What is it?"}
+    assert description["codes"] == [{"member": "emu3.npy", "height": 2, "width": 2}]
+    assert "images" not in description
+    assert all(parse_description(sample["json"]) for sample in (dark, what, edit, talk))
+
+
+def test_description_of_the_folder(tool, source):
+    run(tool, source)
+    assert json.loads((source / "data" / "dataset.json").read_text()) == {
+        "format_version": 1,
+        "num_samples": {"generation": 1, "mixed": 1, "text": 1, "understanding": 1},
+        "codebook_size": 16,
+        "image_tokenizer": PatchQuantizer.load(source / "codebook.npz").name,
+        "dropped": {},
+    }
+
+
+def test_kept_images_are_the_files(tool, source):
+    assert run(tool, source, "--keep-images") == 0
+    _, what, edit, _ = read_shards(source / "data").values()
+    assert what["jpg"] == (source / "pictures" / "light.jpg").read_bytes()
+    assert set(edit) == {"json", "0.emu3.npy", "1.emu3.npy", "0.png", "1.jpg"}
+    assert json.loads(edit["json"])["images"][0] == {"member": "0.png", "width": 30, "height": 30}
+
+
+def test_existing_output_is_refused(tool, source, capsys):
+    assert run(tool, source) == 0
+    before = (source / "data" / "shard-000000.tar").stat().st_mtime_ns
+    assert run(tool, source) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (source / "data" / "shard-000000.tar").stat().st_mtime_ns == before
+    assert run(tool, source, "--overwrite", "--image-area", "256") == 0
+    assert codes_of(read_shards(source / "data")["000000000"], 16)[0].shape == (4, 4)
+
+
+def test_foreign_folders_are_never_replaced(tool, source, capsys):
+    (source / "data").mkdir()
+    (source / "data" / "thesis.tex").write_text("years of work")
+    assert run(tool, source, "--overwrite") == 2
+    assert "no data folder" in capsys.readouterr().err
+    assert (source / "data" / "thesis.tex").exists()
+
+
+def test_dropped_records_are_counted(tool, source, capsys):
+    rows = [
+        ("good", "dark.png", "a dark square", "<image>"),
+        ("lost", "lost.png", "a lost square", "<image>"),
+        ("gone", "gone.png", "a lost square", "<image>"),
+        ("mute", "dark.png", "What?", ""),
+    ]
+    write_records(source, rows)
+    assert run(tool, source, "--allow-dropped", "2") == 2
+    error = capsys.readouterr().err
+    assert "3 records do not fit" in error
+    assert "2  record lost: the image is not there" in error
+    assert "1  record mute: a turn is empty" in error
+    assert "--allow-dropped 3" in error
+    assert not (source / "data").exists()
+    assert run(tool, source, "--allow-dropped", "3") == 0
+    assert "3 records do not fit" in capsys.readouterr().err
+    assert json.loads((source / "data" / "dataset.json").read_text())["dropped"] == {
+        "a turn is empty": 1,
+        "the image is not there": 2,
+    }
+
+
+@pytest.mark.parametrize("kept_bytes", [20, 100])
+def test_damaged_picture(tool, source, capsys, kept_bytes):
+    whole = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    path = source / "pictures" / "light.jpg"
+    image_module.fromarray(whole).save(path, format="png")
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    assert run(tool, source) == 2
+    assert "the image cannot be read" in capsys.readouterr().err
+    assert sorted(path.name for path in source.iterdir()) == [
+        "codebook.npz",
+        "pictures",
+        "records.json",
+    ]
+    assert run(tool, source, "--allow-dropped", "2") == 0
+    assert len(read_shards(source / "data")) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-tokenizer", "missing"], "no image tokeniser at missing"),
+        (["--records", "missing.json"], "cannot read records from missing.json"),
+        (["--samples-per-shard", "0"], "must be at least 1"),
+    ],
+)
+def test_user_errors_are_one_line(tool, source, capsys, flags, message):
+    assert run(tool, source, *flags) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("build_shards: ")
+    assert message in last
+    assert not (source / "data").exists()
+
+
+def test_nothing_to_write(tool, source, capsys):
+    write_records(source, [])
+    assert run(tool, source) == 2
+    assert "no sample to write" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def demo(tool, tmp_path_factory):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    assert tool.main(["--demo", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_demo_decodes_and_fits_the_preset(demo):
+    samples = read_shards(demo)
+    description = json.loads((demo / "dataset.json").read_text())
+    assert len(samples) == sum(description["num_samples"].values())
+    assert set(description["num_samples"]) == {"generation", "understanding"}
+    for members in samples.values():
+        (codes,) = codes_of(members, description["codebook_size"])
+        assert codes.shape == (16, 16)
+        assert json.loads(members["json"])["license"]
+    assert PatchQuantizer.load(demo / "codebook.npz").codebook_size == 512
+    tokenizer = load_text_tokenizer(demo)
+    assert tokenizer.vocab_size == 512
+    assert len(tokenizer.encode("You are a helpful assistant. USER: ")) < 12
+    assert len(tokenizer.encode("16*16")) == 5
+
+
+def test_demo_repeats(tool, demo, tmp_path):
+    assert tool.main(["--demo", "--output", str(tmp_path / "again")]) == 0
+    files = sorted(path.name for path in demo.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in files:
+        assert (demo / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_demo_words():
+    pictures = read_pictures()
+    assert len(pictures) == 8
+    for picture in pictures:
+        assert len(picture.prompts) >= 3
+        assert len(picture.talks) >= 4
+        assert picture.license
+        assert not any(
+            side in text.lower().split()
+            for texts in (picture.prompts, *picture.talks)
+            for text in texts
+            for side in ("left", "right")
+        )

@@ -1,0 +1,57 @@
+"""Make a data folder for training: from records and pictures, or the demo's (--demo).
+
+python tools/build_shards.py --records data.json --image-tokenizer FOLDER_OR_NPZ --output DIR
+python tools/build_shards.py --demo --output DIR [--overwrite]
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import tyro
+
+from megatron_aia.data.build import BuildOptions, build_shards
+from megatron_aia.data.demo import build_demo
+
+EXIT_USER_ERROR = 2
+
+
+@dataclass
+class DemoOptions:
+    """Photographs of installed packages with their own codebook and text tokeniser."""
+
+    output: Path
+    """Folder to make."""
+    overwrite: bool = False
+    """Replace a data folder at the output."""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the tool and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if "--demo" in arguments:
+            rest = [argument for argument in arguments if argument != "--demo"]
+            demo = tyro.cli(DemoOptions, args=rest)
+            print(_describe(demo.output, build_demo(demo.output, demo.overwrite)))
+        else:
+            options = tyro.cli(BuildOptions, args=arguments, description=__doc__)
+            num_samples, dropped = build_shards(options)
+            if dropped.reasons:
+                print(dropped.table(), file=sys.stderr)
+            print(_describe(options.output, num_samples))
+    except (ValueError, OSError) as error:
+        print(f"build_shards: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _describe(output: Path, num_samples: dict[str, int]) -> str:
+    counts = ", ".join(f"{number} {task}" for task, number in sorted(num_samples.items()))
+    return f"{output}: {counts}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
