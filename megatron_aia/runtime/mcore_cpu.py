@@ -1,12 +1,13 @@
 """What megatron-core needs on a CPU over gloo. ``runtime.mcore.install`` calls it; no-op on CUDA.
 
-====================  ===========================================================================
-adaptation            reason
-====================  ===========================================================================
-``_redirect_cuda``    tensors are made with ``device="cuda"`` by name, all over megatron-core
-``_accept_cpu_types`` optimizers compare type names such as ``torch.cuda.FloatTensor``
-``_use_host_rng``     dropout and recompute save and restore the state of the CUDA generator
-====================  ===========================================================================
+======================  =========================================================================
+adaptation              reason
+======================  =========================================================================
+``_redirect_cuda``      tensors are made with ``device="cuda"`` by name, all over megatron-core
+``_accept_cpu_types``   optimizers compare type names such as ``torch.cuda.FloatTensor``
+``_accept_cuda_calls``  the distributed optimizer gathers its state from ``tensor.cuda()`` copies
+``_use_host_rng``       dropout and recompute save and restore the state of the CUDA generator
+======================  =========================================================================
 """
 
 import contextlib
@@ -29,6 +30,7 @@ def adapt_to_cpu() -> None:
         return
     _redirect_cuda()
     _accept_cpu_types()
+    _accept_cuda_calls()
     _use_host_rng()
 
 
@@ -98,20 +100,41 @@ def _accept_cpu_types() -> None:
         cls.__init__ = _with_cuda_type_names(cls.__init__)
 
 
-def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        original = torch.Tensor.type
+def _accept_cuda_calls() -> None:
+    """Let ``Tensor.cuda()`` return the tensor itself, only where optimizer state is gathered."""
+    distributed: Any = sys.modules["megatron.core.optimizer.distrib_optimizer"]
+    cls = distributed.DistributedOptimizer
+    cls.get_parameter_state_dp_zero = _with_tensor_method(
+        cls.get_parameter_state_dp_zero, "cuda", lambda original: lambda self, *args, **kw: self
+    )
 
-        def cuda_type(self: torch.Tensor, *type_args: Any, **type_kwargs: Any) -> Any:
-            result = original(self, *type_args, **type_kwargs)
+
+def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
             return result.replace("torch.", "torch.cuda.") if isinstance(result, str) else result
 
-        torch.Tensor.type = cuda_type  # type: ignore[method-assign, assignment]
+        return cuda_type
+
+    return _with_tensor_method(function, "type", make)
+
+
+def _with_tensor_method(
+    function: Callable[..., Any],
+    name: str,
+    make: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Return ``function`` running with ``torch.Tensor.<name>`` replaced by ``make(original)``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        original = getattr(torch.Tensor, name)
+        setattr(torch.Tensor, name, make(original))
         try:
             return function(*args, **kwargs)
         finally:
-            torch.Tensor.type = original  # type: ignore[method-assign]
+            setattr(torch.Tensor, name, original)
 
     return call
 

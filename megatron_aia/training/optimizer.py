@@ -17,7 +17,7 @@ from megatron_aia.runtime.parallel import Parallel
 
 
 def build_optimizer(
-    config: Config, models: list[torch.nn.Module], parallel: Parallel
+    config: Config, models: list[DistributedDataParallel], parallel: Parallel
 ) -> MegatronOptimizer:
     """Build megatron-core's Adam over the model chunks of this process."""
     training = config.training

@@ -1,8 +1,8 @@
 """Building the parts of a run, in order: data, model, optimizer."""
 
 from pathlib import Path
+from typing import Any
 
-import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
@@ -49,12 +49,14 @@ def _tokenizer_path(config: Config) -> str:
     return str(path)
 
 
-def build_models(config: Config, spec: ModelSpec, parallel: Parallel) -> list[torch.nn.Module]:
+def build_models(
+    config: Config, spec: ModelSpec, parallel: Parallel
+) -> list[DistributedDataParallel]:
     """Build this process's model chunks, wrapped for mixed precision and data parallelism."""
-    models: list[torch.nn.Module] = []
+    models: list[DistributedDataParallel] = []
     for virtual_stage in range(parallel.virtual_stages):
         chunk = spec.build(config, parallel, virtual_stage)
-        core = chunk.config
+        core: Any = chunk.config
         if config.training.bf16:
             chunk = Float16Module(core, chunk)
         models.append(
@@ -67,7 +69,7 @@ def build_models(config: Config, spec: ModelSpec, parallel: Parallel) -> list[to
                 pg_collection=parallel.groups,
             )
         )
-    core = models[0].config
+    core = models[0].config  # the one the schedule reads
     core.finalize_model_grads_func = sum_gradients
     if config.parallel.overlap_grad_reduce:
         no_sync = [model.no_sync for model in models]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
@@ -88,7 +89,7 @@ def _objective(config: Config, counts: StepCounts, targets: LayerTargets) -> Ali
 
 
 def _to_device(batch: MicroBatch) -> MicroBatch:
-    tensors = {
+    tensors: dict[str, Any] = {
         field.name: value.to(device(), non_blocking=True)
         for field in fields(batch)
         if isinstance(value := getattr(batch, field.name), torch.Tensor)
@@ -97,7 +98,7 @@ def _to_device(batch: MicroBatch) -> MicroBatch:
 
 
 def run_step(
-    models: list[torch.nn.Module],
+    models: list[DistributedDataParallel],
     spec: ModelSpec,
     config: Config,
     parallel: Parallel,
@@ -117,8 +118,8 @@ def run_step(
         forward_only: measure without a gradient.
     """
     counts, inputs = plan_step(batches, config, parallel, targets)
-    for model in models:
-        if not forward_only:
+    if not forward_only:
+        for model in models:
             model.zero_grad_buffer()
     reports: list[torch.Tensor] = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, spec),
@@ -136,7 +137,7 @@ def run_step(
     return StepOutput(counts, aligns, total)
 
 
-def sum_gradients(models: list[torch.nn.Module], _: Any = None, **kwargs: Any) -> None:
+def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs: Any) -> None:
     """Finish the gradients of a step: sums over all ranks, no division by a token count.
 
     Takes the place of megatron-core's function, which would divide by the token count it is given.
