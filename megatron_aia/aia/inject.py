@@ -68,7 +68,7 @@ class AlignInput:
 
     @cached_property
     def row_counts(self) -> tuple[int, ...]:
-        """Rows \\|Q\\| of each term."""
+        """Rows |Q| of each term."""
         return tuple(len(term.rows) for term in self.terms)
 
     @property
@@ -88,7 +88,7 @@ class AlignInput:
             layer: 0-based layer of the whole model.
 
         Returns:
-            ``output`` unchanged in value; its backward adds dL/dI / (H \\|Q\\|) to the gradient of
+            ``output`` unchanged in value; its backward adds dL/dI / (H |Q|) to the gradient of
             ``sums``. Local gradients added over the group are the gradient of the sample's loss.
         """
         if not self.terms:
@@ -119,7 +119,7 @@ class AlignInput:
         return sums / self._head_row_pairs(sums)
 
     def _head_row_pairs(self, like: Tensor) -> Tensor:
-        """H \\|Q\\| of each term, ``[n]``."""
+        """H |Q| of each term, ``[n]``."""
         key = ("head_row_pairs", like.device, like.dtype)
         if key not in self.cache:
             pairs = [self.num_heads * rows for rows in self.row_counts]

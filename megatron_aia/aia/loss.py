@@ -16,7 +16,7 @@ from megatron_aia.aia.roles import Task
 
 
 def huber(x: Tensor, delta: Union[Tensor, float]) -> Tensor:
-    """Return x^2 / 2 where \\|x\\| <= delta and delta \\|x\\| - delta^2 / 2 elsewhere (Eq. 2)."""
+    """Return x^2 / 2 where |x| <= delta and delta |x| - delta^2 / 2 elsewhere (Eq. 2)."""
     return torch.where(x.abs() <= delta, x * x / 2, delta * x.abs() - delta * delta / 2)
 
 

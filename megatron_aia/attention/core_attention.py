@@ -63,7 +63,6 @@ class AlignedCoreAttention(MegatronModule):
         cp_comm_type: Optional[str] = None,
         pg_collection: Optional[Any] = None,
         method: str = "rectangle",
-        **kwargs: Any,
     ) -> None:
         """Arguments are megatron-core's; ``method`` is a name of :data:`METHODS`.
 

@@ -28,6 +28,7 @@ ROWS = {
     "understanding": [[cases.UNDERSTANDING]],
     "one-token answer": [[cases.ONE_TOKEN_ANSWER]],
     "both tasks": [[cases.BOTH_TASKS]],
+    "rows among their keys": [[cases.ROWS_AMONG_THEIR_KEYS]],
     "interleaved": [[cases.INTERLEAVED]],
     "inactive between active": [[cases.GENERATION, cases.TEXT, cases.UNDERSTANDING]],
     "packed": [
