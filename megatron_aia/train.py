@@ -11,6 +11,7 @@ from megatron_aia.cli import is_rank_0, one_line_errors, parse
 from megatron_aia.config import Config, validate
 from megatron_aia.config.files import with_values
 from megatron_aia.runtime.device import has_cuda
+from megatron_aia.runtime.log import quiet_imports
 
 DEMO_DATA = Path("demo_output/data")
 _BUILD_SHARDS = Path(__file__).parents[1] / "tools" / "build_shards.py"
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
             _announce(config, world_size, has_gpu, notes)
         config = ensure_demo_data(config)
         # Heavy to import, and of no use to a command line that is wrong.
+        quiet_imports()
         from megatron_aia.training.trainer import Trainer
 
         trainer = Trainer(config)
@@ -65,15 +67,13 @@ def _build_demo_data() -> None:
         built = Path(scratch) / "data"
         command = [sys.executable, str(_BUILD_SHARDS), "--demo", "--output", str(built)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
+        if result.returncode or not (built / "dataset.json").exists():
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise ValueError(f"{_BUILD_SHARDS.name} --demo failed: {reason}")
         built.rename(DEMO_DATA)
 
 
 def _announce(config: Config, world_size: int, has_gpu: bool, notes: list[str]) -> None:
-    device = "GPUs" if has_gpu else "CPU processes: no GPU here"
-    print(f"preset {config.run.preset} on {world_size} {device}")
-    for note in notes:
-        print("note:", note)
-    sys.stdout.flush()
+    device = "GPU" if has_gpu else "CPU (no GPU found)"
+    lines = [f"preset {config.run.preset} on {device}, processes: {world_size}"]
+    print("\n".join(lines + [f"note: {note}" for note in notes]), flush=True)

@@ -115,13 +115,13 @@ def test_the_device_chooses_the_preset(monkeypatch, trained, tmp_path, capsys):
     train.main(data, **PRESETS)
     assert trained[0].run.preset == "emu3_demo"
     assert trained[1] == "run"
-    assert "preset emu3_demo on 1 CPU processes: no GPU here" in capsys.readouterr().out
+    assert "preset emu3_demo on CPU (no GPU found), processes: 1" in capsys.readouterr().out
 
     monkeypatch.setattr(train, "has_cuda", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "8")
     train.main(data, **PRESETS)
     assert trained[2].run.preset == "emu3_8b"
-    assert "preset emu3_8b on 8 GPUs" in capsys.readouterr().out
+    assert "preset emu3_8b on GPU, processes: 8" in capsys.readouterr().out
 
     train.main([*data, "--preset", "emu3_demo"], **PRESETS)
     assert trained[4].run.preset == "emu3_demo"
@@ -136,6 +136,12 @@ def test_missing_inputs_of_the_8b_preset_are_one_line(monkeypatch, trained, caps
     assert error.startswith("error: preset emu3_8b needs --data-path ")
     assert "--load" in error and error.count("\n") == 1
     assert trained == []
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPT.parent.glob("configs/*.yaml")), ids=lambda p: p.name)
+def test_every_example_configuration_is_valid(path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    train.main(["--check", "--config", str(path)], **PRESETS)
 
 
 def test_check_only_checks(trained, capsys):
@@ -193,6 +199,12 @@ def test_a_build_that_fails_is_one_line(builder):
     with pytest.raises(ValueError, match=r"build_shards\.py --demo failed: no photographs"):
         train.ensure_demo_data(demo())
     assert list(train.DEMO_DATA.parent.iterdir()) == []
+
+
+def test_a_build_that_leaves_nothing_is_one_line(builder):
+    builder.write_text("")
+    with pytest.raises(ValueError, match="--demo failed: no message"):
+        train.ensure_demo_data(demo())
 
 
 def test_a_folder_without_an_index_is_not_demo_data(builder):
