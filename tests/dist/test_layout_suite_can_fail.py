@@ -1,0 +1,141 @@
+"""Plants known mistakes and asks whether the comparison of layouts sees each of them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.layouts import Layout, StepResult, run_layout, tiny_config
+from support.spawn import spawn
+from support.tiny_data import write_shards
+
+from megatron_aia.aia import inject
+from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.attention import core_attention
+from megatron_aia.models import backbone
+from megatron_aia.models.norm import RMSNorm
+from megatron_aia.training import losses, setup, step
+
+VISIBLE = 1e-3
+TP = {"tensor_model_parallel_size": 2}
+PP_INTERLEAVED = {
+    "pipeline_model_parallel_size": 2,
+    "num_layers_per_virtual_pipeline_stage": 1,
+}
+
+
+def plant_differentiable_all_reduce() -> None:
+    """The term is tp times too strong if its reduction is differentiated too."""
+    original = AlignObjective.gradient
+    AlignObjective.gradient = lambda *args: 2 * original(*args)  # type: ignore[method-assign]
+
+
+def plant_huber_before_reduction() -> None:
+    """A rank that judges its own heads alone sees half of the intensity."""
+    original = inject.PendingSum.__init__
+    inject.PendingSum.__init__ = (  # type: ignore[method-assign]
+        lambda self, value, group: original(self, value, None)
+    )
+
+
+def plant_mean_over_data_parallel_ranks() -> None:
+    """megatron-core's default averages gradients over data-parallel ranks."""
+    original = step.sum_gradients
+
+    def mean(models: Any, *args: Any, **kwargs: Any) -> None:
+        original(models, *args, **kwargs)
+        for model in models:
+            model.scale_gradients(0.5)
+
+    setup.sum_gradients = mean  # type: ignore[attr-defined]
+
+
+def plant_local_normalisers() -> None:
+    """Counts of one rank alone weigh its samples by how many neighbours they happen to have."""
+    losses.dist = type("NoReduction", (), {"all_reduce": staticmethod(lambda *a, **k: None)})
+
+
+def plant_norm_without_mark() -> None:
+    """Unmarked norm weights keep each rank's own gradient under sequence parallelism."""
+    original = RMSNorm.__init__
+
+    def unmarked(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.weight.sequence_parallel = False
+
+    RMSNorm.__init__ = unmarked  # type: ignore[method-assign]
+
+
+def plant_padding_in_the_softmax() -> None:
+    """Padding of the vocabulary grows with tensor parallelism, and so would the loss."""
+    backbone.PackedGPTModel.compute_language_model_loss = (  # type: ignore[method-assign]
+        backbone.GPTModel.compute_language_model_loss
+    )
+
+
+def plant_batched_p2p() -> None:
+    """On two interleaved stages both neighbours are one process, and batched messages mix up."""
+    original = backbone.transformer_config
+
+    def batched(*args: Any) -> Any:
+        core = original(*args)
+        core.overlap_p2p_comm, core.batch_p2p_comm = False, True
+        return core
+
+    backbone.transformer_config = batched
+
+
+def plant_no_term_under_recompute() -> None:
+    """A guard that takes the second pass of recompute for the first loses the whole term."""
+    core_attention._is_first_pass_of_recompute = lambda: True
+
+
+# Mistake, processes, layout in which it must show.
+TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
+    (plant_differentiable_all_reduce, 2, Layout(TP)),
+    (plant_huber_before_reduction, 2, Layout(TP)),
+    (plant_mean_over_data_parallel_ranks, 2, Layout()),
+    (plant_local_normalisers, 2, Layout()),
+    (plant_norm_without_mark, 2, Layout({**TP, "sequence_parallel": True})),
+    (plant_padding_in_the_softmax, 2, Layout(TP)),
+    (plant_batched_p2p, 2, Layout(PP_INTERLEAVED)),
+    (plant_no_term_under_recompute, 1, Layout({"recompute_granularity": "full"})),
+]
+
+
+def run_with(plant: Callable[[], None] | None, data: Path, layout: Layout) -> StepResult:
+    if plant is not None:
+        plant()
+    config = tiny_config(data, layout)
+    strong = replace(config.aia, aia_lambda_generation=4000.0, aia_lambda_understanding=4000.0)
+    return run_layout(replace(config, aia=strong), num_steps=1, check_replicas=False)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def reference(shards: Path) -> StepResult:
+    result: StepResult = spawn(run_with, 1, None, shards, Layout())
+    return result
+
+
+@pytest.mark.parametrize(
+    ("plant", "world_size", "layout"), TRAPS, ids=[trap[0].__name__ for trap in TRAPS]
+)
+def test_mistake_is_seen(
+    plant: Callable[[], None],
+    world_size: int,
+    layout: Layout,
+    shards: Path,
+    reference: StepResult,
+) -> None:
+    result = spawn(run_with, world_size, plant, shards, layout)
+    errors = [
+        float((result.gradients[name] - expected).norm() / expected.norm())
+        for name, expected in reference.gradients.items()
+    ]
+    assert max(errors) > VISIBLE
