@@ -11,6 +11,7 @@ from megatron_aia.checkpoint.folder import RunState
 from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
+from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.device import describe
 from megatron_aia.runtime.log import configure_logging
@@ -50,12 +51,7 @@ class Trainer:
         self.parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
         self.spec = load_model_spec(config.model.model)
         self.targets, self.profile_note = _resolve_targets(config)
-        error: Exception | None = None
-        try:
-            self.data = build_data(config, self.spec, self.parallel)
-        except (ValueError, OSError) as caught:
-            error = ValueError(str(caught))
-        broadcast_failure(error)
+        self.data = self._open_data()
         self.models = build_models(config, self.spec, self.parallel)
         self.optimizer = build_optimizer(config, self.models, self.parallel)
         self.scheduler = build_scheduler(config, self.optimizer)
@@ -66,6 +62,20 @@ class Trainer:
             self._load(Path(config.checkpoint.load))
         self.metrics = IntervalMetrics(config.model.num_layers, self.targets, self.parallel)
         self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
+
+    def _open_data(self) -> GlobalBatches:
+        """Open the data on rank 0 first: it fills the caches that the other ranks then read."""
+        data: GlobalBatches | None = None
+        for opens_now in (dist.get_rank() == 0, dist.get_rank() != 0):
+            error: Exception | None = None
+            if opens_now:
+                try:
+                    data = build_data(self.config, self.spec, self.parallel)
+                except (ValueError, OSError) as caught:
+                    error = ValueError(str(caught))
+            broadcast_failure(error)
+        assert data is not None
+        return data
 
     def run(self) -> None:
         """Train to ``train_iters``, reporting and saving on the way."""
@@ -174,7 +184,9 @@ class Trainer:
             ("start", self.start_note),
             ("saving to", config.checkpoint.save or "nowhere (--save is not set)"),
         ]
-        self.reporter.banner(lines + [("data", line) for line in self.data.describe()])
+        self.reporter.banner(
+            lines + [("data", line.removeprefix("data: ")) for line in self.data.describe()]
+        )
 
 
 def attention_note(model: object) -> str:
