@@ -34,11 +34,8 @@ def attention(
         padded[b, :, start : segment.stop] = torch.stack(heads)
         output = output + padded
         for term in segment.terms:
-            masses = [
-                sum((p[i - start, j - start] for j in term.keys), p.new_zeros(()))
-                for p in maps
-                for i in term.rows
-            ]
+            rows, keys = term.rows - start, term.keys - start
+            masses = [p[rows][:, keys].sum(dim=1) for p in maps]
             intensities.append(torch.stack(masses).mean())
     return output, intensities
 

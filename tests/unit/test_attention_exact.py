@@ -41,8 +41,10 @@ ROWS = {
 
 INACTIVE = [[cases.TEXT, cases.ROWS_WITHOUT_KEYS], [cases.KEYS_ONLY_AFTER_ROWS]]
 
-# Of errors(), below. Largest measured over all these tests: 8e-11, 6e-7 and 1.1e-2.
+# Of errors(), below. Largest measured over all these tests: 8e-11, 6e-7 and 1.1e-2; and of the
+# sums, which never pass through bfloat16: 3e-16, 2e-7 and 4e-5.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1.5e-6, torch.bfloat16: 1.5e-2}
+SUMS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1.5e-6, torch.bfloat16: 3e-4}
 
 
 def run(method: str, case: Case, grad_sums: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -87,7 +89,9 @@ def check(method: str, case: Case, dtype: torch.dtype, strength: float = 1.0) ->
     grad_sums = strength * signs[: num_terms(case)]
     got = run(method, case, grad_sums, dtype)
     assert got[1].dtype == torch.promote_types(dtype, torch.float32)
-    assert max(errors(case, got, run_reference(case, grad_sums), strength)) < TOLERANCE[dtype]
+    found = errors(case, got, run_reference(case, grad_sums), strength)
+    assert max(found) < TOLERANCE[dtype]
+    assert found[1] < SUMS_TOLERANCE[dtype]
 
 
 def num_terms(case: Case) -> int:
