@@ -1,0 +1,189 @@
+"""The loop: reports, checkpoints that go, skipped updates, and refusals before anything hangs."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from support.layouts import Layout
+from support.runs import run_config, train, write_dataset
+from support.spawn import spawn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_aia.config import Config
+from megatron_aia.config.files import read_yaml
+from megatron_aia.runtime.parallel import destroy_parallel
+from megatron_aia.training.records import LogRecord, read_records
+from megatron_aia.training.trainer import Trainer
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def saved(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps under PP 2 that saves each, keeps two, and draws figures."""
+    folder = tmp_path_factory.mktemp("saved")
+    config = run_config(
+        data,
+        Layout({"pipeline_model_parallel_size": 2}),
+        train_iters=4,
+        save=str(folder),
+        save_interval=1,
+        keep_checkpoints=2,
+    )
+    logging = replace(
+        config.logging, tensorboard_dir=str(folder / "tensorboard"), aia_figure_interval=2
+    )
+    spawn(train, 2, replace(config, logging=logging))
+    return folder
+
+
+def test_keeps_the_newest_checkpoints(saved: Path) -> None:
+    assert sorted(path.name for path in saved.glob("iter_*")) == ["iter_0000003", "iter_0000004"]
+
+
+def test_records_hold_every_number(saved: Path) -> None:
+    records: list[LogRecord] = read_records(saved)
+    assert [record.iteration for record in records] == [1, 2, 3, 4]
+    for record in records:
+        assert record.loss == pytest.approx(record.ntp_loss + sum(record.aia_by_task.values()))
+        assert len(record.ntp_by_task) == 4
+        for curve in record.intensity.values():
+            assert curve.shape == (LAYERS,)
+            assert ((curve > 0) & (curve < 1)).all()
+        assert 0 < record.padding_fraction < 1
+
+
+def test_tensorboard_holds_the_records(saved: Path) -> None:
+    events = EventAccumulator(str(saved / "tensorboard"), {"scalars": 0, "images": 0})
+    events.Reload()
+    last = read_records(saved)[-1]
+    assert events.Scalars("loss/total")[-1].value == pytest.approx(last.loss, rel=1e-6)
+    assert f"intensity_generation/layer_{LAYERS - 1:02}" in events.Tags()["scalars"]
+    assert [image.step for image in events.Images("intensity")] == [2, 4]
+
+
+def test_saved_configuration_can_be_read_again(saved: Path, data: Path) -> None:
+    values = read_yaml(str(saved / "iter_0000004" / "config.yaml"))
+    assert values["train_iters"] == 4
+    assert tuple(values["data_path"]) == (str(data),)
+
+
+def train_with_a_bad_gradient(config: Config) -> tuple[bool, bool, int]:
+    """Make one rank's loss infinite in the second of three steps."""
+    trainer = Trainer(config)
+    forward = trainer.spec.forward
+
+    def poisoned(*args: Any) -> torch.Tensor:
+        bad = trainer.iteration == 1 and dist.get_rank() == 1
+        return forward(*args) * (torch.inf if bad else 1.0)
+
+    trainer.spec = replace(trainer.spec, forward=poisoned)
+    snapshots = []
+    for _ in range(3):
+        trainer._step()
+        trainer._log()
+        parameters = [p for model in trainer.models for p in model.parameters()]
+        snapshots.append(torch.cat([p.detach().flatten() for p in parameters]))
+    bad_step_changed_nothing = torch.equal(snapshots[1], snapshots[0])
+    next_step_went_on = bool(snapshots[2].isfinite().all()) and not snapshots[2].equal(snapshots[1])
+    skipped = trainer.total_skipped
+    destroy_parallel()
+    return bad_step_changed_nothing, next_step_went_on, skipped
+
+
+def test_step_with_infinite_gradient_is_skipped_and_counted(data: Path, tmp_path: Path) -> None:
+    config = run_config(data, Layout(), train_iters=3, save=str(tmp_path))
+    assert spawn(train_with_a_bad_gradient, 2, config) == (True, True, 1)
+    records = read_records(tmp_path)
+    assert [record.skipped_iterations for record in records] == [0, 1, 0]
+    assert records[-1].total_skipped == 1
+    assert all(math.isfinite(records[i].loss) for i in (0, 2))
+
+
+def failure_of(config: Config) -> str:
+    try:
+        train(config)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def changed(config: Config, group: str, **values: Any) -> Config:
+    return replace(config, **{group: replace(getattr(config, group), **values)})
+
+
+REFUSALS = {
+    "another model": (("model", {"ffn_hidden_size": 64}), "--ffn-hidden-size is 48"),
+    "another optimizer": (
+        ("parallel", {"use_distributed_optimizer": True}),
+        "--no-use-distributed-optimizer",
+    ),
+    "other data": (("data", {"task_ratio": "1:1"}), "--finetune"),
+    "no checkpoint": (("checkpoint", {"load": "nowhere"}), "holds no checkpoint"),
+    "a profile with a gap": (("aia", {"aia_profile": "gap.yaml"}), "gap.yaml"),
+    "no tokeniser": (("data", {"tokenizer_model": "nothing"}), "nothing"),
+    "no shards": (("data", {"data_path": ("empty",)}), "empty"),
+    "a short row": (("data", {"seq_length": 32}), "--seq-length"),
+    "a small codebook": (("model", {"codebook_size": 20}), "20"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal_is_one_line_on_every_rank(
+    name: str, saved: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gap.yaml").write_text(PROFILE_WITH_A_GAP)
+    (group, values), expected = REFUSALS[name]
+    config = run_config(data, Layout(), train_iters=6, load=str(saved))
+    config = changed(config, group, **values)
+    # rank 0 alone would be enough to see the text; a hang of the other would end in a time-out
+    message = spawn(failure_of, 2, config, timeout=60)
+    assert expected in message
+    assert "\n" not in message
+
+
+PROFILE_WITH_A_GAP = """
+name: gap
+depth: 4
+source: a test
+stages:
+  generation:
+    - {first: 0, last: 1, target: 0.4, delta: 0.1}
+    - {first: 3, last: 3, target: 0.4, delta: 0.1}
+  understanding:
+    - {first: 0, last: 3, target: 0.4, delta: 0.1}
+"""
+
+
+def test_damaged_checkpoint_is_one_line(saved: Path, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(saved / "iter_0000004", copy)
+    for file in copy.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    message = spawn(failure_of, 1, run_config(data, Layout(), train_iters=6, load=str(copy)))
+    assert "cannot be loaded" in message
+    assert "\n" not in message
+
+
+def test_finetune_takes_the_weights_alone(saved: Path, data: Path, tmp_path: Path) -> None:
+    config = run_config(
+        data, Layout(), train_iters=1, load=str(saved), finetune=True, save=str(tmp_path / "tuned")
+    )
+    changed_data = changed(config, "data", task_ratio="1:1")
+    (record,) = spawn(train, 1, changed_data)
+    assert (record.iteration, record.consumed_samples) == (1, 10)
+    fresh = run_config(data, Layout(), train_iters=1, save=str(tmp_path / "fresh"))
+    (untrained,) = spawn(train, 1, changed(fresh, "data", task_ratio="1:1"))
+    assert record.loss < untrained.loss - 0.1
