@@ -1,0 +1,182 @@
+"""What the documents name exists: files, links, flags, environment variables, imports, errors."""
+
+import ast
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_aia.aia.profile import load_profile
+from megatron_aia.config.files import GROUP_OF_FIELD, flag
+from megatron_aia.data.build import BuildOptions
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]
+)
+
+FLAGS_OF_TORCHRUN = {
+    *("--standalone", "--nnodes", "--node-rank", "--nproc-per-node"),
+    *("--master-addr", "--master-port", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
+}
+FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
+FLAGS_OF_OTHERS = {"--logdir", "--demo"}
+
+# Made by a run or by the reader, so not in the repository.
+MADE_LATER = ("demo_output/", "my_data", "my_run", "my_profile.yaml", "/data/")
+
+_PACKAGE = REPOSITORY / "megatron_aia"
+# A path may be given from the root, or from the package when it names one of its rooms.
+_ROOTS = {
+    path.name: folder
+    for folder in (_PACKAGE, REPOSITORY)
+    for path in folder.iterdir()
+    if not path.name.startswith((".", "__"))
+}
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def text_of(document: str) -> str:
+    return (REPOSITORY / document).read_text(encoding="utf-8")
+
+
+def prose_of(document: str) -> str:
+    return _FENCE.sub("", text_of(document))
+
+
+def inline_code(document: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose_of(document))
+
+
+def code_blocks(document: str, language: str) -> list[str]:
+    return [body for name, body in _FENCE.findall(text_of(document)) if name == language]
+
+
+def anchors(document: str) -> set[str]:
+    """Return the anchors that GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(document), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def test_the_documents_are_there() -> None:
+    pages = ("quickstart", "architecture", "aia", "data", "adding_a_model", "troubleshooting")
+    expected = {f"docs/{page}.md" for page in pages} | {"README.md", "CONTRIBUTING.md"}
+    assert expected <= set(DOCUMENTS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_named_paths_exist(document: str) -> None:
+    missing = []
+    words = [word for code in inline_code(document) for word in code.split()]
+    for block in code_blocks(document, "bash"):
+        words += block.split()
+    for word in words:
+        path = word.rstrip(",;:)").split("::")[0]
+        if "/" not in path or path.split("/")[0] not in _ROOTS or "*" in path:
+            continue
+        folder = _ROOTS[path.split("/")[0]]
+        if not path.startswith(MADE_LATER) and not (folder / path).exists():
+            missing.append(path)
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_resolve(document: str) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (REPOSITORY / document).parent / name if name else REPOSITORY / document
+        page = path.resolve().relative_to(REPOSITORY.resolve()).as_posix()
+        if not path.exists() or (anchor and anchor not in anchors(page)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_named_flags_exist(document: str) -> None:
+    known = {flag(field) for field in GROUP_OF_FIELD}
+    known |= {flag(f"no_{field}") for field in GROUP_OF_FIELD}
+    known |= {flag(field) for field in BuildOptions.__dataclass_fields__}
+    known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text_of(document)))
+    assert not named - known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_examples_import(document: str) -> None:
+    for block in code_blocks(document, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
+            elif isinstance(node, ast.Import):
+                assert all(importlib.import_module(alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_named_functions_exist(document: str) -> None:
+    """``Class.method`` and ``module.function`` of this package, and calls such as ``f(x)``."""
+    names = defined_names()
+    for code in inline_code(document):
+        dotted = re.fullmatch(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?:\(.*\))?", code)
+        if dotted and dotted.group(1) in names and (REPOSITORY / code).suffix not in _SUFFIXES:
+            assert dotted.group(2) in names, code
+
+
+_SUFFIXES = {".py", ".md", ".yaml", ".sh", ".json", ".jsonl", ".npy", ".npz", ".txt", ".tar"}
+
+
+@cache
+def defined_names() -> frozenset[str]:
+    names: set[str] = set()
+    for path in _PACKAGE.rglob("*.py"):
+        names.add(path.stem)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add(node.name)
+    return frozenset(names)
+
+
+def test_quoted_errors_are_in_the_code() -> None:
+    """The first column of the tables of errors quotes what the program really says."""
+    pieces = set()
+    for folder in ("megatron_aia", "tools"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    pieces.add(node.value)
+    said = "\n".join(pieces)
+    tables = text_of("docs/troubleshooting.md").split("## Numbers")[0]
+    rows = [line for line in tables.splitlines() if line.startswith("| `")]
+    quoted = [code for row in rows for code in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    assert len(quoted) > 30
+    assert not [words for words in quoted if words not in said]
+
+
+def test_the_profile_of_the_documents_is_valid(tmp_path: Path) -> None:
+    examples = [yaml.safe_load(block) for block in code_blocks("docs/aia.md", "yaml")]
+    assert examples, "the format is shown by an example"
+    for number, example in enumerate(examples):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(example))
+        profile = load_profile(str(path))
+        profile.resolve(profile.depth, "layer")
+
+
+def test_the_changelog_has_this_version() -> None:
+    import megatron_aia
+
+    assert f"## [{megatron_aia.__version__}]" in text_of("CHANGELOG.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_lines_are_not_the_authors_machine(document: str) -> None:
+    assert not re.search(r"/(home|root|work|opt|tmp)/", text_of(document))

@@ -1,0 +1,110 @@
+"""Imports point one way, so that every room can be read without the rooms behind it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "megatron_aia"
+
+ORDER = ("config", "runtime", "aia", "attention", "data", "models", "checkpoint", "training")
+"""A room may import the rooms before it."""
+
+ALLOWED = {
+    **{room: ORDER[:place] for place, room in enumerate(ORDER)},
+    "cli": ("config", "models"),
+    "analysis": ("aia", "training.records"),
+    "train": (*ORDER, "cli"),
+    "tools": (*ORDER, "analysis"),
+}
+
+# Against the direction, and known: (file, module it imports).
+EXCEPTIONS = {
+    # Draws the figures of --aia-figure-interval; imported inside the function that draws.
+    ("megatron_aia/training/reporter.py", "analysis.plots"),
+    # A helper of 19 lines without imports of its own.
+    ("megatron_aia/analysis/plots.py", "data.optional"),
+}
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Yield modules of this package that ``source`` imports, without the package's name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.module != PACKAGE.name:
+                names = [node.module or ""]
+        else:
+            continue
+        yield from (
+            name.removeprefix(f"{PACKAGE.name}.")
+            for name in names
+            if name.startswith(f"{PACKAGE.name}.")
+        )
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return parts[1] if parts[0] == PACKAGE.name else parts[0]
+
+
+def source_files() -> list[Path]:
+    files = [*PACKAGE.rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")]
+    return sorted(path for path in files if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+def against_direction(path: Path, source: str) -> set[tuple[str, str]]:
+    """Return what ``path`` imports and may not."""
+    room = room_of(path)
+    return {
+        (path.relative_to(REPOSITORY).as_posix(), module)
+        for module in imported_modules(source)
+        if module.split(".")[0] != room
+        and not any(f"{module}.".startswith(f"{allowed}.") for allowed in ALLOWED[room])
+    }
+
+
+def test_every_room_has_a_place() -> None:
+    assert {room_of(path) for path in source_files()} <= ALLOWED.keys()
+
+
+def test_imports_point_one_way() -> None:
+    found: set[tuple[str, str]] = set()
+    for path in source_files():
+        found |= against_direction(path, path.read_text(encoding="utf-8"))
+    assert not found - EXCEPTIONS, "against the direction"
+    assert not EXCEPTIONS - found, "no longer needed: remove from EXCEPTIONS"
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "is_fine"),
+    [
+        ("aia/loss.py", "from megatron_aia.runtime.device import device", True),
+        ("aia/loss.py", "from megatron_aia.aia.roles import Task", True),
+        ("aia/loss.py", "from megatron_aia.models.spec import ModelSpec", False),
+        ("models/norm.py", "import megatron_aia.training.step", False),
+        ("models/norm.py", "from megatron_aia import training", False),
+        ("cli.py", "def f():\n    from megatron_aia.data.batch import MicroBatch", False),
+        ("analysis/plots.py", "from megatron_aia.training.records import LogRecord", True),
+        ("analysis/plots.py", "from megatron_aia.training.step import run_step", False),
+    ],
+)
+def test_the_rule_itself(file: str, line: str, is_fine: bool) -> None:
+    assert (not against_direction(PACKAGE / file, line)) == is_fine
+
+
+def test_configuration_and_command_line_stay_light() -> None:
+    """``--check`` and ``--help`` must not wait for torch."""
+    heavy = ("torch", "megatron", "transformers")
+    light = [*(PACKAGE / "config").glob("*.py"), PACKAGE / "cli.py"]
+    light += PACKAGE.glob("models/*/presets.py")
+    for path in light:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [module]
+            assert not any(name.split(".")[0] in heavy for name in names), f"{path}: {names}"
