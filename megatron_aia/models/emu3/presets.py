@@ -37,7 +37,7 @@ def emu3_demo() -> Config:
     return Config(
         run=RunConfig(preset="emu3_demo"),
         model=ModelConfig(
-            num_layers=8,
+            num_layers=6,
             hidden_size=96,
             ffn_hidden_size=256,
             num_attention_heads=4,
@@ -46,9 +46,11 @@ def emu3_demo() -> Config:
             text_vocab_size=512,
             codebook_size=512,
         ),
-        data=DataConfig(seq_length=1024, global_batch_size=12, prompt_drop=0.05),
+        data=DataConfig(
+            seq_length=1024, micro_batch_size=2, global_batch_size=12, prompt_drop=0.05
+        ),
         training=TrainingConfig(
-            train_iters=150,
+            train_iters=100,
             lr=2e-3,
             min_lr=2e-4,
             lr_warmup_iters=10,
