@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_aia", "megatron_aia.*"]),
-    package_data={"megatron_aia.aia": ["profiles/*.yaml"]},
+    package_data={"megatron_aia.aia": ["profiles/*.yaml"], "megatron_aia.data.demo": ["*.yaml"]},
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.17",

@@ -13,9 +13,9 @@ import numpy as np
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.plots import plot_intensity, plot_losses, plot_reconstruction
+from megatron_aia.analysis.records import LogRecord, read_records, task_name
 from megatron_aia.data.demo import load_photographs
 from megatron_aia.data.images import PatchQuantizer
-from megatron_aia.training.records import LogRecord, read_records, task_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -83,7 +83,7 @@ class Profile:
 
     def describe(self, num_layers: int) -> str:
         """Return one line for the log; it says when the layers are remapped."""
-        line = f"AIA profile {self.name} ({self.source}), {self.depth} layers"
+        line = f"profile {self.name} for {self.depth} layers: {self.source}"
         if num_layers == self.depth:
             return line
         layers = _profile_layers(num_layers, self.depth)

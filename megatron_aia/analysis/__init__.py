@@ -1,1 +1,1 @@
-"""Measuring intensities and drawing them."""
+"""Records of a run, and figures drawn from them."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.analysis.records import LogRecord, task_name
 from megatron_aia.data.optional import import_optional
-from megatron_aia.training.records import LogRecord, task_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

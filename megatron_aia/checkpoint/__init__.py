@@ -1,1 +1,1 @@
-"""Saving, resuming and converting."""
+"""Saving and resuming, under any layout."""

@@ -51,6 +51,11 @@ def checkpoint_path(folder: Path, iteration: int) -> Path:
     return folder / f"iter_{iteration:07d}"
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether ``find_checkpoint`` would find one, or at least a pointer to one."""
+    return any((folder / name).is_file() for name in (RUN_FILE, LATEST_FILE))
+
+
 def find_checkpoint(folder: Path) -> Path:
     """Return the newest complete checkpoint of ``folder``, or ``folder`` if it is one itself.
 

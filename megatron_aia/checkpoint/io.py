@@ -151,8 +151,7 @@ class CheckpointIO:
             (parallel.pipeline_rank, parallel.tensor_rank, parallel.data_rank),
         )
 
-    @staticmethod
-    def _on_first_rank(action: Callable[[], None]) -> None:
+    def _on_first_rank(self, action: Callable[[], None]) -> None:
         """Run ``action`` on rank 0; if it fails there, every rank raises."""
         error: Exception | None = None
         if dist.get_rank() == 0:
@@ -160,7 +159,7 @@ class CheckpointIO:
                 action()
             except OSError as caught:
                 error = ValueError(f"the checkpoint cannot be written: {caught}")
-        broadcast_failure(error)
+        broadcast_failure(error, self._parallel.control)
 
 
 def _chunk_key(index: int, count: int) -> str:

@@ -148,7 +148,7 @@ class DataConfig:
     packing: bool = True
     """Put several samples into one row; they never see each other."""
     task_ratio: str = "1:1"
-    """generation:understanding, or generation:understanding:text, exact in every period."""
+    """generation:understanding[:text[:mixed]], exact in every period of that many samples."""
     prompt_drop: float = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
@@ -198,9 +198,13 @@ class CheckpointConfig:
     keep_checkpoints: int = 0
     """Newest checkpoints to keep in --save; 0 keeps all."""
     load: Optional[str] = None
-    """Folder to continue from: its newest checkpoint, or a converted model."""
+    """Folder to continue from: its newest checkpoint. The same folder as --save may be empty."""
+    pretrained_checkpoint: Optional[str] = None
+    """Where a run whose --load holds no checkpoint yet takes its first weights from."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
+    exit_signal_handler: bool = False
+    """On SIGTERM, finish the step, save and stop, as a cluster's time limit asks for."""
 
 
 @dataclass
@@ -208,7 +212,7 @@ class LoggingConfig:
     """What is reported, and how often."""
 
     log_interval: int = 10
-    """Steps between console lines and TensorBoard points; values are means over them."""
+    """Steps between console lines and TensorBoard points; losses are means over them."""
     tensorboard_dir: Optional[str] = None
     """Folder for TensorBoard events; unset, none are written."""
     aia_figure_interval: int = 0

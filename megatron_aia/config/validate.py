@@ -60,7 +60,8 @@ def _check_inputs(config: Config) -> None:
     missing = []
     if config.run.preset != _DEMO_PRESET and not config.data.data_path:
         missing.append("--data-path (shards written by tools/build_shards.py)")
-    if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and config.checkpoint.load is None:
+    start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
+    if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
         missing.append("--load (a checkpoint to start from)")
     if missing:
         raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
@@ -194,12 +195,12 @@ def _check_data(config: Config) -> None:
             f"--seq-length {data.seq_length} is longer than --max-position-embeddings "
             f"{config.model.max_position_embeddings}; lower the one or raise the other"
         )
-    if not re.fullmatch(r"\d+:\d+(:\d+)?", data.task_ratio) or not re.search(
+    if not re.fullmatch(r"\d+:\d+(:\d+){0,2}", data.task_ratio) or not re.search(
         "[1-9]", data.task_ratio
     ):
         raise ValueError(
             f"--task-ratio {data.task_ratio} is not a ratio of whole numbers; write "
-            "generation:understanding, as in 1:1, or generation:understanding:text, as in 2:2:1"
+            "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
         )
     for folder in data.data_path:
         if not Path(folder).is_dir():
@@ -237,12 +238,23 @@ def _check_checkpoint(config: Config) -> None:
         )
     if checkpoint.finetune and checkpoint.load is None:
         raise ValueError("--finetune has no weights to start from; add --load")
-    if checkpoint.load is not None and not Path(checkpoint.load).is_dir():
-        raise ValueError(f"--load {checkpoint.load} is not a folder; give one with a checkpoint")
+    for name in ("load", "pretrained_checkpoint"):
+        folder = getattr(checkpoint, name)
+        may_be_missing = name == "load" and folder == checkpoint.save
+        if folder is not None and not may_be_missing and not Path(folder).is_dir():
+            raise ValueError(f"{flag(name)} {folder} is not a folder; give one with a checkpoint")
+    if checkpoint.exit_signal_handler and checkpoint.save is None:
+        raise ValueError("--exit-signal-handler has no folder to save to; add --save")
 
 
 def _settings_without_effect(config: Config) -> list[str]:
     notes = []
+    figures = config.logging.aia_figure_interval
+    if figures % config.logging.log_interval:
+        notes.append(
+            f"--aia-figure-interval {figures} is no multiple of --log-interval "
+            f"{config.logging.log_interval}: figures are drawn only where both meet"
+        )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
     if config.checkpoint.keep_checkpoints and config.checkpoint.save is None:

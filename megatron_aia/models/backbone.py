@@ -8,6 +8,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -92,6 +93,9 @@ def layer_specs(
         layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
             module=AlignedCoreAttention, params={"method": method}
         )
+    else:
+        # megatron-core's kernels for causal masks do not look at the mask, and rows are packed.
+        layer.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.arbitrary}
     count = get_num_layers_to_build(core, virtual_stage if core.overlap_p2p_comm else None)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 

@@ -37,12 +37,11 @@ def has_transformer_engine() -> bool:
 
 
 def describe() -> str:
-    """Return one line for the log: device, torch, and the accelerated packages in use."""
+    """Return one line for the log: device, torch, and the accelerated packages installed."""
     where = torch.cuda.get_device_name() if has_cuda() else "CPU"
-    packages = ", ".join(
-        f"{name} {_version(name) or 'not in use'}" for name in ACCELERATED_PACKAGES
-    )
-    return f"{where}, torch {torch.__version__}, {packages}"
+    versions = {name: _version(name) for name in ACCELERATED_PACKAGES}
+    packages = [f"{name} {version or 'not installed'}" for name, version in versions.items()]
+    return ", ".join([where, f"torch {torch.__version__}", *packages])
 
 
 def _version(package: str) -> str | None:

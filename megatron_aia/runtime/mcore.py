@@ -112,7 +112,7 @@ def transformer_options(interleaved: bool) -> dict[str, Any]:
         "deallocate_pipeline_outputs": cuda or not interleaved,
         "use_cpu_initialization": not cuda,
         "gradient_accumulation_fusion": False,
-        "masked_softmax_fusion": cuda,
+        "masked_softmax_fusion": False,
         "bias_dropout_fusion": cuda,
         "bias_activation_fusion": False,
         "apply_rope_fusion": False,

@@ -16,6 +16,9 @@ from megatron_aia.config import ParallelConfig
 from megatron_aia.runtime.device import bind_device, collective_backend
 from megatron_aia.runtime.mcore import install
 
+# Longer than reading millions of samples for the first time takes.
+_CONTROL_TIMEOUT = datetime.timedelta(hours=24)
+
 
 @dataclass(frozen=True)
 class Parallel:
@@ -24,6 +27,8 @@ class Parallel:
     groups: ProcessGroupCollection
     virtual_stages: int
     """Model chunks of one pipeline stage; 1 without interleaving."""
+    control: dist.ProcessGroup
+    """All ranks, on the host, with a long time-out: for waiting while one rank does slow work."""
 
     @property
     def data_rank(self) -> int:
@@ -108,7 +113,11 @@ def create_parallel(config: ParallelConfig, num_layers: int, seed: int) -> Paral
         create_gloo_process_groups=False,
         distributed_timeout_minutes=config.distributed_timeout_minutes,
     )
-    parallel = Parallel(ProcessGroupCollection.use_mpu_process_groups(), virtual_stages)
+    parallel = Parallel(
+        groups=ProcessGroupCollection.use_mpu_process_groups(),
+        virtual_stages=virtual_stages,
+        control=dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT),
+    )
     rank_seed = seed + 100 * parallel.pipeline_rank + 10_007 * parallel.data_rank
     torch.manual_seed(rank_seed)
     tensor_parallel.model_parallel_cuda_manual_seed(rank_seed, force_reset_rng=True)
@@ -140,18 +149,20 @@ def gather_parameters(models: Iterable[Any]) -> None:
             model.start_param_sync(force_sync=True)
 
 
-def broadcast_failure(error: Exception | None) -> None:
+def broadcast_failure(error: Exception | None, control: dist.ProcessGroup) -> None:
     """Let every rank raise when one failed, instead of waiting for it in the next collective.
 
     Args:
         error: what this rank caught, or None.
+        control: all ranks; see ``Parallel``.
 
     Raises:
         ValueError: some rank passed a ValueError; the message is that of the lowest such rank.
         RuntimeError: some rank passed another error, likewise.
     """
     messages: list[tuple[str, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, error and (type(error).__name__, str(error)))
+    text = None if error is None else (type(error).__name__, str(error))
+    dist.all_gather_object(messages, text, group=control)
     for rank, message in enumerate(messages):
         if message is not None:
             if message[0] == "ValueError":

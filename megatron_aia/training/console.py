@@ -4,7 +4,7 @@ import math
 import textwrap
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
-from megatron_aia.training.records import LogRecord
+from megatron_aia.analysis.records import LogRecord
 
 _TASK_LABELS = {
     Task.GENERATION: "gen",

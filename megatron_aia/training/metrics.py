@@ -10,9 +10,9 @@ import torch.distributed as dist
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import NUM_TASKS, Task
 from megatron_aia.aia.tracker import IntensityTracker
+from megatron_aia.analysis.records import LogRecord
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
-from megatron_aia.training.records import LogRecord
 from megatron_aia.training.step import StepOutput
 
 

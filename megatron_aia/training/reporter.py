@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.analysis.records import LogRecord, append_record
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
 from megatron_aia.training.console import EtaEstimator, format_banner, format_record
-from megatron_aia.training.records import LogRecord, append_record
 from megatron_aia.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)

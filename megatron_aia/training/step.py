@@ -104,7 +104,6 @@ def run_step(
     parallel: Parallel,
     batches: Sequence[MicroBatch],
     targets: LayerTargets | None,
-    forward_only: bool = False,
 ) -> StepOutput:
     """Run forward and backward over the global batch; gradients are left in the model chunks.
 
@@ -115,12 +114,10 @@ def run_step(
         parallel: of the run.
         batches: this rank's micro-batches; every rank has the same number of them.
         targets: of the AIA term; None leaves it off.
-        forward_only: measure without a gradient.
     """
     counts, inputs = plan_step(batches, config, parallel, targets)
-    if not forward_only:
-        for model in models:
-            model.zero_grad_buffer()
+    for model in models:
+        model.zero_grad_buffer()
     reports: list[torch.Tensor] = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, spec),
         data_iterator=[iter(inputs) for _ in models],
@@ -128,7 +125,6 @@ def run_step(
         num_microbatches=len(inputs),
         seq_length=config.data.seq_length,
         micro_batch_size=config.data.micro_batch_size,
-        forward_only=forward_only,
     )
     total = torch.zeros(1 + NUM_TASKS, dtype=torch.float64, device=device())
     for report in reports:

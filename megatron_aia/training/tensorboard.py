@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
-from megatron_aia.training.records import LogRecord, task_name
+from megatron_aia.analysis.records import LogRecord, task_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

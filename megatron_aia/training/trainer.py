@@ -2,24 +2,25 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_aia.aia.profile import LayerTargets, load_profile
-from megatron_aia.checkpoint.folder import RunState
+from megatron_aia.checkpoint.folder import RunState, has_checkpoint
 from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.models import load_model_spec
-from megatron_aia.runtime.device import describe
 from megatron_aia.runtime.log import configure_logging
 from megatron_aia.runtime.parallel import (
     broadcast_failure,
     create_parallel,
     initialize_process_group,
 )
+from megatron_aia.training.banner import describe_run
 from megatron_aia.training.metrics import IntervalMetrics
 from megatron_aia.training.optimizer import (
     apply_gradients,
@@ -30,6 +31,7 @@ from megatron_aia.training.optimizer import (
 from megatron_aia.training.reporter import Reporter
 from megatron_aia.training.setup import build_data, build_models
 from megatron_aia.training.step import run_step
+from megatron_aia.training.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +59,9 @@ class Trainer:
         self.scheduler = build_scheduler(config, self.optimizer)
         self.checkpoints = CheckpointIO(self.models, self.optimizer, self.scheduler, self.parallel)
         self.iteration = self.consumed_samples = self.total_skipped = 0
+        self.step_learning_rate = math.nan
         self.start_note = "fresh weights"
-        if config.checkpoint.load:
-            self._load(Path(config.checkpoint.load))
+        self._start()
         self.metrics = IntervalMetrics(config.model.num_layers, self.targets, self.parallel)
         self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
 
@@ -73,7 +75,7 @@ class Trainer:
                     data = build_data(self.config, self.spec, self.parallel)
                 except (ValueError, OSError) as caught:
                     error = ValueError(str(caught))
-            broadcast_failure(error)
+            broadcast_failure(error, self.parallel.control)
         assert data is not None
         return data
 
@@ -83,12 +85,17 @@ class Trainer:
         train_iters = self.config.training.train_iters
         for model in self.models:
             model.train()
+        stop = StopSignal(self.parallel) if self.config.checkpoint.exit_signal_handler else None
         while self.iteration < train_iters:
             self._step()
             if self._is_log_step():
                 self._log()
-            if self._is_save_step():
+            stopping = stop is not None and stop.requested()
+            if stopping or self._is_save_step():
                 self._save()
+            if stopping:
+                logger.info("stopped by a signal at iteration %d", self.iteration)
+                break
         if self.reporter:
             self.reporter.close()
         dist.barrier()
@@ -146,19 +153,40 @@ class Trainer:
         )
         logger.info("saved %s", path)
 
-    def _load(self, folder: Path) -> None:
-        finetune = self.config.checkpoint.finetune
+    def _start(self) -> None:
+        """Continue a run, or take the first weights of a new one.
+
+        A job that the cluster restarts has the same command line each time: where --load and
+        --save are one folder, the first start finds it empty and that is no mistake.
+        """
+        options = self.config.checkpoint
+        source = options.load
+        if source and source == options.save and not has_checkpoint(Path(source)):
+            source = None
+        if source and not options.finetune:
+            self._resume(Path(source))
+        elif first_weights := source or options.pretrained_checkpoint:
+            self._take_weights(Path(first_weights))
+
+    def _take_weights(self, folder: Path) -> None:
         state = self.checkpoints.load(
-            folder, _architecture(self.config), _optimizer_kind(self.config), finetune
+            folder, _architecture(self.config), _optimizer_kind(self.config), weights_only=True
         )
-        if finetune or not state.optimizer:
-            self.start_note = f"weights of {folder} (iteration {state.iteration}), fresh optimizer"
+        self.start_note = f"weights of {folder} (iteration {state.iteration}), fresh optimizer"
+
+    def _resume(self, folder: Path) -> None:
+        state = self.checkpoints.load(
+            folder, _architecture(self.config), _optimizer_kind(self.config), weights_only=False
+        )
+        if not state.optimizer:
+            self.start_note = f"weights of {folder}, which holds no optimizer state"
             return
         if state.data_fingerprint != self.data.fingerprint:
             raise ValueError(
-                f"--load {folder} was trained on other data, another --seq-length, --task-ratio, "
-                "--prompt-drop, --seed or tokeniser, so its sample position means nothing here; "
-                "restore them, or pass --finetune to start from its weights alone"
+                f"--load {folder} was trained on other data, another tokeniser, --seed, "
+                "--seq-length, --task-ratio, --prompt-drop, --overlong-samples or --aia-sets, so "
+                "its sample position means nothing here; restore them, or pass --finetune to "
+                "start from its weights alone"
             )
         self.iteration = state.iteration
         self.consumed_samples = state.consumed_samples
@@ -168,35 +196,12 @@ class Trainer:
             self.start_note += ", another layout: dropout continues from new random states"
 
     def _announce(self) -> None:
-        if not self.reporter:
-            return
-        config, parallel = self.config, self.parallel
-        tensor, pipeline, context = config.parallel.layout
-        layout = f"TP {tensor} x PP {pipeline} x CP {context} x DP {parallel.data_size}"
-        if parallel.virtual_stages > 1:
-            layout += f", {parallel.virtual_stages} chunks a stage"
-        logger.info(dump(config))
-        lines = [
-            ("machine", describe()),
-            ("layout", layout),
-            ("attention", attention_note(self.models[0])),
-            ("AIA", self.profile_note),
-            ("start", self.start_note),
-            ("saving to", config.checkpoint.save or "nowhere (--save is not set)"),
-        ]
-        self.reporter.banner(
-            lines + [("data", line.removeprefix("data: ")) for line in self.data.describe()]
-        )
-
-
-def attention_note(model: object) -> str:
-    """Return which core attention a model chunk runs, for the log."""
-    for module in model.modules():  # type: ignore[attr-defined]
-        if hasattr(module, "core_attention"):
-            core = module.core_attention
-            method = getattr(core, "method", None)
-            return f"{type(core).__name__} ({method})" if method else type(core).__name__
-    return "none on this pipeline stage"
+        if self.reporter:
+            logger.info(dump(self.config))
+            notes = {"AIA": self.profile_note, "start": self.start_note}
+            lines = describe_run(self.config, self.parallel, self.models, notes)
+            data = [("data", line.removeprefix("data: ")) for line in self.data.describe()]
+            self.reporter.banner(lines + data)
 
 
 def _resolve_targets(config: Config) -> tuple[LayerTargets | None, str]:

@@ -8,7 +8,7 @@ from support.layouts import Layout
 from support.runs import run_config, train, train_all, write_dataset
 from support.spawn import spawn
 
-from megatron_aia.training.records import LogRecord
+from megatron_aia.analysis.records import LogRecord
 
 STOP, END = 3, 6
 TOLERANCE = 1e-5

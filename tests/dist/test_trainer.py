@@ -1,7 +1,9 @@
 """The loop: reports, checkpoints that go, skipped updates, and refusals before anything hangs."""
 
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml
 from megatron_aia.runtime.parallel import destroy_parallel
-from megatron_aia.training.records import LogRecord, read_records
+from megatron_aia.analysis.records import LogRecord, read_records
 from megatron_aia.training.trainer import Trainer
 
 LAYERS = 4
@@ -187,3 +190,52 @@ def test_finetune_takes_the_weights_alone(saved: Path, data: Path, tmp_path: Pat
     fresh = run_config(data, Layout(), train_iters=1, save=str(tmp_path / "fresh"))
     (untrained,) = spawn(train, 1, changed(fresh, "data", task_ratio="1:1"))
     assert record.loss < untrained.loss - 0.1
+
+
+def test_restarted_job_goes_on_from_its_own_folder(
+    saved: Path, data: Path, tmp_path: Path
+) -> None:
+    """One command line for the first start and for every restart of a job."""
+    folder = str(tmp_path / "job")
+
+    def start(train_iters: int) -> list[LogRecord]:
+        config = run_config(
+            data,
+            Layout(),
+            train_iters,
+            save=folder,
+            load=folder,
+            pretrained_checkpoint=str(saved),
+        )
+        records: list[LogRecord] = spawn(train, 1, config)
+        return records
+
+    first = start(2)
+    assert [record.iteration for record in first] == [1, 2]
+    fresh = spawn(train, 1, run_config(data, Layout(), 1, save=str(tmp_path / "fresh")))
+    assert first[0].loss < fresh[0].loss - 0.1  # the pretrained weights
+    assert [record.iteration for record in start(4)] == [1, 2, 3, 4]
+
+
+def train_until_signal(config: Config) -> int:
+    """Send SIGTERM to one rank in the second step."""
+    trainer = Trainer(config)
+    read = trainer.data.step
+
+    def signalled(position: int) -> Any:
+        if trainer.iteration == 1 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(position)
+
+    object.__setattr__(trainer.data, "step", signalled)
+    trainer.run()
+    destroy_parallel()
+    return trainer.iteration
+
+
+def test_signal_to_one_rank_saves_and_stops_all(data: Path, tmp_path: Path) -> None:
+    config = run_config(
+        data, Layout(), train_iters=50, save=str(tmp_path), exit_signal_handler=True
+    )
+    assert spawn(train_until_signal, 2, config) == 2
+    assert find_checkpoint(tmp_path).name == "iter_0000002"

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_aia.analysis.records import LogRecord, read_records
 from megatron_aia.config import Config
 from megatron_aia.data.tokenizer import train_sentencepiece
 from megatron_aia.runtime.parallel import destroy_parallel
-from megatron_aia.training.records import LogRecord, read_records
 from megatron_aia.training.trainer import Trainer
 from support.layouts import Layout, tiny_config
 from support.tiny_data import write_shards

@@ -36,7 +36,7 @@ def test_a_file_names_the_preset_and_a_flag_wins(tmp_path):
     file = write(tmp_path, "preset: emu3_8b\nseed: 1\n")
     assert parse(["--config", file], default_preset="emu3_demo").model.num_layers == 32
     config = parse(["--config", file, "--preset", "emu3_demo"], default_preset="emu3_8b")
-    assert (config.run.preset, config.model.num_layers, config.run.seed) == ("emu3_demo", 8, 1)
+    assert (config.run.preset, config.model.num_layers, config.run.seed) == ("emu3_demo", 6, 1)
 
 
 def test_an_aia_preset_is_below_the_other_flags():

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.analysis.records import LogRecord, append_record, read_records
 from megatron_aia.training.console import (
     EtaEstimator,
     format_banner,
     format_duration,
     format_record,
 )
-from megatron_aia.training.records import LogRecord, append_record, read_records
 
 
 def make_record(**changes) -> LogRecord:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.analysis.records import LogRecord, append_record
 from megatron_aia.data.images import PatchQuantizer
-from megatron_aia.training.records import LogRecord, append_record
 
 G, U = Task.GENERATION, Task.UNDERSTANDING
 TOOL = Path(__file__).parents[2] / "tools" / "demo_report.py"

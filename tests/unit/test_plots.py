@@ -5,7 +5,7 @@ import pytest
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.plots import plot_intensity, plot_losses, plot_reconstruction
-from megatron_aia.training.records import LogRecord
+from megatron_aia.analysis.records import LogRecord
 
 G, U = Task.GENERATION, Task.UNDERSTANDING
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.training.records import LogRecord
+from megatron_aia.analysis.records import LogRecord
 from megatron_aia.training.tensorboard import TensorBoardLog
 
 RECORD = LogRecord(

@@ -19,7 +19,18 @@ def emu3_8b() -> Config:
     """
     return Config(
         run=RunConfig(preset="emu3_8b"),
-        model=ModelConfig(),
+        model=ModelConfig(
+            num_layers=32,
+            hidden_size=4096,
+            ffn_hidden_size=14_336,
+            num_attention_heads=32,
+            num_query_groups=8,
+            max_position_embeddings=9216,
+            norm_epsilon=1e-5,
+            rotary_base=1_000_000,
+            text_vocab_size=151_643,
+            codebook_size=32_768,
+        ),
         parallel=ParallelConfig(
             tensor_model_parallel_size=4,
             pipeline_model_parallel_size=2,

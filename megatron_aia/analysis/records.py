@@ -36,7 +36,7 @@ class LogRecord:
     learning_rate: float
     """Of the last step of the interval."""
     grad_norm: float
-    """Before clipping; NaN if no step of the interval had one."""
+    """Of the last step that updated the weights, before clipping; NaN if none did."""
     skipped_iterations: int
     """Steps of the interval whose update was skipped."""
     total_skipped: int
