@@ -8,7 +8,8 @@ from megatron_aia.models import preset_table
 
 
 def demo(**values) -> Config:
-    return with_values(preset_table()["emu3_demo"](), values)
+    # Eight layers, whatever the preset has: the messages below name divisors.
+    return with_values(preset_table()["emu3_demo"](), {"num_layers": 8, **values})
 
 
 def check(world_size=1, has_gpu=False, **values) -> list[str]:
@@ -127,7 +128,7 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (1, {"seq_length": 2048}, "--seq-length 2048 is longer than --max-position-embeddings"),
         (1, {"task_ratio": "1-1"}, "--task-ratio 1-1 is not a ratio.*1:1"),
         (1, {"task_ratio": "0:0"}, "--task-ratio 0:0 is not a ratio"),
-        (1, {"task_ratio": "1:1:1:1"}, "--task-ratio 1:1:1:1 is not a ratio"),
+        (1, {"task_ratio": "1:1:1:1:1"}, "--task-ratio 1:1:1:1:1 is not a ratio"),
         (1, {"data_path": ("no/where",)}, "--data-path no/where is not a folder; .*build_shards"),
         (1, {"tokenizer_model": "no/where"}, "--tokenizer-model no/where does not exist"),
         (1, {"preset": "emu3_8b"}, "preset emu3_8b needs --data-path .* and --load"),
@@ -201,7 +202,8 @@ def test_what_may_be_combined_is_not_refused(tmp_path):
 
 
 def test_settings_without_effect_are_noted():
-    notes = check(sequence_parallel=True, keep_checkpoints=2, aia_figure_interval=5)
+    assert "no multiple of --log-interval 10" in check(aia_figure_interval=5)[0]
+    notes = check(sequence_parallel=True, keep_checkpoints=2, aia_figure_interval=20)
     assert [note.split()[0] for note in notes] == [
         "--sequence-parallel",
         "--keep-checkpoints",

@@ -163,57 +163,44 @@ def test_a_mistake_the_trainer_finds_is_one_line_too(monkeypatch, tmp_path, caps
 
 
 @pytest.fixture
-def builder(tmp_path, monkeypatch):
-    """Work in an empty folder, with a stand-in for the tool that builds the demo data."""
+def built(tmp_path, monkeypatch):
+    """Work in an empty folder, with a stand-in for the builder that notes its calls."""
     monkeypatch.chdir(tmp_path)
-    tool = tmp_path / "build_shards.py"
-    tool.write_text(
-        "import pathlib, sys\n"
-        "folder = pathlib.Path(sys.argv[3]); folder.mkdir(parents=True)\n"
-        "(folder / 'dataset.json').write_text('{}')\n"
-    )
-    monkeypatch.setattr(train, "_BUILD_SHARDS", tool)
-    return tool
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        folder.mkdir(parents=True)
+        (folder / "dataset.json").write_text("{}")
+
+    monkeypatch.setattr("megatron_aia.data.demo.build_demo", build)
+    return calls
 
 
 def demo():
     return preset_table()["emu3_demo"]()
 
 
-def test_demo_data_is_built_once(builder):
+def test_demo_data_is_built_once(built):
     expected = with_values(demo(), {"data_path": (str(train.DEMO_DATA),)})
     assert train.ensure_demo_data(demo()) == expected
-    assert [path.name for path in train.DEMO_DATA.parent.iterdir()] == ["data"]
-    builder.unlink()
     assert train.ensure_demo_data(demo()) == expected
+    assert built == [train.DEMO_DATA]
 
 
-def test_given_data_is_used(builder):
+def test_given_data_is_used(built):
     config = with_values(demo(), {"data_path": ("mine",)})
     assert train.ensure_demo_data(config) == config
-    assert not train.DEMO_DATA.exists()
+    assert not built
 
 
-def test_a_build_that_fails_is_one_line(builder):
-    builder.write_text("raise SystemExit('no photographs')")
-    with pytest.raises(ValueError, match=r"build_shards\.py --demo failed: no photographs"):
-        train.ensure_demo_data(demo())
-    assert list(train.DEMO_DATA.parent.iterdir()) == []
-
-
-def test_a_build_that_leaves_nothing_is_one_line(builder):
-    builder.write_text("")
-    with pytest.raises(ValueError, match="--demo failed: no message"):
-        train.ensure_demo_data(demo())
-
-
-def test_a_folder_without_an_index_is_not_demo_data(builder):
+def test_a_folder_without_an_index_is_not_demo_data(built):
     train.DEMO_DATA.mkdir(parents=True)
     with pytest.raises(ValueError, match="remove that folder"):
         train.ensure_demo_data(demo())
 
 
-def test_other_ranks_wait_for_the_data(builder, monkeypatch):
+def test_other_ranks_wait_for_the_data(built, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(train, "_BUILD_TIMEOUT_SECONDS", 0)
     with pytest.raises(ValueError, match="no demo data"):
@@ -223,7 +210,7 @@ def test_other_ranks_wait_for_the_data(builder, monkeypatch):
     assert train.ensure_demo_data(demo()).data.data_path == (str(train.DEMO_DATA),)
 
 
-def test_demo_data_is_for_one_machine(builder, monkeypatch):
+def test_demo_data_is_for_one_machine(built, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="on several, give --data-path"):
@@ -232,3 +219,11 @@ def test_demo_data_is_for_one_machine(builder, monkeypatch):
 
 def test_rank_0_is_the_default():
     assert cli.is_rank_0()
+
+
+def test_an_unknown_profile_is_found_before_the_start(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--check", "--aia-profile", "nothing"], **PRESETS)
+    assert stop.value.code == 2
+    assert "nothing" in capsys.readouterr().err
