@@ -62,11 +62,10 @@ def emu3_demo() -> Config:
         ),
         training=TrainingConfig(
             train_iters=100,
-            lr=2e-3,
-            min_lr=2e-4,
+            lr=1e-3,
+            min_lr=1e-4,
             lr_warmup_iters=10,
             weight_decay=0.01,
-            clip_grad=1.0,
         ),
     )
 
