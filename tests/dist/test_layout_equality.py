@@ -108,6 +108,15 @@ def uses_distributed_optimizer(name: str) -> bool:
     return bool(layout.parallel.get("use_distributed_optimizer"))
 
 
+def test_numbers_are_those_of_the_last_release(reference: StepResult) -> None:
+    """Committed numbers: a change of any of them is a change of the training, to be explained."""
+    golden = [6.4635, 30.8611, 162.7371, 143.5914, 46.7293]
+    assert reference.next_token.tolist() == pytest.approx(golden, rel=1e-4)
+    aia = [float(losses.sum()) for losses in reference.aia_loss.values()]
+    assert aia == pytest.approx([0.213563, 0.112999, 0.128111, 0.112058], rel=1e-4)
+    assert reference.grad_norms == pytest.approx([9.75825, 8.34832, 6.40648], rel=1e-4)
+
+
 def test_reference_step_is_worth_comparing(reference: StepResult) -> None:
     """All tasks, both AIA terms, and gradients everywhere: nothing passes by being zero."""
     assert (reference.next_token > 0).all()
