@@ -8,8 +8,8 @@ from megatron_aia.models import preset_table
 
 
 def demo(**values) -> Config:
-    # Eight layers, whatever the preset has: the messages below name divisors.
-    return with_values(preset_table()["emu3_demo"](), {"num_layers": 8, **values})
+    # Numbers that the messages below name, whatever the preset has.
+    return with_values(preset_table()["emu3_demo"](), {"num_layers": 8, "lr": 2e-3, **values})
 
 
 def check(world_size=1, has_gpu=False, **values) -> list[str]:
