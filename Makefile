@@ -3,8 +3,7 @@
 # make test-all    every test that this machine can run
 #
 # PYTHON chooses the interpreter of the virtual environment (3.10 or newer). Everything is installed
-# from PyPI, whose torch for Linux is the CUDA build. The smaller CPU build:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+# by pip, whose environment variables choose another index or another build of torch.
 
 PYTHON ?= python3
 VENV := .venv
