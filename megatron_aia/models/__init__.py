@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from megatron_aia.config import Config
 
 if TYPE_CHECKING:
+    from megatron_aia.models.hugging_face import HFFormat
     from megatron_aia.models.spec import ModelSpec
 
 _FAMILIES = {
@@ -41,3 +42,15 @@ def load_model_spec(family: str) -> ModelSpec:
     if family not in _FAMILIES:
         raise ValueError(f"--model {family} is unknown; choose from {', '.join(family_names())}")
     return import_module(f"{_FAMILIES[family]}.model").SPEC
+
+
+def load_hf_format(family: str) -> HFFormat:
+    """Import what the converter needs of a model family.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if family not in _FAMILIES:
+        choices = ", ".join(family_names())
+        raise ValueError(f"--model-type {family} is unknown; choose from {choices}")
+    return import_module(f"{_FAMILIES[family]}.convert").FORMAT
