@@ -7,6 +7,8 @@ Layout, as Megatron-LM's::
         run.json                         what it was made by, read before any tensor
         config.yaml                      the resolved configuration
         metadata.json, common.pt, *.distcp, .metadata
+    release/                             the same without training state: converted weights
+        hugging_face/                    what the converter keeps aside
 """
 
 import dataclasses
@@ -18,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_aia.config import ModelConfig
+
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+RELEASE = "release"
 FORMAT_VERSION = 1
 
 _NAME = re.compile(r"iter_(\d{7,})")
@@ -44,6 +49,16 @@ class RunState:
     """Sizes of the saving run by axis; random states fit only the same layout."""
     optimizer: str
     """``distributed`` or ``replicated``: the two store different things; "" if there is none."""
+
+
+def architecture(model: ModelConfig) -> dict[str, Any]:
+    """Return the model fields that decide which weights there are and what they mean."""
+    ignored = ("attention_dropout", "hidden_dropout", "init_method_std", "transformer_impl")
+    return {
+        name: value
+        for name, value in dataclasses.asdict(model).items()
+        if name not in (*ignored, "max_position_embeddings", "make_vocab_size_divisible_by")
+    }
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:

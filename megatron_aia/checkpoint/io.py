@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
@@ -102,7 +103,7 @@ class CheckpointIO:
             content["optimizer"] = self._optimizer_state(is_loading=True)
             if state.layout == self.layout():
                 content["rng_state"] = self._rng_state()
-        loaded = _read(content, path)
+        loaded = read_sharded(content, path)
         for i, chunk in enumerate(self._models):
             chunk.load_state_dict(loaded[_chunk_key(i, len(self._models))])
         if weights_only:
@@ -172,11 +173,26 @@ def _fresh_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def _read(content: dict[str, Any], path: Path) -> Any:
+def read_sharded(content: dict[str, Any], path: Path) -> Any:
+    """Read the tensors that ``content`` describes.
+
+    Args:
+        content: sharded state.
+        path: one checkpoint.
+
+    Raises:
+        ValueError: the files are damaged, or of another model.
+    """
     # Damaged files raise CheckpointException, which is a BaseException of torch.
     try:
         return dist_checkpointing.load(content, str(path))
-    except (CheckpointException, OSError, RuntimeError, KeyError) as error:
+    except (
+        CheckpointException,
+        CheckpointingException,
+        OSError,
+        RuntimeError,
+        KeyError,
+    ) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
             f"the checkpoint {path} cannot be loaded ({first_line}); use another one"

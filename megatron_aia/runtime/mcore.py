@@ -20,6 +20,7 @@ import warnings
 from typing import Any
 
 import megatron.core
+import torch
 
 from megatron_aia.runtime.adam import GroupStepAdamW
 from megatron_aia.runtime.device import has_cuda
@@ -110,7 +111,8 @@ def transformer_options(interleaved: bool) -> dict[str, Any]:
     return {
         # An interleaved schedule sends while it computes, and gloo reads the freed memory.
         "deallocate_pipeline_outputs": cuda or not interleaved,
-        "use_cpu_initialization": not cuda,
+        # A model on the meta device must not get storage on the GPU.
+        "use_cpu_initialization": not cuda or torch.get_default_device().type == "meta",
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": cuda,

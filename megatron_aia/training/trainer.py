@@ -1,6 +1,5 @@
 """The run: assemble the parts, then step until the end."""
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_aia.aia.profile import LayerTargets, load_profile
-from megatron_aia.checkpoint.folder import RunState, has_checkpoint
+from megatron_aia.checkpoint.folder import RunState, architecture, has_checkpoint
 from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
@@ -144,7 +143,7 @@ class Trainer:
                 consumed_samples=self.consumed_samples,
                 total_skipped=self.total_skipped,
                 data_fingerprint=self.data.fingerprint,
-                model=_architecture(self.config),
+                model=architecture(self.config.model),
                 layout=self.checkpoints.layout(),
                 optimizer=_optimizer_kind(self.config),
             ),
@@ -170,13 +169,16 @@ class Trainer:
 
     def _take_weights(self, folder: Path) -> None:
         state = self.checkpoints.load(
-            folder, _architecture(self.config), _optimizer_kind(self.config), weights_only=True
+            folder, architecture(self.config.model), _optimizer_kind(self.config), weights_only=True
         )
         self.start_note = f"weights of {folder} (iteration {state.iteration}), fresh optimizer"
 
     def _resume(self, folder: Path) -> None:
         state = self.checkpoints.load(
-            folder, _architecture(self.config), _optimizer_kind(self.config), weights_only=False
+            folder,
+            architecture(self.config.model),
+            _optimizer_kind(self.config),
+            weights_only=False,
         )
         if not state.optimizer:
             self.start_note = f"weights of {folder}, which holds no optimizer state"
@@ -210,17 +212,6 @@ def _resolve_targets(config: Config) -> tuple[LayerTargets | None, str]:
     profile = load_profile(config.aia.aia_profile)
     targets = profile.resolve(config.model.num_layers, config.aia.aia_targets)
     return targets, profile.describe(config.model.num_layers)
-
-
-def _architecture(config: Config) -> dict[str, object]:
-    """Return the model fields that decide which weights there are and what they mean."""
-    ignored = ("attention_dropout", "hidden_dropout", "init_method_std", "transformer_impl")
-    fields = dataclasses.asdict(config.model)
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in (*ignored, "max_position_embeddings", "make_vocab_size_divisible_by")
-    }
 
 
 def _optimizer_kind(config: Config) -> str:

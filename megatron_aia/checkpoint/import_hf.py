@@ -1,0 +1,142 @@
+"""From a Hugging Face checkpoint to one that any layout loads, one tensor at a time."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from megatron_aia.checkpoint.conversion import (
+    ASIDE,
+    CARRIED,
+    HF_CONFIG,
+    ImportOptions,
+    Progress,
+    copy_files,
+    summary,
+)
+from megatron_aia.checkpoint.folder import (
+    LATEST_FILE,
+    RELEASE,
+    RunState,
+    architecture,
+    write_state,
+)
+from megatron_aia.checkpoint.staging import check_target, staged
+from megatron_aia.checkpoint.tensor_files import TensorFolder, TensorWriter, read_json
+from megatron_aia.checkpoint.unsplit import UnsplitWeights
+from megatron_aia.checkpoint.verify import verify
+from megatron_aia.config import ModelConfig
+from megatron_aia.models import family_names, load_hf_format
+from megatron_aia.models.hugging_face import HFFormat, HFNames
+from megatron_aia.models.param_map import ParamMap, check_sources, check_targets
+
+
+def import_checkpoint(options: ImportOptions) -> str:
+    """Convert a Hugging Face checkpoint and return a summary.
+
+    Raises:
+        ValueError: the checkpoint is damaged or of another model, the target exists, or the two
+            models disagree. Nothing is left behind.
+    """
+    check_target(options.save, options.overwrite, _is_conversion)
+    config = read_json(options.hf_path / HF_CONFIG)
+    hf_format = _find_format(options, config)
+    source = TensorFolder(options.hf_path)
+    names = hf_format.find_names(source.shapes.keys())
+    model = hf_format.model_config(config)
+    table = hf_format.weight_map(model, names)
+    check_sources(table, source.shapes, names.carries)
+    with (
+        UnsplitWeights(model, hf_format.vocab_size(model)) as weights,
+        staged(options.save) as folder,
+    ):
+        check_targets(table, weights.shapes)
+        release = folder / RELEASE
+        release.mkdir()
+        with Progress("convert", source.num_bytes) as progress:
+            rows = _fill(weights, table, source, progress)
+            weights.save(release)
+            (release / ASIDE).mkdir()
+            rows += _carry(source, hf_format, names, release / ASIDE / CARRIED, progress)
+        _write_texts(folder, model)
+        copied = copy_files(options.hf_path, release / ASIDE, [HF_CONFIG, *hf_format.files])
+        rows.append(("files kept", ", ".join(copied)))
+        if options.verify:
+            reference = hf_format.reference(options.hf_path, config, source.read)
+            rows.append(("verified", verify(reference, weights, release)))
+    return summary([*rows, ("written to", str(options.save))])
+
+
+def _find_format(options: ImportOptions, config: dict[str, Any]) -> HFFormat:
+    if options.model_type:
+        return load_hf_format(options.model_type)
+    found = config.get("model_type")
+    for family in family_names():
+        if found in load_hf_format(family).model_types:
+            return load_hf_format(family)
+    raise ValueError(
+        f"{options.hf_path / HF_CONFIG}: model_type {found!r} is not known; if it is one of "
+        f"{', '.join(family_names())}, name it by --model-type"
+    )
+
+
+def _is_conversion(folder: Path) -> bool:
+    latest = folder / LATEST_FILE
+    return latest.is_file() and latest.read_text().strip() == RELEASE
+
+
+def _fill(
+    weights: UnsplitWeights, table: dict[str, ParamMap], source: TensorFolder, progress: Progress
+) -> list[tuple[str, str]]:
+    dtypes = set()
+    for name, entry in table.items():
+        tensors = []
+        for part in entry.sources:
+            tensors.append(source.read(part))
+            progress.add(tensors[-1].nbytes)
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            raise ValueError(f"{', '.join(entry.sources)} must have one type, they are fused")
+        dtypes.add(tensors[0].dtype)
+        weights.set(name, entry.join(tensors))
+    size = f"{progress.num_tensors} tensors, {progress.num_bytes / 1e9:.3f} GB"
+    return [("converted", f"{size}, {', '.join(_short(dtypes))}")]
+
+
+def _short(dtypes: Iterable[torch.dtype]) -> list[str]:
+    return sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _carry(
+    source: TensorFolder, hf_format: HFFormat, names: HFNames, folder: Path, progress: Progress
+) -> list[tuple[str, str]]:
+    """Keep the tensors that only travel, by the names they are written with on the way back."""
+    carried = [name for name in source.shapes if names.carries(name)]
+    if not carried:
+        return []
+    prefix = hf_format.export_names("transformers", True).carried
+    folder.mkdir()
+    with TensorWriter(folder) as writer:
+        for name in carried:
+            tensor = source.read(name)
+            writer.add(prefix + name.removeprefix(names.carried), tensor)
+            progress.add(tensor.nbytes)
+    return [("carried", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB")]
+
+
+def _write_texts(folder: Path, model: ModelConfig) -> None:
+    """Write what the trainer reads; config.yaml sets the architecture and nothing else."""
+    state = RunState(
+        iteration=0,
+        consumed_samples=0,
+        total_skipped=0,
+        data_fingerprint="",
+        model=architecture(model),
+        layout={"tensor": 1, "pipeline": 1, "virtual": 1, "data": 1},
+        optimizer="",
+    )
+    config = yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False)
+    write_state(folder / RELEASE, state, config)
+    (folder / LATEST_FILE).write_text(f"{RELEASE}\n")

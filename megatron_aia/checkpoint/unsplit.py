@@ -1,0 +1,105 @@
+"""The whole model in one process, as sharded checkpoints store it, without holding it twice."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from megatron_aia.checkpoint.io import read_sharded
+from megatron_aia.config import AIAConfig, Config, ModelConfig, ParallelConfig
+from megatron_aia.models.backbone import PackedGPTModel, build_decoder
+from megatron_aia.runtime.parallel import (
+    Parallel,
+    create_parallel,
+    destroy_parallel,
+    initialize_process_group,
+)
+
+
+class UnsplitWeights:
+    """Parameters of a model by name, without storage until they are set or read.
+
+    Use it as a context: a process can hold one layout of process groups at a time.
+
+    Args:
+        model: architecture.
+        vocab_size: ids before padding.
+    """
+
+    def __init__(self, model: ModelConfig, vocab_size: int) -> None:
+        # Plain layers: checkpoints have the same keys for Transformer Engine's.
+        plain = replace(model, transformer_impl="local")
+        parallel = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+        self._config = Config(model=plain, aia=AIAConfig(aia=False), parallel=parallel)
+        self.vocab_size = vocab_size
+        """Ids before padding."""
+        self._filled: dict[str, Any] = {}
+
+    def __enter__(self) -> "UnsplitWeights":
+        initialize_process_group(self._config.parallel.distributed_timeout_minutes)
+        self._parallel: Parallel = create_parallel(
+            self._config.parallel, self._config.model.num_layers, self._config.run.seed
+        )
+        with torch.device("meta"):
+            decoder = self._build()
+        self._sharded: dict[str, Any] = {}
+        for name, entry in decoder.sharded_state_dict().items():
+            # What is no tensor is empty, but loading asks for it.
+            is_tensor = isinstance(entry, (ShardedTensor, ShardedTensorFactory))
+            (self._sharded if is_tensor else self._filled)[name] = entry
+        self.shapes = {name: tuple(entry.data.shape) for name, entry in self._sharded.items()}
+        """Shape of every parameter."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        destroy_parallel()
+
+    def set(self, name: str, parameter: torch.Tensor) -> None:
+        """Keep the value of a parameter until ``save``."""
+        entry = copy.copy(self._sharded[name])
+        entry.data = parameter
+        if isinstance(entry, ShardedTensor):
+            entry.dtype = parameter.dtype
+            self._filled[name] = entry
+            return
+        # A view of a part would be copied by the writer while the whole is still held.
+        parts = entry.build()
+        for part in parts:
+            part.data = part.data.clone()
+        self._filled[name] = parts
+
+    def save(self, folder: Path) -> None:
+        """Write all parameters that were set."""
+        dist_checkpointing.save({"model": self._filled}, str(folder))
+
+    def read(self, path: Path) -> dict[str, torch.Tensor]:
+        """Read all parameters of a checkpoint, in the type it stores.
+
+        Raises:
+            ValueError: the checkpoint is damaged or of another model.
+        """
+        stored = dist_checkpointing.load_tensors_metadata(str(path))
+        request = {}
+        for name, sharded in self._sharded.items():
+            entry = copy.copy(sharded)
+            if entry.key not in stored:
+                raise ValueError(f"the checkpoint {path} cannot be loaded (it lacks {entry.key})")
+            dtype = stored[entry.key].dtype
+            entry.data = torch.empty(entry.data.shape, dtype=dtype)
+            if isinstance(entry, ShardedTensor):
+                entry.dtype = dtype
+            request[name] = entry
+        return read_sharded(request, path)
+
+    def load_model(self, path: Path) -> PackedGPTModel:
+        """Return the model with a checkpoint's weights in fp32, for inference."""
+        decoder = self._build()
+        decoder.load_state_dict(read_sharded(decoder.sharded_state_dict(), path))
+        return decoder.eval()
+
+    def _build(self) -> PackedGPTModel:
+        return build_decoder(self._config, self._parallel, 0, self.vocab_size)
