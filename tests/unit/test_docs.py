@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_aia.aia.profile import load_profile
+from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config.files import GROUP_OF_FIELD, flag
 from megatron_aia.data.build import BuildOptions
 
@@ -65,7 +66,15 @@ def anchors(document: str) -> set[str]:
 
 
 def test_the_documents_are_there() -> None:
-    pages = ("quickstart", "architecture", "aia", "data", "adding_a_model", "troubleshooting")
+    pages = (
+        "quickstart",
+        "architecture",
+        "aia",
+        "data",
+        "conversion",
+        "adding_a_model",
+        "troubleshooting",
+    )
     expected = {f"docs/{page}.md" for page in pages} | {"README.md", "CONTRIBUTING.md"}
     assert expected <= set(DOCUMENTS)
 
@@ -104,7 +113,8 @@ def test_links_resolve(document: str) -> None:
 def test_named_flags_exist(document: str) -> None:
     known = {flag(field) for field in GROUP_OF_FIELD}
     known |= {flag(f"no_{field}") for field in GROUP_OF_FIELD}
-    known |= {flag(field) for field in BuildOptions.__dataclass_fields__}
+    for options in (BuildOptions, ImportOptions, ExportOptions):
+        known |= {flag(field) for field in options.__dataclass_fields__}
     known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text_of(document)))
     assert not named - known
