@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def import_checkpoint(options: ImportOptions) -> str:
         copied = copy_files(options.hf_path, release / ASIDE, [HF_CONFIG, *hf_format.files])
         rows.append(("files kept", ", ".join(copied)))
         if options.verify:
-            reference = hf_format.reference(options.hf_path, config, source.read)
+            reference = partial(hf_format.reference, options.hf_path, config, source.read)
             rows.append(("verified", verify(reference, weights, release)))
     return summary([*rows, ("written to", str(options.save))])
 

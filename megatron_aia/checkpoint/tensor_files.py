@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,8 @@ from megatron_aia.data.optional import import_optional
 
 INDEX_FILE = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
-_SHARD_BYTES = 5_000_000_000
+_SHARD_BYTES = 2_000_000_000  # writing a shard may hold it twice
+_CHECKED_AT_ONCE = 1 << 24
 
 
 class TensorFolder:
@@ -48,7 +50,7 @@ class TensorFolder:
                 raise ValueError(f"{folder / file_name} lacks {name}, which the index says it has")
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor in memory of its own.
+        """Return a tensor, which may be a view of its file.
 
         Raises:
             ValueError: it cannot be read, or holds numbers that are not finite.
@@ -56,11 +58,11 @@ class TensorFolder:
         file = self._file_of[name]
         try:
             if file.suffix == ".bin":
-                tensor = self._load_bin(file)[name].clone()
+                tensor = self._load_bin(file)[name]
             else:
                 # Opened each time: a mapping that stays open keeps every page that was read.
                 with _safe_open(file) as source:
-                    tensor = source.get_tensor(name).clone()
+                    tensor = source.get_tensor(name)
         except (OSError, RuntimeError) as error:
             raise _unreadable(file, error) from error
         check_finite(name, tensor)
@@ -154,12 +156,17 @@ class TensorWriter:
             (self._folder / _shard_name(number, 0)).rename(self._folder / name)
             weight_map |= {tensor: name for tensor in names}
         index = {"metadata": {"total_size": self.num_bytes}, "weight_map": weight_map}
-        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        path = self._folder / INDEX_FILE
+        path.write_text(json.dumps(index, indent=2) + "\n")
+        for name in set(weight_map.values()):
+            # safetensors makes files that only their owner can read.
+            shutil.copymode(path, self._folder / name)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise ValueError if a floating-point tensor holds NaN or infinity."""
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    parts = tensor.flatten().split(_CHECKED_AT_ONCE) if tensor.is_floating_point() else ()
+    if not all(bool(part.isfinite().all()) for part in parts):
         raise ValueError(f"{name} holds NaN or infinity; the checkpoint is damaged")
 
 

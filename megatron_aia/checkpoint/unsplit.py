@@ -73,8 +73,9 @@ class UnsplitWeights:
         self._filled[name] = parts
 
     def save(self, folder: Path) -> None:
-        """Write all parameters that were set."""
+        """Write all parameters that were set, and let go of them."""
         dist_checkpointing.save({"model": self._filled}, str(folder))
+        self._filled.clear()
 
     def read(self, path: Path) -> dict[str, torch.Tensor]:
         """Read all parameters of a checkpoint, in the type it stores.

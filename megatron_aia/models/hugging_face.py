@@ -52,9 +52,8 @@ class HFFormat:
     vocab_size: Callable[[ModelConfig], int]
     """Ids before padding."""
     reference: Callable[
-        [Path, dict[str, Any], Callable[[str], torch.Tensor]],
-        Callable[[torch.Tensor], torch.Tensor],
+        [Path, dict[str, Any], Callable[[str], torch.Tensor], torch.Tensor], torch.Tensor
     ]
-    """``(folder, config.json, tensor by name)`` to a function from ids to Transformers' logits."""
+    """``(folder, config.json, tensor by name, ids)`` to Transformers' logits."""
     files: tuple[str, ...]
     """Patterns of tokeniser and processor files."""

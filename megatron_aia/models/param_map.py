@@ -28,7 +28,10 @@ class ParamMap(ABC):
 
     @abstractmethod
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the parameter made of the sources, given in the order of ``sources``."""
+        """Return the parameter made of the sources, given in the order of ``sources``.
+
+        It has memory of its own: the sources may be views of files.
+        """
 
     @abstractmethod
     def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
@@ -53,8 +56,8 @@ class Direct(ParamMap):
         return self.shape
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the tensor."""
-        return tensors[0]
+        """Return a copy of the tensor."""
+        return tensors[0].clone()
 
     def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
         """Return the parameter."""

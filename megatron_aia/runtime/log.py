@@ -25,6 +25,7 @@ def configure_logging() -> logging.Logger:
 
 
 def quiet_imports() -> None:
-    """Hide the warnings megatron-core emits on import about packages that are optional."""
+    """Hide the warnings of megatron-core: packages that are optional, names torch will drop."""
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*")
     warnings.filterwarnings("ignore", module=r"megatron\.core.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")

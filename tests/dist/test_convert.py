@@ -4,7 +4,10 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +310,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name: str, mistakes: Any) -> N
     (code, out, err), left = mistakes[name]
     assert code == 2 and MISTAKES[name][1] in err and len(err.splitlines()) == 1, err
     assert not out and not left
+
+
+def test_as_a_program_a_mistake_is_one_line_too(tmp_path: Path) -> None:
+    tool = TOOLS / "convert_hf_to_megatron.py"
+    flags = ("--hf-path", tmp_path / "nowhere", "--save", tmp_path / "ours")
+    command = [str(part) for part in (sys.executable, tool, *flags)]
+    environment = {**os.environ, "PYTHONPATH": str(TOOLS.parent)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.startswith("convert_hf_to_megatron: ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def refuse_targets(source: Path, ours: Path, folder: Path) -> list[Result]:

@@ -18,7 +18,7 @@ from collections.abc import Set
 from megatron_aia.config import Config, ModelConfig
 from megatron_aia.models.backbone import padded_vocab_size
 from megatron_aia.models.emu3.hf_config import document, model_config
-from megatron_aia.models.emu3.hf_reference import reference
+from megatron_aia.models.emu3.hf_reference import reference_logits
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.hugging_face import HFFormat, HFLayout, HFNames
 from megatron_aia.models.param_map import Direct, FusedQKV, GatedMLP, ParamMap, Vocabulary
@@ -96,7 +96,7 @@ FORMAT = HFFormat(
     weight_map=weight_map,
     document=document,
     vocab_size=vocab_size,
-    reference=reference,
+    reference=reference_logits,
     files=(
         *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
         *("chat_template*", "preprocessor_config.json", "processor_config.json"),

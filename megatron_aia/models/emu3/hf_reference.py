@@ -9,10 +9,14 @@ import torch
 from megatron_aia.data.optional import import_optional
 
 
-def reference(
-    folder: Path, config: dict[str, Any], read: Callable[[str], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from ids ``[b, s]`` to fp32 logits ``[b, s, vocabulary]``.
+@torch.no_grad()
+def reference_logits(
+    folder: Path,
+    config: dict[str, Any],
+    read: Callable[[str], torch.Tensor],
+    ids: torch.Tensor,
+) -> torch.Tensor:
+    """Return the fp32 logits ``[b, s, vocabulary]`` of ids ``[b, s]``.
 
     Transformers has no class for the original layout, but its text model has the same names.
 
@@ -20,6 +24,7 @@ def reference(
         folder: the checkpoint.
         config: its config.json.
         read: gives a tensor of it by name.
+        ids: input.
     """
     transformers = import_optional("transformers", "hf")
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -29,13 +34,7 @@ def reference(
         model = transformers.Emu3ForCausalLM.from_pretrained(folder, **local)
     else:
         model = _from_original(transformers, config, read)
-    model = model.float().eval()
-
-    @torch.no_grad()
-    def logits(ids: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=ids).logits
-
-    return logits
+    return model.float().eval()(input_ids=ids).logits
 
 
 def _from_original(
