@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_aia.checkpoint.conversion import (
     ASIDE,
     CARRIED,
@@ -15,13 +17,19 @@ from megatron_aia.checkpoint.conversion import (
 )
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
 from megatron_aia.checkpoint.staging import check_target, staged
-from megatron_aia.checkpoint.tensor_files import INDEX_FILE, TensorFolder, TensorWriter, read_json
+from megatron_aia.checkpoint.tensor_files import (
+    INDEX_FILE,
+    WRITTEN_BY,
+    TensorFolder,
+    TensorWriter,
+    read_json,
+)
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml, with_values
 from megatron_aia.models import load_hf_format
 from megatron_aia.models.hugging_face import HFFormat, HFLayout
-from megatron_aia.models.param_map import check_targets
+from megatron_aia.models.param_map import ParamMap, check_targets
 
 
 def export_checkpoint(options: ExportOptions) -> str:
@@ -45,20 +53,10 @@ def export_checkpoint(options: ExportOptions) -> str:
         staged(options.save) as folder,
     ):
         check_targets(table, weights.shapes)
-        dtype = ""
-        with TensorWriter(folder) as writer, Progress("convert", None) as progress:
-            parameters = weights.read(path)
-            for name, entry in table.items():
-                parameter = parameters.pop(name)  # its memory goes when its shard is written
-                dtype = dtype or str(parameter.dtype).removeprefix("torch.")
-                for source, tensor in zip(entry.sources, entry.split(parameter), strict=True):
-                    writer.add(source, tensor)
-                    progress.add(tensor.nbytes)
-            if carried:
-                for source in carried.shapes:
-                    writer.add(source, carried.read(source))
+        dtype = str(weights.stored_dtype(path)).removeprefix("torch.")
         config = hf_format.document(model, options.hf_layout, base, carried is not None, dtype)
         write_json(folder / HF_CONFIG, config)
+        writer = _write_weights(folder, table, weights.read(path), carried)
         copied = copy_files(aside, folder, hf_format.files) if base else []
     rows = [
         ("converted", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB, {dtype}"),
@@ -69,8 +67,31 @@ def export_checkpoint(options: ExportOptions) -> str:
     return summary(rows)
 
 
+def _write_weights(
+    folder: Path,
+    table: dict[str, ParamMap],
+    parameters: dict[str, torch.Tensor],
+    carried: TensorFolder | None,
+) -> TensorWriter:
+    """Write all tensors, and empty ``parameters`` on the way."""
+    with TensorWriter(folder) as writer, Progress("convert", None) as progress:
+        for name, entry in table.items():
+            parts = entry.split(parameters.pop(name))
+            for source, tensor in zip(entry.sources, parts, strict=True):
+                writer.add(source, tensor)
+                progress.add(tensor.nbytes)
+        if carried:
+            for source in carried.shapes:
+                tensor = carried.read(source)
+                writer.add(source, tensor)
+                progress.add(tensor.nbytes)
+    return writer
+
+
 def _is_conversion(folder: Path) -> bool:
-    return (folder / HF_CONFIG).is_file() and (folder / INDEX_FILE).is_file()
+    """Return whether ``TensorWriter`` wrote the folder; a download stays."""
+    index = folder / INDEX_FILE
+    return index.is_file() and WRITTEN_BY.items() <= read_json(index).get("metadata", {}).items()
 
 
 def _find_aside(options: ExportOptions, path: Path) -> Path:

@@ -13,6 +13,8 @@ import torch
 from megatron_aia.data.optional import import_optional
 
 INDEX_FILE = "model.safetensors.index.json"
+WRITTEN_BY = {"written_by": "megatron_aia"}
+"""In the index of a folder that this program made, so that it may replace it."""
 _BIN_INDEX = "pytorch_model.bin.index.json"
 _SHARD_BYTES = 2_000_000_000  # writing a shard may hold it twice
 _CHECKED_AT_ONCE = 1 << 24
@@ -155,7 +157,10 @@ class TensorWriter:
             name = _shard_name(number, count)
             (self._folder / _shard_name(number, 0)).rename(self._folder / name)
             weight_map |= {tensor: name for tensor in names}
-        index = {"metadata": {"total_size": self.num_bytes}, "weight_map": weight_map}
+        index = {
+            "metadata": {"total_size": self.num_bytes, **WRITTEN_BY},
+            "weight_map": weight_map,
+        }
         path = self._folder / INDEX_FILE
         path.write_text(json.dumps(index, indent=2) + "\n")
         for name in set(weight_map.values()):

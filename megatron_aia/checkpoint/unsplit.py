@@ -3,10 +3,12 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_aia.checkpoint.io import read_sharded
@@ -83,18 +85,25 @@ class UnsplitWeights:
         Raises:
             ValueError: the checkpoint is damaged or of another model.
         """
-        stored = dist_checkpointing.load_tensors_metadata(str(path))
+        stored = self._stored_tensors(path)
         request = {}
         for name, sharded in self._sharded.items():
             entry = copy.copy(sharded)
-            if entry.key not in stored:
-                raise ValueError(f"the checkpoint {path} cannot be loaded (it lacks {entry.key})")
             dtype = stored[entry.key].dtype
             entry.data = torch.empty(entry.data.shape, dtype=dtype)
             if isinstance(entry, ShardedTensor):
                 entry.dtype = dtype
             request[name] = entry
         return read_sharded(request, path)
+
+    def stored_dtype(self, path: Path) -> torch.dtype:
+        """Return the type of a checkpoint's matrices.
+
+        Raises:
+            ValueError: the checkpoint is damaged or of another model.
+        """
+        key = next(iter(self._sharded.values())).key
+        return self._stored_tensors(path)[key].dtype
 
     def load_model(self, path: Path) -> PackedGPTModel:
         """Return the model with a checkpoint's weights in fp32, for inference."""
@@ -104,3 +113,13 @@ class UnsplitWeights:
 
     def _build(self) -> PackedGPTModel:
         return build_decoder(self._config, self._parallel, 0, self.vocab_size)
+
+    def _stored_tensors(self, path: Path) -> dict[str, Any]:
+        try:
+            stored = dist_checkpointing.load_tensors_metadata(str(path))
+        except (CheckpointingException, OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"the checkpoint {path} cannot be loaded ({error})") from error
+        missing = sorted({entry.key for entry in self._sharded.values()} - stored.keys())
+        if missing:
+            raise ValueError(f"the checkpoint {path} cannot be loaded (it lacks {missing[0]})")
+        return stored

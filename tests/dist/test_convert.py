@@ -332,6 +332,7 @@ def refuse_targets(source: Path, ours: Path, folder: Path) -> list[Result]:
         import_hf(source, ours, "--overwrite"),
         import_hf(source, folder / "new", "--model-type", "other"),
         export_hf(folder / "mine", folder / "new", "original"),
+        export_hf(ours, source, "original", "--overwrite"),
     ]
     original = hf_config._rotary_base
     hf_config._rotary_base = lambda text: 10_000
@@ -357,6 +358,7 @@ def test_targets_and_verification(converted: Any, tmp_path: Path) -> None:
         "",
         "--model-type other is unknown",
         "holds no checkpoint",
+        "was not made by a conversion",
         "the converted model computes something else",
         "cannot be loaded",
     )
