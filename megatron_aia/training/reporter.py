@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.records import LogRecord, append_record
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
@@ -60,7 +59,7 @@ class Reporter:
         from megatron_aia.analysis.plots import plot_intensity
 
         assert self._first is not None and self._tensorboard is not None
-        if not any(_measured(record, task) for task in AIA_TASKS):
+        if not record.intensity:  # AIA is off
             return
         figure = plot_intensity(
             before=self._first.intensity,
@@ -69,7 +68,3 @@ class Reporter:
             title=f"iteration {record.iteration}",
         )
         self._tensorboard.figure("intensity", figure, record.iteration)
-
-
-def _measured(record: LogRecord, task: Task) -> bool:
-    return task in record.intensity

@@ -10,6 +10,8 @@ from support.layouts import Layout, StepResult, run_layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
+from megatron.core.optimizer import ChainedOptimizer
+
 from megatron_aia.aia import inject
 from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.attention import core_attention
@@ -139,3 +141,18 @@ def test_mistake_is_seen(
         for name, expected in reference.gradients.items()
     ]
     assert max(errors) > VISIBLE
+
+
+def run_three_steps_without_zero_grad(data: Path, layout: Layout) -> StepResult:
+    """Left as an alias of the gradient buffer, `grad` counts the next first micro-batch twice."""
+    ChainedOptimizer.zero_grad = lambda self, *args: None  # type: ignore[method-assign]
+    return run_layout(tiny_config(data, layout))
+
+
+def test_stale_gradients_are_seen_by_the_later_steps(shards: Path) -> None:
+    one_row, two_rows = (
+        spawn(run_three_steps_without_zero_grad, 1, shards, Layout(micro_batch_size=size))
+        for size in (1, 2)
+    )
+    assert one_row.grad_norms[0] == pytest.approx(two_rows.grad_norms[0], rel=1e-5)
+    assert one_row.grad_norms[1] != pytest.approx(two_rows.grad_norms[1], rel=VISIBLE)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.records import placeholder_record
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.records import LogRecord, append_record
@@ -23,23 +24,13 @@ def tool():
 
 
 def make_record(iteration: int, ntp: dict, intensity: dict) -> LogRecord:
-    return LogRecord(
-        iteration=iteration,
+    return placeholder_record(
+        iteration,
         train_iters=20,
-        consumed_samples=0,
-        seconds_per_iteration=1.0,
-        tokens_per_second=1.0,
-        learning_rate=1.0,
-        grad_norm=1.0,
-        skipped_iterations=0,
-        total_skipped=0,
-        loss=1.0,
-        ntp_loss=1.0,
         ntp_by_task=ntp,
         aia_by_task={task: 0.5 for task in intensity},
         intensity={task: np.array(curve) for task, curve in intensity.items()},
         target={G: np.array([0.4, 0.2]), U: np.array([0.1, 0.3])},
-        padding_fraction=0.0,
     )
 
 

@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.records import placeholder_record
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.plots import plot_intensity, plot_losses, plot_reconstruction
@@ -11,23 +12,10 @@ G, U = Task.GENERATION, Task.UNDERSTANDING
 
 
 def make_record(iteration: int, ntp: dict, aia: dict) -> LogRecord:
-    return LogRecord(
-        iteration=iteration,
-        train_iters=100,
-        consumed_samples=0,
-        seconds_per_iteration=1.0,
-        tokens_per_second=1.0,
-        learning_rate=1.0,
-        grad_norm=1.0,
-        skipped_iterations=0,
-        total_skipped=0,
-        loss=1.0,
-        ntp_loss=1.0,
+    return placeholder_record(
+        iteration,
         ntp_by_task=ntp,
         aia_by_task=aia,
-        intensity={},
-        target={},
-        padding_fraction=0.0,
     )
 
 
