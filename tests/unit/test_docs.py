@@ -21,7 +21,7 @@ DOCUMENTS = sorted(
 )
 
 FLAGS_OF_TORCHRUN = {
-    *("--standalone", "--nnodes", "--node-rank", "--nproc-per-node"),
+    *("--standalone", "--nnodes", "--node-rank", "--nproc-per-node", "--shutdown-timeout"),
     *("--master-addr", "--master-port", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
 }
 FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
