@@ -55,6 +55,20 @@ class ModelConfig:
     """Ids of the text tokeniser; special tokens and image codes follow them."""
     codebook_size: int = 32_768
     """Entries of the image codebook, the last ids of the vocabulary."""
+    code_channels: int = 0
+    """Width of an image code before its aligner; 0 where codes share the text's embedding."""
+    vision_num_layers: int = 0
+    """Layers of the tower for images to look at; 0 (and 0 for its sizes) where there is none."""
+    vision_hidden_size: int = 0
+    """Width of the tower."""
+    vision_ffn_hidden_size: int = 0
+    """Width of the tower's MLP."""
+    vision_num_attention_heads: int = 0
+    """Attention heads of the tower."""
+    image_size: int = 0
+    """Side of an image for the tower, in pixels."""
+    patch_size: int = 0
+    """Side of a patch in pixels; each gives one position of a row."""
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
@@ -64,6 +78,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """Channels of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def image_slots(self) -> int:
+        """Positions that an image to look at takes in a row; 0 without a tower."""
+        return (self.image_size // self.patch_size) ** 2 if self.patch_size else 0
 
 
 @dataclass

@@ -1,29 +1,37 @@
 """The algebra of weight maps: where each number goes, and that it comes back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from megatron_aia.models import preset_table
-from megatron_aia.models.emu3.convert import FORMAT
+from megatron_aia.models.emu3.convert import FORMAT, vocab_size
 from megatron_aia.models.emu3.hf_config import document, model_config
+from megatron_aia.models.hugging_face import HFTarget
+from megatron_aia.models.map_checks import check_sources, check_targets
 from megatron_aia.models.param_map import (
     Direct,
     FusedQKV,
     GatedMLP,
     ParamMap,
+    StackedQKV,
     Vocabulary,
-    check_sources,
-    check_targets,
 )
 
 MAPS = {
     "direct": Direct("a", (3, 5)),
-    "qkv, 1 group": FusedQKV("q", "k", "v", 1, 6, 4, 7),
-    "qkv, 2 groups": FusedQKV("q", "k", "v", 2, 6, 4, 7),
-    "qkv, every head a group": FusedQKV("q", "k", "v", 6, 6, 4, 7),
+    "direct, one dimension less": Direct("a", (3, 5), source_shape=(1, 3, 5)),
+    "qkv, 1 group": FusedQKV("q", "k", "v", 1, 6, 4, (7,)),
+    "qkv, 2 groups": FusedQKV("q", "k", "v", 2, 6, 4, (7,)),
+    "qkv, every head a group": FusedQKV("q", "k", "v", 6, 6, 4, (7,)),
+    "qkv, biases": FusedQKV("q", "k", "v", 2, 6, 4, ()),
+    "stacked qkv": StackedQKV("qkv", 3, 5, (7,)),
+    "stacked qkv, biases": StackedQKV("qkv", 3, 5, ()),
     "gated": GatedMLP("gate", "up", 5, 3),
-    "vocabulary": Vocabulary("a", 13, 16, 3),
-    "vocabulary without padding": Vocabulary("a", 16, 16, 3),
+    "vocabulary": Vocabulary("a", 13, 16, (3,)),
+    "vocabulary, biases": Vocabulary("a", 13, 16, ()),
+    "vocabulary without padding": Vocabulary("a", 16, 16, (3,)),
 }
 
 
@@ -40,13 +48,19 @@ def test_there_and_back_is_bit_identical(name: str, dtype: torch.dtype) -> None:
 
 
 def test_a_query_group_is_its_queries_then_its_key_then_its_value() -> None:
-    entry = FusedQKV("q", "k", "v", num_groups=2, num_heads=4, head_size=1, hidden_size=1)
+    entry = FusedQKV("q", "k", "v", num_groups=2, num_heads=4, head_size=1, row_shape=(1,))
     q, k, v = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[10.0], [11]]), torch.ones(2, 1)
     assert entry.join([q, k, v]).flatten().tolist() == [0, 1, 10, 1, 2, 3, 11, 1]
 
 
+def test_stacked_heads_come_together() -> None:
+    entry = StackedQKV("qkv", num_heads=2, head_size=1, row_shape=())
+    stacked = torch.tensor([0.0, 1, 10, 11, 20, 21])
+    assert entry.join([stacked]).tolist() == [0, 10, 20, 1, 11, 21]
+
+
 def test_padding_is_zero() -> None:
-    assert not Vocabulary("a", 13, 16, 3).join([torch.ones(13, 3)])[13:].any()
+    assert not Vocabulary("a", 13, 16, (3,)).join([torch.ones(13, 3)])[13:].any()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +91,7 @@ def test_every_parameter_is_set(parameters: dict[str, tuple[int, ...]]) -> None:
 def test_published_configuration_is_the_preset() -> None:
     preset = preset_table()["emu3_8b"]().model
     assert model_config({"model_type": "Emu3"}) == preset
-    assert FORMAT.vocab_size(preset) == 184_622
+    assert vocab_size(preset) == 184_622
 
 
 def test_published_checkpoint_has_291_tensors() -> None:
@@ -89,7 +103,8 @@ def test_published_checkpoint_has_291_tensors() -> None:
 @pytest.mark.parametrize("layout", ["original", "transformers"])
 def test_configuration_there_and_back(layout: str) -> None:
     model = preset_table()["emu3_demo"]().model
-    assert model_config(document(model, layout, None, False, "float32")) == model  # type: ignore[arg-type]
+    target = HFTarget(model, layout, "float32", None, {}, Path())  # type: ignore[arg-type]
+    assert model_config(document(target)) == model
 
 
 @pytest.mark.parametrize(
@@ -97,7 +112,7 @@ def test_configuration_there_and_back(layout: str) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
-        ({"num_hidden_layers": "many"}, "no positive number"),
+        ({"num_hidden_layers": "many"}, "is 'many', no whole number"),
         ({"vocab_size": 1000}, "leaves -150854 image codes"),
         ({"vq_config": {"codebook_size": 7}}, "the codebook has 7"),
         ({"num_key_value_heads": 5}, "do not divide"),
