@@ -117,7 +117,7 @@ def _transformers_parts(target: HFTarget) -> JSON:
 
 
 def _mlp_ratio(width: int, ffn: int) -> float:
-    """Return a ratio from which Transformers, which cuts the product to a whole number, gets ffn."""
+    """Return a ratio from which Transformers, which cuts off decimals, gets ``ffn`` again."""
     ratio = ffn / width
     return ratio if int(width * ratio) == ffn else math.nextafter(ratio, math.inf)
 
