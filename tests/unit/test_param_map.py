@@ -1,5 +1,6 @@
 """The algebra of weight maps: where each number goes, and that it comes back."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from megatron_aia.models import preset_table
 from megatron_aia.models.emu3.convert import FORMAT, vocab_size
 from megatron_aia.models.emu3.hf_config import document, model_config
 from megatron_aia.models.hugging_face import HFTarget
+from megatron_aia.models.janus_pro.convert import weight_map as janus_map
+from megatron_aia.models.janus_pro.hf_names import export_names as janus_names
 from megatron_aia.models.map_checks import check_sources, check_targets
 from megatron_aia.models.param_map import (
     Direct,
@@ -98,6 +101,23 @@ def test_published_checkpoint_has_291_tensors() -> None:
     preset = preset_table()["emu3_8b"]().model
     table = FORMAT.weight_map(preset, FORMAT.export_names("original", False))
     assert sum(len(entry.sources) for entry in table.values()) == 291
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors"),
+    [("janus_pro_7b", 7_420_368_523, 936), ("janus_pro_1b", 2_089_232_011, 882)],
+)
+def test_published_janus_pro_is_complete(name: str, parameters: int, tensors: int) -> None:
+    """The counts of the published files, less the image tokeniser and the tower's unused head."""
+    names = janus_names("original", True)
+    preset = preset_table()[name]().model
+    shapes = [
+        shape for entry in janus_map(preset, names).values() for shape in entry.sources.values()
+    ]
+    tokeniser_and_head = 357
+    assert len(shapes) == tensors - tokeniser_and_head
+    only_travels = 71_883_403 + 12_595_200  # counted in the authors' classes
+    assert sum(math.prod(shape) for shape in shapes) == parameters - only_travels
 
 
 @pytest.mark.parametrize("layout", ["original", "transformers"])
