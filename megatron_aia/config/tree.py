@@ -91,8 +91,8 @@ class AIAConfig:
 
     aia: bool = True
     """Add the AIA term. Off, megatron-core's own attention runs and nothing is measured."""
-    aia_preset: Literal["paper", "released_code"] = "paper"
-    """Starting values of this group: the paper's, or those of the authors' Janus-Pro code."""
+    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
+    """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
     aia_lambda_generation: float = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
     aia_lambda_understanding: float = 40.0
@@ -180,6 +180,8 @@ class TrainingConfig:
 
     train_iters: int = 1000
     """Optimizer steps of the whole run, resumed steps included."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: patterns of their names, as vision_model.*"""
     ntp_normalizer: Literal["task", "token", "sample"] = "task"
     """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
     bf16: bool = False

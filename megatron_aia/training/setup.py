@@ -13,6 +13,7 @@ from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
 
 DATA_TOKENIZER = "tokenizer.model"
@@ -61,14 +62,18 @@ def build_models(
         spec: of the model family.
         parallel: of the run.
         fresh_weights: draw them; False where a checkpoint replaces them all.
+
+    Raises:
+        ValueError: on every rank, if --freeze fits nothing or leaves a stage nothing to train.
     """
+    chunks = [spec.build(config, parallel, stage) for stage in range(parallel.virtual_stages)]
+    freeze_parameters(chunks, config.training.freeze, parallel)
     models: list[DistributedDataParallel] = []
-    for virtual_stage in range(parallel.virtual_stages):
-        chunk: Any = spec.build(config, parallel, virtual_stage)
+    for virtual_stage, model in enumerate(chunks):
         if fresh_weights:
-            initialize_weights(chunk, config)
-        chunk.to(device())
-        core = chunk.config
+            initialize_weights(model, config)
+        core: Any = model.config
+        chunk: Any = model.to(device())
         if config.training.bf16:
             chunk = Float16Module(core, chunk)
         models.append(

@@ -148,6 +148,7 @@ class Trainer:
                 model=architecture(self.config.model),
                 layout=self.checkpoints.layout(),
                 optimizer=_optimizer_kind(self.config),
+                freeze=self.config.training.freeze,
             ),
             dump(self.config),
             self.config.checkpoint.keep_checkpoints,
@@ -155,18 +156,20 @@ class Trainer:
         logger.info("saved %s", path)
 
     def _take_weights(self, folder: Path) -> None:
-        state = self.checkpoints.load(
-            folder, architecture(self.config.model), _optimizer_kind(self.config), weights_only=True
-        )
+        state = self._load(folder, weights_only=True)
         self.start_note = f"weights of {folder} (iteration {state.iteration}), fresh optimizer"
 
-    def _resume(self, folder: Path) -> None:
-        state = self.checkpoints.load(
+    def _load(self, folder: Path, weights_only: bool) -> RunState:
+        return self.checkpoints.load(
             folder,
             architecture(self.config.model),
             _optimizer_kind(self.config),
-            weights_only=False,
+            self.config.training.freeze,
+            weights_only,
         )
+
+    def _resume(self, folder: Path) -> None:
+        state = self._load(folder, weights_only=False)
         if not state.optimizer:
             self.start_note = f"weights of {folder}, which holds no optimizer state"
             return

@@ -172,7 +172,7 @@ def load_and_save(source: Path, run: Path, parallel: ParallelConfig, bf16: bool)
     optimizer = build_optimizer(config, models, layout)
     checkpoints = CheckpointIO(models, optimizer, build_scheduler(config, optimizer), layout)
     model = architecture(config.model)
-    checkpoints.load(source, model, "distributed", weights_only=True)
+    checkpoints.load(source, model, "distributed", (), weights_only=True)
     for chunk in models:
         chunk.zero_grad_buffer()
     apply_gradients(optimizer, clip_grad=1.0)  # at a learning rate of 0: makes Adam's state

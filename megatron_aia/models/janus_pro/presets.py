@@ -37,7 +37,7 @@ def janus_pro_7b() -> Config:
             image_size=384,
             patch_size=16,
         ),
-        aia=AIAConfig(aia_profile="paper_janus_pro"),
+        aia=AIAConfig(aia_preset="paper_janus_pro", aia_profile="paper_janus_pro"),
         parallel=ParallelConfig(
             tensor_model_parallel_size=4,
             pipeline_model_parallel_size=1,
@@ -47,6 +47,7 @@ def janus_pro_7b() -> Config:
         ),
         data=DataConfig(seq_length=8192, global_batch_size=256, prompt_drop=0.1),
         training=TrainingConfig(
+            freeze=("vision_model.*",),
             bf16=True,
             lr=2e-5,
             min_lr=1e-6,
