@@ -35,6 +35,9 @@ class MicroBatch:
     """One for each sample, in the order of ``segment_ids``. Host data: kernels plan with it."""
     tasks: tuple[int, ...]
     """Task of each sample, in the same order."""
+    images: torch.Tensor | None = None
+    """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, row by row from
+    left to right; None for a model without them, and where they were not asked for."""
 
     @property
     def num_tokens(self) -> int:
@@ -43,17 +46,19 @@ class MicroBatch:
 
 
 def build_micro_batch(
-    rows: Sequence[Sequence[TokenizedSample]], seq_length: int, pad_id: int
+    rows: Sequence[Sequence[TokenizedSample]], seq_length: int, pad_id: int, image_size: int = 0
 ) -> MicroBatch:
-    """Lay samples out in rows, left to right.
+    """Lay samples out in rows, left to right, and load their images.
 
     Args:
         rows: ``b`` rows; an empty row is all padding.
         seq_length: tokens of a row; no row's samples may need more.
         pad_id: id written into padding.
+        image_size: side in pixels of the images to load; 0 loads none.
 
     Raises:
-        ValueError: the samples of a row are longer than ``seq_length`` together.
+        ValueError: the samples of a row are longer than ``seq_length`` together, or a picture is
+            damaged.
     """
     shape = (len(rows), seq_length)
     tokens = np.full(shape, pad_id, np.int64)
@@ -91,4 +96,15 @@ def build_micro_batch(
         segment_ids=torch.from_numpy(segment_ids),
         segments=tuple(segments),
         tasks=tuple(tasks),
+        images=_load_images(rows, image_size) if image_size else None,
     )
+
+
+def _load_images(rows: Sequence[Sequence[TokenizedSample]], size: int) -> torch.Tensor:
+    sources = [image for samples in rows for sample in samples for image in sample.images]
+    images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
+    for number, source in enumerate(sources):
+        pixels = torch.from_numpy(source.load())
+        assert pixels.shape == (3, size, size), f"the prompt made an image {list(pixels.shape)}"
+        images[number] = pixels
+    return images

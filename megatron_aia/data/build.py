@@ -3,14 +3,18 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Literal, Optional
 
+import numpy as np
 from tqdm import tqdm
 
 from megatron_aia.data.convert_records import Record, RecordError, convert_record, read_records
-from megatron_aia.data.images import load_image_tokenizer
+from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
+from megatron_aia.data.janus_images import JanusQuantizer
 from megatron_aia.data.optional import import_optional
+from megatron_aia.data.pictures import check_header, decode_picture
 from megatron_aia.data.shard_writer import RawImage, ShardFolder, check_output
 
 if TYPE_CHECKING:
@@ -24,13 +28,15 @@ class BuildOptions:
     records: Path
     """JSON list, or JSON lines (*.jsonl), of conversation records."""
     image_tokenizer: Path
-    """Codebook file (*.npz), or a folder with Emu3's image tokeniser."""
+    """Codebook file (*.npz), or a folder with the image tokeniser of Emu3 or Janus-Pro."""
     output: Path
     """Folder to make."""
     image_root: Path = Path()
     """Where the image paths of the records start."""
     image_area: Optional[int] = None
     """Pixels of a picture before it is encoded; the tokeniser's own when unset."""
+    understanding_images: Literal["codes", "pictures"] = "codes"
+    """Store images to look at as codes, as Emu3 reads them, or as picture files for Janus-Pro."""
     samples_per_shard: int = 5000
     """Samples of one tar file."""
     keep_images: bool = False
@@ -40,7 +46,7 @@ class BuildOptions:
     allow_dropped: int = 0
     """Most records that may be left out because they do not fit."""
     device: str = "cpu"
-    """Torch device of Emu3's image tokeniser."""
+    """Torch device of the image tokeniser."""
 
 
 class Dropped:
@@ -83,27 +89,31 @@ def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
         ValueError: more records do not fit than allowed, or an option is wrong.
     """
     check_output(options.output, options.overwrite)
-
-    def check_images(record: Record) -> None:
-        for path in record.images:
-            _open_image(record, options.image_root / path).close()
-
     dropped = Dropped(options.allow_dropped)
-    _for_each_record(options.records, "check", check_images, dropped.add)
+    check = partial(_check_images, options)
+    _for_each_record(options.records, "check", check, dropped.add)
     dropped.check()
 
     tokenizer = load_image_tokenizer(options.image_tokenizer, options.image_area, options.device)
-    shards = ShardFolder(options.output, tokenizer, options.samples_per_shard, options.overwrite)
+    stores_pictures = options.understanding_images == "pictures"
+    if isinstance(tokenizer, JanusQuantizer) and not stores_pictures:
+        raise ValueError(
+            f"{options.image_tokenizer} is Janus-Pro's, which does not look at codes; pass "
+            "--understanding-images pictures"
+        )
+    shards = ShardFolder(
+        options.output,
+        tokenizer,
+        options.samples_per_shard,
+        options.overwrite,
+        "janus.npy" if stores_pictures else "emu3.npy",
+    )
 
     def write(record: Record) -> None:
-        paths = [options.image_root / path for path in record.images]
-        images = [_load_image(record, path) for path in paths]
-        try:
-            codes = [tokenizer.encode(image) for image in images]
-        except ValueError as error:
-            raise RecordError(record.id, "the image cannot be encoded", str(error)) from error
-        kept = [_keep(record, path) for path in paths] if options.keep_images else []
-        shards.add(record, codes, kept)
+        stored = [
+            _store(options, tokenizer, record, number) for number in range(len(record.images))
+        ]
+        shards.add(record, [codes for codes, _ in stored], [picture for _, picture in stored])
 
     def drop(error: RecordError) -> None:
         shards.dropped[error.reason] += 1
@@ -114,6 +124,47 @@ def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
     with shards:
         _for_each_record(options.records, "encode", write, drop)
     return shards.num_samples, dropped
+
+
+def _check_images(options: BuildOptions, record: Record) -> None:
+    """Check the headers of a record's pictures.
+
+    Raises:
+        RecordError: one is not there, or cannot be used.
+    """
+    for path, is_drawn in zip(record.images, record.drawn, strict=True):
+        with _open_image(record, options.image_root / path) as image:
+            if not is_drawn and options.understanding_images == "pictures":
+                try:
+                    check_header(image)
+                except ValueError as error:
+                    reason = "the image is no picture to store"
+                    raise RecordError(record.id, reason, f"{path}: {error}") from None
+
+
+def _store(
+    options: BuildOptions, tokenizer: ImageTokenizer, record: Record, number: int
+) -> tuple[np.ndarray | None, RawImage | None]:
+    """Return the codes and the picture file of one image of a record, None for what it has not.
+
+    Raises:
+        RecordError: the picture is damaged or cannot be encoded.
+    """
+    path = options.image_root / record.images[number]
+    if options.understanding_images == "pictures" and not record.drawn[number]:
+        picture = _keep(record, path)
+        try:
+            decode_picture(picture.contents)
+        except ValueError as error:
+            reason = "the image cannot be read"
+            raise RecordError(record.id, reason, f"{path} {error}") from error
+        return None, picture
+    image = _load_image(record, path)
+    try:
+        codes = tokenizer.encode(image)
+    except ValueError as error:
+        raise RecordError(record.id, "the image cannot be encoded", str(error)) from error
+    return codes, _keep(record, path) if options.keep_images else None
 
 
 def _for_each_record(

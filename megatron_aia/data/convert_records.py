@@ -53,6 +53,13 @@ class Record:
     source: str = ""
     license: str = ""
 
+    @property
+    def drawn(self) -> tuple[bool, ...]:
+        """Whether the model draws the image, for each tag in order."""
+        return tuple(
+            turn.role == "gpt" for turn in self.turns for _ in range(turn.text.count(IMAGE_TAG))
+        )
+
 
 def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number from 0, record) of a JSON list, or of JSON lines in a ``*.jsonl`` file.

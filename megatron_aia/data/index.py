@@ -3,12 +3,16 @@
 A sample is a run of adjacent files with one key:
 
 * ``KEY.json``: ``task`` ("generation", "understanding", "text" or "mixed"), ``conversations``
-  (``[{"from": "human" | "gpt", "value": text}]``, with an ``<image>`` tag where an image stands)
-  and ``codes`` (``[{"member": suffix, "height": h, "width": w}]``, one for each tag, in order);
-* one ``KEY.SUFFIX`` for each entry of ``codes``: a uint16 ``[h, w]`` array of image codes.
+  (``[{"from": "human" | "gpt", "value": text}]``, with an ``<image>`` tag where an image stands),
+  ``codes`` (``[{"member": suffix, "height": h, "width": w}, ...]``) and ``images``
+  (``[{"member": suffix}, ...]``). Each of the two has one entry for each tag, in order, or is
+  empty or left out; an entry may be null. A tag stands for its codes, and for its picture where
+  it has no codes;
+* one ``KEY.SUFFIX`` for each entry that is used: a uint16 ``[h, w]`` array of image codes, or a
+  picture file.
 
-Other files of a sample (its raw image) are left alone. The tar files are walked once; the result
-is kept in ``.index`` beside them until a shard changes.
+Other files of a sample are left alone, so is a picture beside codes. The tar files are walked once;
+the result is kept in ``.index`` beside them until a shard changes.
 """
 
 import hashlib
@@ -18,15 +22,18 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from megatron_aia.data.cache import cache_folder, replace_file
-from megatron_aia.data.reader import Shard, damaged, decode_codes, parse_description
-from megatron_aia.data.sample import RawSample
+from megatron_aia.data.pictures import ShardPicture
+from megatron_aia.data.reader import CodesEntry, Shard, damaged, decode_codes, parse_description
+from megatron_aia.data.sample import Picture, RawSample
 from megatron_aia.data.scan import SampleEntry, scan_shard
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 
@@ -96,27 +103,27 @@ class ShardIndex:
         return f"{self._shard(number).path.name}/{self._key_in_shard(number)}"
 
     def read(self, number: int, codebook_size: int) -> RawSample:
-        """Read one sample.
+        """Read one sample, but no picture of it.
 
         Raises:
             ValueError: its codes are not uint16 arrays of the announced size, or hold a code
                 outside ``[0, codebook_size)``, or the shard has changed.
         """
-        shard = self._shard(number)
+        shard, key = self._shard(number), self._key_in_shard(number)
         first, stop = self.table.member_starts[number : number + 2]
-        members = [
-            shard.read(int(self.table.member_offsets[i]), int(self.table.member_sizes[i]))
+        places = [
+            (int(self.table.member_offsets[i]), int(self.table.member_sizes[i]))
             for i in range(first, stop)
         ]
-        try:
-            description = parse_description(members[0])
-            codes = tuple(
-                decode_codes(data, entry, codebook_size)
-                for data, entry in zip(members[1:], description.codes, strict=True)
-            )
-        except ValueError as error:
-            raise damaged(shard.path, f"sample {self._key_in_shard(number)}: {error}") from None
-        return RawSample(self.key(number), description.task, description.turns, codes)
+        description = _decode(shard, key, parse_description, shard.read(*places[0]))
+        images: list[np.ndarray | Picture] = []
+        for place, entry in zip(places[1:], description.images, strict=True):
+            if isinstance(entry, CodesEntry):
+                data = shard.read(*place)
+                images.append(_decode(shard, key, decode_codes, data, entry, codebook_size))
+            else:
+                images.append(ShardPicture(shard, *place, f"sample {key}: {entry.member}"))
+        return RawSample(self.key(number), description.task, description.turns, tuple(images))
 
     def _key_in_shard(self, number: int) -> str:
         start, stop = self.table.key_starts[number : number + 2]
@@ -124,6 +131,14 @@ class ShardIndex:
 
     def _shard(self, number: int) -> Shard:
         return self.shards[self.table.shard_numbers[number]]
+
+
+def _decode(shard: Shard, key: str, decode: Callable[..., _T], *arguments: Any) -> _T:
+    """Call ``decode``; its errors name the sample."""
+    try:
+        return decode(*arguments)
+    except ValueError as error:
+        raise damaged(shard.path, f"sample {key}: {error}") from None
 
 
 def open_index(folder: str | Path) -> ShardIndex:

@@ -55,6 +55,8 @@ class GlobalBatches:
     """Share of generation samples that lose their prompt."""
     overlong: Literal["error", "truncate"]
     """What to do with a sample longer than a row."""
+    image_size: int = 0
+    """Side in pixels of the images of a micro-batch; 0 where no image is needed."""
 
     def check(self) -> None:
         """Check that every sample of the mixture fits a row, or can be cut to.
@@ -86,7 +88,7 @@ class GlobalBatches:
         Every rank gets equally many, ``micro_batch_size`` rows each; a row may be all padding.
 
         Raises:
-            ValueError: a sample is too long or cannot be read.
+            ValueError: a sample is too long or cannot be read, or a picture is damaged.
         """
         micro_batches = deal_rows(
             self._plan(position),
@@ -99,6 +101,7 @@ class GlobalBatches:
                 [[self._read(position + offset) for offset in row] for row in rows],
                 self.seq_length,
                 self.pad_id,
+                self.image_size,
             )
             for rows in micro_batches
         ]
@@ -182,8 +185,12 @@ def build_global_batches(
     data_parallel_rank: int,
     data_parallel_size: int,
     micro_batch_multiple: int,
+    image_size: int = 0,
 ) -> GlobalBatches:
     """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
+
+    ``image_size`` is 0 for a model that looks at codes only, and on every pipeline stage but the
+    first, which alone needs the images.
 
     Raises:
         ValueError: no data folder is given, one is damaged or made for a larger codebook, or a
@@ -214,6 +221,7 @@ def build_global_batches(
         codebook_size=codebook_size,
         prompt_drop=data.prompt_drop,
         overlong=data.overlong_samples,
+        image_size=image_size,
     )
 
 

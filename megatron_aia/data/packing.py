@@ -124,6 +124,7 @@ def truncate(sample: TokenizedSample, seq_length: int) -> TokenizedSample:
         tokens=sample.tokens[:seq_length],
         label_weights=sample.label_weights[:seq_length],
         roles=sample.roles[:seq_length],
+        images=sample.images,
     )
 
 
@@ -131,6 +132,7 @@ def _shortest_cut(sample: TokenizedSample) -> int:
     """Return how many tokens from the left hold every image and one target."""
     targets = np.flatnonzero(sample.label_weights > 0)
     needed = int(targets[0]) + 1 if len(targets) else len(sample)
+    needed = max([needed, *(image.stop for image in sample.images)])
     for term in find_terms(sample.roles):
         image = term.rows if term.task is Task.GENERATION else term.keys
         needed = max(needed, int(image[-1]) + 1)

@@ -1,6 +1,7 @@
 """Bytes of a shard, and what they mean.
 
-Only JSON and plain ``.npy`` arrays are ever decoded: a shard from elsewhere cannot run code.
+Only JSON and plain ``.npy`` arrays are decoded here, and three kinds of pictures in ``pictures``: a
+shard from elsewhere cannot run code.
 """
 
 import io
@@ -73,11 +74,18 @@ def _open(shard: Shard) -> _Descriptor:
 
 @dataclass(frozen=True)
 class CodesEntry:
-    """One image of a sample as its JSON announces it; sizes in tokens."""
+    """Image codes as the JSON of a sample announces them; sizes in tokens."""
 
     member: str
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class PictureEntry:
+    """A picture as the JSON of a sample announces it."""
+
+    member: str
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ class Description:
 
     task: Task
     turns: tuple[Turn, ...]
-    codes: tuple[CodesEntry, ...]
-    """In the order of the image tags."""
+    images: tuple[CodesEntry | PictureEntry, ...]
+    """What stands for each image tag, in order."""
 
 
 def parse_description(data: bytes) -> Description:
@@ -104,19 +112,42 @@ def parse_description(data: bytes) -> Description:
     if not isinstance(fields, dict):
         raise ValueError("its json is not an object")
     turns = tuple(_parse_turn(turn) for turn in _list_of_objects(fields, "conversations"))
-    codes = tuple(_parse_codes(entry) for entry in _list_of_objects(fields, "codes"))
     if not turns:
         raise ValueError("it has no conversations")
     tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
-    if tags != len(codes):
-        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(codes)} codes")
-    return Description(_parse_task(fields.get("task")), turns, codes)
+    return Description(_parse_task(fields.get("task")), turns, _parse_images(fields, tags))
 
 
 def _list_of_objects(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
     items = fields.get(name, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{name!r} is not a list of objects")
+    return items
+
+
+def _parse_images(fields: dict[str, Any], tags: int) -> tuple[CodesEntry | PictureEntry, ...]:
+    """Return what stands for each tag: its codes, or its picture where it has no codes."""
+    codes = _entries_by_tag(fields, "codes", tags)
+    # Pictures beside complete codes were kept for people to look at; nobody reads them.
+    pictures = _entries_by_tag(fields, "images", tags) if None in codes else codes
+    images: list[CodesEntry | PictureEntry] = []
+    for code_entry, picture_entry in zip(codes, pictures, strict=True):
+        if code_entry is not None:
+            images.append(_parse_codes(code_entry))
+        elif picture_entry is not None:
+            images.append(_parse_picture(picture_entry))
+    if len(images) < tags:
+        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
+    return tuple(images)
+
+
+def _entries_by_tag(fields: dict[str, Any], name: str, tags: int) -> list[dict[str, Any] | None]:
+    """Return the entry of each tag, None for a tag that has none in this list."""
+    items = fields.get(name) or [None] * tags
+    if not isinstance(items, list) or not all(isinstance(item, dict | None) for item in items):
+        raise ValueError(f"{name!r} is not a list of objects")
+    if len(items) != tags:
+        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
     return items
 
 
@@ -141,6 +172,12 @@ def _parse_codes(entry: dict[str, Any]) -> CodesEntry:
     if not isinstance(member, str) or not isinstance(height, int) or not isinstance(width, int):
         raise ValueError("an entry of 'codes' lacks member, height or width")
     return CodesEntry(member, height, width)
+
+
+def _parse_picture(entry: dict[str, Any]) -> PictureEntry:
+    if not isinstance(entry.get("member"), str):
+        raise ValueError("an entry of 'images' lacks member")
+    return PictureEntry(entry["member"])
 
 
 def decode_codes(data: bytes, entry: CodesEntry, codebook_size: int) -> np.ndarray:

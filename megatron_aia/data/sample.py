@@ -1,7 +1,8 @@
 """The two forms of a sample: as read from a shard, and as tokens of one model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,16 +20,53 @@ class Turn:
     text: str
 
 
+class Picture(Protocol):
+    """An image stored as a picture file; nothing is read before ``decode``."""
+
+    def decode(self) -> np.ndarray:
+        """Return its pixels, uint8 ``[height, width, 3]``, red, green, blue.
+
+        Raises:
+            ValueError: the file is damaged or no picture that is allowed.
+        """
+
+
 @dataclass(frozen=True)
 class RawSample:
-    """A sample as stored: words, and image codes in the order of their tags."""
+    """A sample as stored: words, and an image for each tag."""
 
     key: str
     """Unique name, ``<shard file>/<key in the shard>``; errors quote it."""
     task: Task
     turns: tuple[Turn, ...]
-    codes: tuple[np.ndarray, ...] = field(default=())
-    """int64 ``[height, width]`` each, in tokens, every value in ``[0, codebook_size)``."""
+    images: tuple[np.ndarray | Picture, ...] = ()
+    """In the order of their tags. Codes are int64 ``[height, width]``, in tokens, every value in
+    ``[0, codebook_size)``."""
+
+    @property
+    def codes(self) -> tuple[np.ndarray, ...]:
+        """The codes of every image, for a model that knows images by their codes only.
+
+        Raises:
+            ValueError: an image is stored as a picture.
+        """
+        codes = tuple(image for image in self.images if isinstance(image, np.ndarray))
+        if len(codes) < len(self.images):
+            raise ValueError(
+                f"sample {self.key}: an image is stored as a picture, and this model reads codes; "
+                "build the shards again with --understanding-images codes"
+            )
+        return codes
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image that the model looks at; nothing is read before ``load``."""
+
+    stop: int
+    """Position in the sample after the last token that stands for the image."""
+    load: Callable[[], np.ndarray]
+    """Read and prepare it: uint8 ``[3, size, size]``. Raises ValueError for a damaged picture."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +84,8 @@ class TokenizedSample:
     """float32 ``[n]``; 0 for tokens without a loss; ``label_weights[0]`` is 0."""
     roles: np.ndarray
     """uint8 ``[n]``, codes of ``aia.roles``; all 0 for an inactive sample."""
+    images: tuple[ImageSource, ...] = ()
+    """Images to look at that are no codes among the tokens, in the order of their tokens."""
 
     def __len__(self) -> int:
         return len(self.tokens)

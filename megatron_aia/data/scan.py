@@ -37,7 +37,7 @@ class SampleEntry:
     description: bytes
     """Its JSON member."""
     members: tuple[Member, ...]
-    """The JSON member, then the codes in the order of their image tags."""
+    """The JSON member, then the codes or the picture of each image tag, in order."""
 
 
 def scan_shard(shard: Shard) -> Iterator[SampleEntry]:
@@ -63,7 +63,7 @@ def _make_entry(shard: Shard, key: str, members: dict[str, Member]) -> SampleEnt
         raise ValueError(f"no json beside {', '.join(members)}")
     data = shard.read(members["json"].offset, members["json"].size)
     description = parse_description(data)
-    used = ["json", *(entry.member for entry in description.codes)]
+    used = ["json", *(entry.member for entry in description.images)]
     absent = [suffix for suffix in used if suffix not in members]
     if absent:
         raise ValueError(f"its {', '.join(absent)} is missing")

@@ -2,8 +2,8 @@
 
 The folder holds ``shard-000000.tar``, ... and ``dataset.json``. A sample is a run of adjacent files
 with one key: ``KEY.json``, and for each of its images ``KEY.emu3.npy`` (``KEY.0.emu3.npy``,
-``KEY.1.emu3.npy``, ... for several), uint16 ``[h, w]`` codes. ``KEY.jpg`` or the like is the raw
-picture, when it was kept; training does not read it.
+``KEY.1.emu3.npy``, ... for several), uint16 ``[h, w]`` codes, or ``KEY.jpg`` or the like, the
+picture file, or both. What the JSON says of them stands in ``index``.
 """
 
 import io
@@ -48,6 +48,7 @@ class ShardFolder:
         image_tokenizer: made the codes; named in ``dataset.json``.
         samples_per_shard: samples of one tar file.
         overwrite: replace ``output`` if it is a data folder.
+        codes_suffix: file type of image codes.
 
     Raises:
         ValueError: ``output`` exists and must not be replaced, or the codes do not fit 16 bits.
@@ -59,6 +60,7 @@ class ShardFolder:
         image_tokenizer: ImageTokenizer,
         samples_per_shard: int = 5000,
         overwrite: bool = False,
+        codes_suffix: str = "emu3.npy",
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard {samples_per_shard} must be at least 1")
@@ -68,6 +70,7 @@ class ShardFolder:
         check_output(self._output, overwrite)
         self._image_tokenizer = image_tokenizer
         self._samples_per_shard = samples_per_shard
+        self._codes_suffix = codes_suffix
         self.folder = self._output.parent / f".{self._output.name}.{os.getpid()}.partial"
         """The hidden folder; files put here are part of the result."""
         self.num_samples: Counter[str] = Counter()
@@ -85,36 +88,42 @@ class ShardFolder:
         return self
 
     def add(
-        self, record: Record, codes: Sequence[np.ndarray], images: Sequence[RawImage] = ()
+        self,
+        record: Record,
+        codes: Sequence[np.ndarray | None],
+        images: Sequence[RawImage | None] = (),
     ) -> None:
         """Write one sample.
 
         Args:
             record: words, and where from.
-            codes: integers ``[h, w]`` of each image, in the order of the tags.
-            images: the pictures themselves, to keep them.
+            codes: integers ``[h, w]`` of each image, in the order of the tags; None for an image
+                that has none.
+            images: the picture files in the same order, None for those not to be stored; empty if
+                none is.
         """
-        assert len(codes) == len(record.images), f"{len(codes)} codes for {record}"
+        images = images or [None] * len(codes)
+        assert len(record.images) == len(codes) == len(images), f"{len(codes)} codes for {record}"
         prefixes = [""] if len(codes) == 1 else [f"{number}." for number in range(len(codes))]
         members: dict[str, bytes] = {}
+        code_entries = [
+            _add_codes(members, prefix + self._codes_suffix, grid)
+            for prefix, grid in zip(prefixes, codes, strict=True)
+        ]
+        picture_entries = [
+            _add_picture(members, prefix, image)
+            for prefix, image in zip(prefixes, images, strict=True)
+        ]
         description: dict[str, Any] = {
             "id": record.id,
             "task": record.task.name.lower(),
             "source": record.source,
             "license": record.license,
             "conversations": [{"from": turn.role, "value": turn.text} for turn in record.turns],
-            "codes": [],
+            "codes": code_entries if any(code_entries) else [],
         }
-        for prefix, grid in zip(prefixes, codes, strict=False):
-            member = f"{prefix}emu3.npy"
-            members[member] = _to_npy(grid)
-            height, width = grid.shape
-            description["codes"].append({"member": member, "height": height, "width": width})
-        for prefix, image in zip(prefixes, images, strict=False):
-            member = prefix + image.suffix
-            members[member] = image.contents
-            size = {"member": member, "width": image.width, "height": image.height}
-            description.setdefault("images", []).append(size)
+        if any(picture_entries):
+            description["images"] = picture_entries
         members["json"] = json.dumps(description, ensure_ascii=False).encode()
         self._shards.write({"__key__": f"{self.num_samples.total():09d}", **members})
         self.num_samples[description["task"]] += 1
@@ -159,6 +168,27 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"{output} exists and is no data folder; choose another --output")
     if not overwrite:
         raise ValueError(f"{output} exists; pass --overwrite to replace it")
+
+
+def _add_codes(
+    members: dict[str, bytes], member: str, grid: np.ndarray | None
+) -> dict[str, Any] | None:
+    """Add the file of an image's codes and return its entry in the JSON."""
+    if grid is None:
+        return None
+    members[member] = _to_npy(grid)
+    return {"member": member, "height": grid.shape[0], "width": grid.shape[1]}
+
+
+def _add_picture(
+    members: dict[str, bytes], prefix: str, image: RawImage | None
+) -> dict[str, Any] | None:
+    """Add a picture file and return its entry in the JSON."""
+    if image is None:
+        return None
+    member = prefix + image.suffix
+    members[member] = image.contents
+    return {"member": member, "width": image.width, "height": image.height}
 
 
 def _to_npy(codes: np.ndarray) -> bytes:

@@ -5,9 +5,9 @@ import binascii
 import hashlib
 import io
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_aia.data.optional import import_optional
 
@@ -40,6 +40,13 @@ class TextTokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; bytes that are no UTF-8 become the replacement character."""
 
+    def special_id(self, name: str) -> int:
+        """Return the id of a special token, which no text is ever encoded to.
+
+        Raises:
+            ValueError: the tokeniser's file has no such token.
+        """
+
 
 def load_text_tokenizer(path: str | Path) -> TextTokenizer:
     """Load the tokeniser of a file or folder; the file's name says which kind it is.
@@ -64,18 +71,42 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
     )
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece ``*.model`` file."""
+class _FileTokenizer:
+    """What the kinds share: a file, its fingerprint, its special tokens by name."""
+
+    special_ids: Mapping[str, int] = {}
+
+    def __init__(self, file: Path, contents: bytes) -> None:
+        self._file = file
+        self.fingerprint = hashlib.sha256(contents).hexdigest()
+
+    def special_id(self, name: str) -> int:
+        """See ``TextTokenizer``."""
+        if name not in self.special_ids:
+            raise ValueError(
+                f"{self._file} has no special token {name}; point --tokenizer-model to the "
+                "tokeniser of the model"
+            )
+        return self.special_ids[name]
+
+
+class SentencePieceTokenizer(_FileTokenizer):
+    """A SentencePiece ``*.model`` file; its control symbols are its special tokens."""
 
     def __init__(self, file: Path) -> None:
         sentencepiece = import_optional("sentencepiece", "demo")
         contents = file.read_bytes()
-        self.fingerprint = _fingerprint(contents)
+        super().__init__(file, contents)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=contents)
         except RuntimeError as error:
             raise ValueError(f"{file} is not a SentencePiece model: {error}") from error
         self.vocab_size: int = self._processor.get_piece_size()
+        self.special_ids = {
+            self._processor.id_to_piece(i): i
+            for i in range(self.vocab_size)
+            if self._processor.is_control(i)
+        }
 
     def encode(self, text: str) -> list[int]:
         """See ``TextTokenizer``."""
@@ -86,13 +117,16 @@ class SentencePieceTokenizer:
         return self._processor.decode([int(i) for i in ids])
 
 
-class TiktokenTokenizer:
-    """Byte pairs by rank, as published with Emu3: Qwen's split pattern after NFC normalisation."""
+class TiktokenTokenizer(_FileTokenizer):
+    """Byte pairs by rank, as published with Emu3: Qwen's split pattern after NFC normalisation.
+
+    Such a file has no special tokens; Emu3's stand behind its ids, see ``Emu3Vocabulary``.
+    """
 
     def __init__(self, file: Path) -> None:
         tiktoken = import_optional("tiktoken", "hf")
         contents = file.read_bytes()
-        self.fingerprint = _fingerprint(contents)
+        super().__init__(file, contents)
         ranks = _parse_ranks(contents, file)
         self.vocab_size = len(ranks)
         self._encoding = tiktoken.Encoding(
@@ -120,43 +154,46 @@ def _parse_ranks(contents: bytes, file: Path) -> dict[bytes, int]:
     return ranks
 
 
-class HuggingFaceTokenizer:
-    """A ``tokenizer.json`` whose added tokens come after its text, as in ``Emu3-Chat-hf``.
+class HuggingFaceTokenizer(_FileTokenizer):
+    """A ``tokenizer.json``, as in ``Emu3-Chat-hf`` or Janus-Pro.
 
-    ``vocab_size`` counts the ids below the first added token. Mind that this file splits words by
-    GPT-2's pattern and does not normalise, so that some texts get other ids than from the ranks
-    published with Emu3.
+    Its special tokens are the added tokens that the file marks so, and those in angle brackets:
+    some files leave the mark out. Other added tokens are text, letters for example. ``vocab_size``
+    counts the ids below the first special token, or up to the last added text behind it. Mind that
+    ``Emu3-Chat-hf`` splits words by GPT-2's pattern and does not normalise, so that some texts get
+    other ids than from the ranks published with Emu3.
     """
 
     def __init__(self, file: Path) -> None:
         tokenizers = import_optional("tokenizers", "hf")
-        self.fingerprint = _fingerprint(file.read_bytes())
+        super().__init__(file, file.read_bytes())
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{file} is not a Hugging Face tokeniser: {error}") from error
-        # Otherwise the library turns "<|image start|>" in a text into that special token.
-        self._tokenizer.encode_special_tokens = True
         added = self._tokenizer.get_added_tokens_decoder()
-        self.vocab_size: int = min(added, default=self._tokenizer.get_vocab_size())
-        if self.vocab_size == 0:
+        special = {i: token.content for i, token in added.items() if _is_special(token)}
+        # Marked, a token is no more found in a text: "<|image start|>" stays text.
+        self._tokenizer.add_special_tokens(list(special.values()))
+        self._tokenizer.encode_special_tokens = True
+        self.special_ids = {content: i for i, content in special.items()}
+        first = min(special, default=self._tokenizer.get_vocab_size())
+        if first == 0:
             raise ValueError(f"{file} numbers special tokens before text; text ids must come first")
+        self.vocab_size: int = max([first, *(i + 1 for i in added if i not in special)])
 
     def encode(self, text: str) -> list[int]:
-        """See ``TextTokenizer``.
-
-        Raises:
-            ValueError: the text gets an id at or above ``vocab_size``.
-        """
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if max(ids, default=0) >= self.vocab_size:
-            token = self._tokenizer.id_to_token(max(ids))
-            raise ValueError(f"text holds the added token {token!r}, which is no text: {text!r}")
-        return ids
+        """See ``TextTokenizer``."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``TextTokenizer``."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _is_special(added_token: Any) -> bool:
+    content: str = added_token.content
+    return added_token.special or (content.startswith("<") and content.endswith(">"))
 
 
 _KINDS: dict[str, type[SentencePieceTokenizer | TiktokenTokenizer | HuggingFaceTokenizer]] = {
@@ -166,11 +203,19 @@ _KINDS: dict[str, type[SentencePieceTokenizer | TiktokenTokenizer | HuggingFaceT
 }
 
 
-def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
+def train_sentencepiece(
+    texts: Iterable[str], path: str | Path, vocab_size: int, special_tokens: Sequence[str] = ()
+) -> None:
     """Train byte pairs on ``texts`` and write them to ``path``; same texts, same file.
 
     Unknown characters fall back to bytes, digits stand alone as in Emu3's tokeniser, and text is
     neither normalised nor given a leading space, so pieces of text can be encoded one by one.
+
+    Args:
+        texts: what to train on.
+        path: file to write.
+        vocab_size: ids of text and special tokens together.
+        special_tokens: names of tokens that no text is encoded to, see ``special_id``.
 
     Raises:
         ValueError: the texts are too few for ``vocab_size`` (257 ids go to bytes and unknown).
@@ -193,13 +238,10 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
+            control_symbols=list(special_tokens),
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
         raise ValueError(f"cannot train a tokeniser of {vocab_size} ids: {error}") from error
     Path(path).write_bytes(model.getvalue())
-
-
-def _fingerprint(contents: bytes) -> str:
-    return hashlib.sha256(contents).hexdigest()

@@ -8,6 +8,8 @@ import pytest
 
 from megatron_aia.data.demo import read_pictures
 from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.data.index import open_index
+from megatron_aia.data.janus_images import JanusQuantizer
 from megatron_aia.data.reader import CodesEntry, decode_codes, parse_description
 from megatron_aia.data.tokenizer import load_text_tokenizer
 
@@ -130,6 +132,73 @@ def test_kept_images_are_the_files(tool, source):
     assert what["jpg"] == (source / "pictures" / "light.jpg").read_bytes()
     assert set(edit) == {"json", "0.emu3.npy", "1.emu3.npy", "0.png", "1.jpg"}
     assert json.loads(edit["json"])["images"][0] == {"member": "0.png", "width": 30, "height": 30}
+
+
+def test_images_to_look_at_as_pictures(tool, source):
+    assert run(tool, source, "--understanding-images", "pictures") == 0
+    index = open_index(source / "data")
+    samples = [index.read(number, 16) for number in range(4)]
+    (drawn,), (seen,), (looked_at, made), () = (sample.images for sample in samples)
+    for codes, gray in ((drawn, 1), (made, 15)):
+        np.testing.assert_array_equal(codes, np.full((2, 2), gray))
+    for picture, gray in ((seen, 240), (looked_at, 16)):
+        np.testing.assert_array_equal(picture.decode(), np.full((30, 30, 3), gray))
+    dark, what, edit, talk = read_shards(source / "data").values()
+    assert [set(members) for members in (dark, what, edit, talk)] == [
+        {"json", "janus.npy"},
+        {"json", "jpg"},
+        {"json", "0.png", "1.janus.npy"},
+        {"json"},
+    ]
+    assert what["jpg"] == (source / "pictures" / "light.jpg").read_bytes()
+    description = json.loads(what["json"])
+    assert description["codes"] == []
+    assert description["images"] == [{"member": "jpg", "width": 30, "height": 30}]
+    description = json.loads(edit["json"])
+    assert description["codes"] == [None, {"member": "1.janus.npy", "height": 2, "width": 2}]
+    assert description["images"] == [{"member": "0.png", "width": 30, "height": 30}, None]
+
+
+def test_drawn_pictures_may_be_kept_beside_stored_ones(tool, source):
+    assert run(tool, source, "--understanding-images", "pictures", "--keep-images") == 0
+    _, _, edit, _ = read_shards(source / "data").values()
+    assert set(edit) == {"json", "0.png", "1.jpg", "1.janus.npy"}
+    _, made = open_index(source / "data").read(2, 16).images
+    assert made.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept_bytes", "reason"),
+    [
+        ("png", 20, "the image cannot be read"),
+        ("png", 200, "the image cannot be read"),
+        ("bmp", None, "the image is no picture to store"),
+    ],
+)
+def test_pictures_that_training_could_not_read_are_not_stored(
+    tool, source, capsys, kind, kept_bytes, reason
+):
+    whole = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    path = source / "pictures" / "light.jpg"
+    image_module.fromarray(whole).save(path, format=kind)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    flags = ("--understanding-images", "pictures", "--allow-dropped")
+    assert run(tool, source, *flags, "0") == 2
+    assert reason in capsys.readouterr().err
+    assert not (source / "data").exists()
+    # The edit draws this picture, so only a damaged one cannot be used there.
+    assert run(tool, source, *flags, "2") == 0
+    assert len(read_shards(source / "data")) == (3 if kind == "bmp" else 2)
+
+
+def test_janus_does_not_look_at_codes(tool, source, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "megatron_aia.data.build.load_image_tokenizer",
+        lambda *_: JanusQuantizer.__new__(JanusQuantizer),
+    )
+    assert run(tool, source) == 2
+    assert "--understanding-images pictures" in capsys.readouterr().err
+    assert not (source / "data").exists()
 
 
 def test_existing_output_is_refused(tool, source, capsys):

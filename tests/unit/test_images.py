@@ -3,12 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from megatron_aia.data.images import (
-    Emu3Quantizer,
-    PatchQuantizer,
-    load_image_tokenizer,
-    resize_to_multiples,
-)
+from megatron_aia.data.emu3_images import Emu3Quantizer, resize_to_multiples
+from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
 
 image_module = pytest.importorskip("PIL.Image")
 

@@ -98,11 +98,54 @@ def test_broken_rank_files_are_refused(tmp_path, contents):
         load_text_tokenizer(path)
 
 
-def test_hugging_face_text_ids_end_at_the_first_added_token(hugging_face_file):
+def test_hugging_face_text_ids_end_at_the_first_special_token(hugging_face_file):
     tokenizer = load_text_tokenizer(hugging_face_file)
     assert tokenizer.vocab_size == 256
-    with pytest.raises(ValueError, match="<plain>"):
-        tokenizer.encode("a <plain> word")
+    # Not marked as special in the file, and in a text still no special token.
+    assert tokenizer.decode(tokenizer.encode("a <plain> word")) == "a <plain> word"
+    assert max(tokenizer.encode("a <plain> word")) < 256
+    assert tokenizer.special_id("<|image start|>") == 257
+    assert tokenizer.special_id("<plain>") == 258
+
+
+def test_hugging_face_letters_among_the_added_tokens_are_text(hugging_face_file):
+    """Letters whose symbols no byte of UTF-8 needs may stand behind special tokens."""
+    contents = json.loads(hugging_face_file.read_text())
+    letters = "øöúÿõ÷ûýÀùÁþü"
+    kept = [symbol for symbol in contents["model"]["vocab"] if symbol not in letters]
+    contents["model"]["vocab"] = {symbol: i for i, symbol in enumerate(kept)}
+    special = contents["added_tokens"][0]
+    contents["added_tokens"] = [{**special, "id": 243, "content": "<bos>"}] + [
+        {**special, "id": 244 + i, "content": letter, "special": False}
+        for i, letter in enumerate(letters)
+    ]
+    hugging_face_file.write_text(json.dumps(contents))
+    tokenizer = load_text_tokenizer(hugging_face_file)
+    assert tokenizer.special_ids == {"<bos>": 243}
+    assert tokenizer.encode("ü") == [256]
+    assert tokenizer.vocab_size == 257
+    assert 243 not in tokenizer.encode("<bos> süß")
+
+
+SPECIAL_TOKENS = ("<｜begin▁of▁sentence｜>", "<begin_of_image>", "<|User|>")  # noqa: RUF001
+
+
+def test_special_tokens_of_sentencepiece(tmp_path):
+    train_sentencepiece(TEXTS, tmp_path / "tokenizer.model", 300, SPECIAL_TOKENS)
+    tokenizer = load_text_tokenizer(tmp_path)
+    ids = {tokenizer.special_id(name) for name in SPECIAL_TOKENS}
+    assert len(ids) == 3 and max(ids) < tokenizer.vocab_size == 300
+    for name in SPECIAL_TOKENS:
+        assert not ids.intersection(tokenizer.encode(f"a {name} in a text"))
+    text = "a <|User|> in a text"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece_file", "ranks_file", "hugging_face_file"])
+def test_a_special_token_that_is_not_there(kind, request):
+    file = request.getfixturevalue(kind)
+    with pytest.raises(ValueError, match=rf"{file} has no special token <\|User\|>.*--tokenizer"):
+        load_text_tokenizer(file).special_id("<|User|>")
 
 
 def test_hugging_face_special_tokens_before_text_are_refused(hugging_face_file):

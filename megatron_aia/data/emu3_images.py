@@ -1,0 +1,114 @@
+"""Emu3's image tokeniser: 8 x 8 pixels a code, any shape of picture."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from megatron_aia.data.optional import import_optional
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EMU3_IMAGE_AREA = 720 * 720
+
+
+class Emu3Quantizer:
+    """Emu3's image tokeniser as transformers has it; 8 x 8 pixels a code.
+
+    A picture is resized to ``image_area`` like the pictures Emu3 was trained on, then to multiples
+    of 8 pixels. Build it with ``from_folder``.
+    """
+
+    def __init__(self, model: Any, image_area: int, min_pixels: int, max_pixels: int) -> None:
+        # Its batch norms must use their stored statistics, whatever the model's parent does.
+        self._model = model.eval()
+        self._image_area = image_area
+        self._pixel_range = (min_pixels, max_pixels)
+        self.codebook_size: int = model.config.codebook_size
+        weights = model.quantize.embedding.weight.detach().float().cpu().numpy()
+        self.name = f"emu3_vq-{hashlib.sha256(weights.tobytes()).hexdigest()[:12]}"
+
+    @classmethod
+    def from_folder(
+        cls, path: str | Path, image_area: int = EMU3_IMAGE_AREA, device: str = "cpu"
+    ) -> "Emu3Quantizer":
+        """Load the image tokeniser of a local folder that transformers wrote.
+
+        The folder holds the tokeniser alone or a whole Emu3 (as ``Emu3-Chat-hf``), whose other
+        weights are not loaded. ``preprocessor_config.json`` may set min_pixels and max_pixels.
+
+        Raises:
+            ValueError: no such model is there, or some of its weights are missing.
+        """
+        transformers = import_optional("transformers", "hf")
+        try:
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+            config = getattr(config, "vq_config", config)
+            if config.model_type != "emu3_vqgan":
+                raise ValueError(f"its model_type is {config.model_type}")
+            model, report = transformers.Emu3VQVAE.from_pretrained(
+                path,
+                config=config,
+                key_mapping={r"^(model\.)?vqmodel\.": ""},
+                output_loading_info=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path} holds no Emu3 image tokeniser in the format of transformers: {error}"
+            ) from error
+        if report["missing_keys"]:
+            raise ValueError(f"{path} lacks weights: {sorted(report['missing_keys'])[:3]} ...")
+        settings_file = Path(path) / "preprocessor_config.json"
+        settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        min_pixels = settings.get("min_pixels", 512 * 512)
+        max_pixels = settings.get("max_pixels", 1024 * 1024)
+        return cls(model.to(device), image_area, min_pixels, max_pixels)
+
+    def encode(self, image: "Image") -> np.ndarray:
+        """See ``ImageTokenizer``."""
+        torch = import_optional("torch", "hf")
+        bicubic = import_optional("PIL.Image", "hf").Resampling.BICUBIC
+        scale = math.sqrt(self._image_area / (image.width * image.height))
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        resized = image.convert("RGB").resize(size, bicubic)
+        height, width = resize_to_multiples(resized.height, resized.width, 8, *self._pixel_range)
+        resized = resized.resize((width, height), bicubic)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
+        pixels = (pixels.to(self._model.device).float() / 255 - 0.5) / 0.5
+        with torch.no_grad():
+            output = self._model.encode(pixels, torch.tensor([[height, width]]))
+        return output.image_tokens[0].cpu().numpy().astype(np.int64)
+
+    def decode(self, codes: np.ndarray) -> "Image":
+        """See ``ImageTokenizer``."""
+        torch = import_optional("torch", "hf")
+        with torch.no_grad():
+            ids = torch.from_numpy(codes.astype(np.int64)).to(self._model.device)
+            pixels = self._model.decode(ids[None])[0].float().permute(1, 2, 0).cpu().numpy()
+        pixels = ((pixels * 0.5 + 0.5) * 255).round().clip(0, 255).astype(np.uint8)
+        return import_optional("PIL.Image", "hf").fromarray(pixels)
+
+
+def resize_to_multiples(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Return (height, width) near the given ones: multiples of ``factor``, area in the range.
+
+    Raises:
+        ValueError: a side is shorter than ``factor``, or one side is over 5 times the other.
+    """
+    if min(height, width) < factor or max(height, width) > 5 * min(height, width):
+        raise ValueError(f"a picture of {width} x {height} is too narrow")
+    rounded = round(height / factor) * factor, round(width / factor) * factor
+    area = rounded[0] * rounded[1]
+    if min_pixels <= area <= max_pixels:
+        return rounded
+    # Rounding away from the limit keeps the result inside it.
+    limit, round_away = (max_pixels, math.floor) if area > max_pixels else (min_pixels, math.ceil)
+    scale = math.sqrt(limit / (height * width)) / factor
+    return round_away(height * scale) * factor, round_away(width * scale) * factor

@@ -1,0 +1,90 @@
+"""Picture files: decoded when somebody asks, in three formats only, and cut to squares."""
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_aia.data.optional import import_optional
+from megatron_aia.data.reader import Shard, damaged
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""PIL's other decoders are less used, and a shard may come from elsewhere."""
+MAX_PIXELS = 80_000_000
+"""A small file may announce a picture that fills the memory."""
+
+
+@dataclass(frozen=True)
+class ShardPicture:
+    """The ``Picture`` that stands in a shard."""
+
+    shard: Shard
+    offset: int
+    size: int
+    name: str
+    """Sample and member, for errors."""
+
+    def decode(self) -> np.ndarray:
+        """See ``Picture``."""
+        data = self.shard.read(self.offset, self.size)
+        try:
+            return decode_picture(data)
+        except ValueError as error:
+            raise damaged(self.shard.path, f"{self.name} {error}") from None
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """Decode a JPEG, PNG or WebP file, turned as its camera meant it.
+
+    Returns:
+        uint8 ``[height, width, 3]``, red, green, blue; transparency is left out.
+
+    Raises:
+        ValueError: the file is damaged, of another format or too large.
+    """
+    image_module = import_optional("PIL.Image", "hf")
+    operations = import_optional("PIL.ImageOps", "hf")
+    try:
+        with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_header(image)
+            return np.array(operations.exif_transpose(image).convert("RGB"))
+    except image_module.UnidentifiedImageError:
+        raise ValueError(f"is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a damaged file makes PIL raise much else than OSError
+        raise ValueError(f"is no picture that can be read ({error})") from None
+
+
+def check_header(image: "Image") -> None:
+    """Check an opened picture before its pixels are decoded.
+
+    Raises:
+        ValueError: its format is not allowed, or it has too many pixels.
+    """
+    if image.format not in FORMATS:
+        raise ValueError(f"its format {image.format} is none of {', '.join(FORMATS)}")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
+
+
+def crop_to_square(image: "Image", side: int) -> "Image":
+    """Scale a picture until its short side fits, and cut out the middle.
+
+    It is halved as long as that goes, by means of 2 x 2 pixels, before the bicubic step, as in the
+    training of Janus-Pro with AIA.
+
+    Args:
+        image: of any size.
+        side: of the result, in pixels.
+    """
+    resampling = import_optional("PIL.Image", "hf").Resampling
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), resampling.BOX)
+    scale = side / min(image.size)
+    size = round(image.width * scale), round(image.height * scale)
+    image = image.resize(size, resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
