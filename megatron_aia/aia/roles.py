@@ -56,6 +56,8 @@ class Segment:
     start: int
     stop: int
     terms: tuple[Term, ...] = ()
+    position: int = 0
+    """Of the sample in the order of the run; seeds what is drawn at random for it."""
 
 
 def find_terms(roles: np.ndarray, start: int = 0) -> tuple[Term, ...]:

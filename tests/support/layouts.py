@@ -46,6 +46,7 @@ class Layout:
     micro_batch_size: int = 1
     packing: bool = True
     method: str = "auto"
+    probe_rows: int = 64
 
 
 @dataclass
@@ -75,7 +76,10 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
             init_method_std=0.2,
             make_vocab_size_divisible_by=8,
         ),
-        aia=AIAConfig(aia_method=layout.method),  # type: ignore[arg-type]
+        aia=AIAConfig(
+            aia_method=layout.method,  # type: ignore[arg-type]
+            aia_probe_rows=layout.probe_rows,
+        ),
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
         data=DataConfig(
             data_path=(str(data),),
