@@ -1,7 +1,8 @@
 """Where the samples and terms of a micro-batch lie, as index tensors every layer shares."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class AttentionLayout:
         self.seq_length = seq_length
         self.batch_size = batch_size
         self.num_terms = sum(len(segment.terms) for segment in segments)
+        self.cache: dict[Hashable, Any] = {}
+        """What a method derives from the samples and terms, for all layers."""
         self._rectangles: dict[torch.device, tuple[tuple[Rectangle, ...], ...]] = {}
         self._mask: dict[torch.device, Tensor] = {}
 

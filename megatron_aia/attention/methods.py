@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_aia.attention import dense, rectangle
+from megatron_aia.attention import dense, fused, rectangle
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
 
-METHODS = ("dense", "rectangle", "probe")
+METHODS = ("dense", "rectangle", "fused", "probe")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Machine:
     """Channels of a head."""
     capability: tuple[int, int] = (0, 0)
     """Compute capability of the GPU; not read on a CPU."""
+    has_triton: bool = False
+    """Triton is installed and runs on the device."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Method:
         """
         if self.name == "probe":
             return Probe(self.probe_rows, self.seed, layer, first_head).attend
-        return {"dense": dense.attend, "rectangle": rectangle.attend}[self.name]
+        return {"dense": dense, "rectangle": rectangle, "fused": fused}[self.name].attend
 
 
 DEFAULT_METHOD = Method("rectangle", "the default")
@@ -94,12 +96,37 @@ def choose_method(name: str, machine: Machine, probe_rows: int = 64, seed: int =
     obstacle = _obstacle("rectangle", machine)
     if obstacle is None:
         return Method("rectangle", f"exact beside the flash kernel of {machine.device_type}")
-    return Method("dense", f"exact with whole maps, because rectangle {obstacle.split(';')[0]}")
+    because = f"because rectangle {obstacle.split(';')[0]}"
+    if _obstacle("fused", machine) is None:
+        return Method("fused", f"exact in one kernel, {because}")
+    return Method("dense", f"exact with whole maps, {because}")
 
 
 def _obstacle(name: str, machine: Machine) -> str | None:
     """Return why a method cannot run, after its name, with a remedy; None if it can."""
-    if name == "dense" or machine.device_type == "cpu":
+    if name == "dense":
+        return None
+    return _obstacle_of_fused(machine) if name == "fused" else _obstacle_of_flash(machine)
+
+
+def _obstacle_of_fused(machine: Machine) -> str | None:
+    if not machine.has_triton:
+        return (
+            "needs the package triton and a GPU (or TRITON_INTERPRET=1, for tests); "
+            "pip install triton, or pass --aia-method auto"
+        )
+    if machine.dtype == torch.float64 or machine.head_size > 128:
+        shown = str(machine.dtype).removeprefix("torch.")
+        return (
+            "needs float32 or bfloat16 and a head size of at most 128, not "
+            f"{shown} and {machine.head_size}; pass --aia-method auto"
+        )
+    return _too_old(machine)
+
+
+def _obstacle_of_flash(machine: Machine) -> str | None:
+    """Return what keeps PyTorch's flash kernel from running: rectangle and probe call it."""
+    if machine.device_type == "cpu":
         return None
     if machine.dtype != torch.bfloat16:
         shown = str(machine.dtype).removeprefix("torch.")
@@ -109,7 +136,11 @@ def _obstacle(name: str, machine: Machine) -> str | None:
             f"needs a head size that is a multiple of 8 and at most 256, not {machine.head_size}; "
             "pass --aia-method dense, or change --kv-channels"
         )
-    if machine.capability < (8, 0):
+    return _too_old(machine)
+
+
+def _too_old(machine: Machine) -> str | None:
+    if machine.device_type == "cuda" and machine.capability < (8, 0):
         shown = ".".join(map(str, machine.capability))
         return f"needs a GPU of compute capability 8.0, not {shown}; pass --aia-method dense"
     return None

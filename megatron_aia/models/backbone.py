@@ -20,7 +20,7 @@ from megatron_aia.attention.core_attention import AlignedCoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.config import Config
 from megatron_aia.models.norm import RMSNorm
-from megatron_aia.runtime.device import device, has_transformer_engine
+from megatron_aia.runtime.device import device, has_transformer_engine, has_triton
 from megatron_aia.runtime.mcore import transformer_options
 from megatron_aia.runtime.parallel import Parallel
 
@@ -109,7 +109,7 @@ def attention_method(config: Config, dtype: torch.dtype) -> Method:
     """
     where = device()
     capability = torch.cuda.get_device_capability(where) if where.type == "cuda" else (0, 0)
-    machine = Machine(where.type, dtype, config.model.head_size, capability)
+    machine = Machine(where.type, dtype, config.model.head_size, capability, has_triton())
     aia = config.aia
     return choose_method(aia.aia_method, machine, aia.aia_probe_rows, config.run.seed)
 
