@@ -26,7 +26,7 @@ METHODS: dict[str, Attend] = {
 # the sums, which never pass through bfloat16: 3e-16, 2e-7 and 4e-5.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1.5e-6, torch.bfloat16: 1.5e-2}
 SUMS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1.5e-6, torch.bfloat16: 3e-4}
-# The fused kernel alone is tested in float16; measured 7e-4, and 2e-7 of the sums.
+# The fused kernel alone is tested in float16; measured 3e-4, and 2e-7 of the sums.
 _HALF = torch.float16
 
 
@@ -77,7 +77,7 @@ def check(
     got = run(attend, case, grad_sums, dtype)
     assert got[1].dtype == torch.promote_types(dtype, torch.float32)
     found = errors(case, got, run_reference(case, grad_sums), strength)
-    assert max(found) < {**TOLERANCE, _HALF: 1.5e-3}[dtype]
+    assert max(found) < {**TOLERANCE, _HALF: 1e-3}[dtype]
     assert found[1] < {**SUMS_TOLERANCE, _HALF: 1.5e-6}[dtype]
     return found
 

@@ -44,6 +44,9 @@ class AlignedCoreAttention(MegatronModule):
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout:
             raise ValueError(f"attention_dropout is {dropout}; AIA needs --attention-dropout 0")
+        # A sink takes probability from the keys, and its gradient is made of the D that we shift.
+        softmax = getattr(config, "softmax_type", "vanilla")
+        assert softmax == "vanilla", f"no intensity is defined beside an attention sink: {softmax}"
         self.layer = layer_number - 1
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method

@@ -115,6 +115,11 @@ def _obstacle_of_fused(machine: Machine) -> str | None:
             "needs the package triton and a GPU (or TRITON_INTERPRET=1, for tests); "
             "pip install triton, or pass --aia-method auto"
         )
+    if machine.device_type == "cpu" and machine.dtype == torch.bfloat16:
+        return (
+            "needs a GPU for bfloat16, of which Triton's interpreter multiplies the bits; "
+            "pass --aia-method auto"
+        )
     if machine.dtype == torch.float64 or machine.head_size > 128:
         shown = str(machine.dtype).removeprefix("torch.")
         return (

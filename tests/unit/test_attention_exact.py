@@ -163,6 +163,36 @@ def test_any_roles_and_shapes(
             check("probe", case, dtype, strength)
 
 
+@st.composite
+def ragged_samples(draw: st.DrawFn) -> list[int]:
+    """A drawn image after its prompt, or an answer after its image, of any length."""
+    key, row = draw(
+        st.sampled_from([(cases.GEN_KEY, cases.GEN_ROW), (cases.UND_KEY, cases.UND_ROW)])
+    )
+    keys, gap, rows, tail = (draw(st.integers(first, last)) for first, last in RAGGED_LENGTHS)
+    return [key] * keys + [cases.PLAIN] * gap + [row] * rows + [cases.PLAIN] * tail
+
+
+RAGGED_LENGTHS = ((1, 120), (0, 3), (1, 120), (0, 20))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.lists(st.lists(ragged_samples(), min_size=1, max_size=2), min_size=1, max_size=2),
+    heads=st.sampled_from([(2, 1), (4, 2), (4, 4)]),
+    head_size=st.sampled_from([64, 80, 96, 128]),
+    strength=st.sampled_from([1e-6, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_ragged_lengths_and_head_sizes_of_models(
+    rows: list, heads: tuple[int, int], head_size: int, strength: float, seed: int
+) -> None:
+    case = make_case(rows, *heads, head_size, seed=seed)
+    for dtype in TOLERANCE:
+        check("rectangle", case, dtype, strength)
+        check("probe", case, dtype, strength)
+
+
 TARGETS = LayerTargets(
     target={Task.GENERATION: np.array([0.9, 0.3, 0.2]), Task.UNDERSTANDING: np.array([0, 0.4, 1])},
     delta={Task.GENERATION: np.array([0.2, 0.3, 0]), Task.UNDERSTANDING: np.array([0.05, 1, 0.1])},

@@ -72,6 +72,11 @@ def test_no_output_gradient() -> None:
     check(fused.attend, case, FP32, 100.0)
 
 
+def test_rows_that_see_no_key() -> None:
+    late_keys = [cases.UND_ROW, cases.UND_ROW, cases.UND_KEY, cases.UND_ROW]
+    check(fused.attend, make_case([[late_keys]]), FP32)
+
+
 def test_only_the_sums_or_only_the_output_are_used() -> None:
     case = make_case([[cases.BOTH_TASKS]])
     layout = AttentionLayout(case.segments, case.query.shape[2], 1)

@@ -85,6 +85,11 @@ def test_the_probe_of_a_layer_knows_layer_heads_rows_and_seed() -> None:
             machine("cpu", torch.float64, has_triton=True),
             "float32 or bfloat16 .* not float64 and 128",
         ),
+        (
+            "fused",
+            machine("cpu", BF16, has_triton=True),
+            "fused needs a GPU for bfloat16, .*; pass",
+        ),
         ("fused", machine("cuda", BF16, 64, (7, 0), True), "8.0, not 7.0; pass"),
         ("eager", machine("cpu", FP32), "eager does not exist; pass auto, dense, .* or probe"),
         ("auto", machine("cpu", torch.float16), "float16, .*; pass --bf16"),
