@@ -172,9 +172,11 @@ def gather_full(
     for model in models:
         chunk = unwrap_model(model)
         for name, parameter in global_parameters(chunk):
+            if attribute == "main_grad" and not parameter.requires_grad:
+                continue
             split = getattr(parameter, "partition_dim", -1)
             value = getattr(parameter, attribute).detach().float().clone()
-            local[name] = (value, split, chunk.real_vocab_size)
+            local[name] = (value, split, chunk.real_sizes().get(name))
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, (parallel.data_rank, parallel.tensor_rank, local))
     shards: dict[str, list[Any]] = {}
@@ -186,8 +188,8 @@ def gather_full(
 
 
 def _join(name: str, entries: list[Any], check_replicas: bool) -> torch.Tensor:
-    tensors, split, vocab = [entry[0] for entry in entries], entries[0][1], entries[0][2]
-    if name.endswith("linear_fc1.weight"):
+    tensors, split, real_size = [entry[0] for entry in entries], entries[0][1], entries[0][2]
+    if name.startswith("decoder.") and name.endswith("linear_fc1.weight"):
         halves = [tensor.chunk(2) for tensor in tensors]
         return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
     if split < 0:
@@ -197,4 +199,4 @@ def _join(name: str, entries: list[Any], check_replicas: bool) -> torch.Tensor:
             )
         return tensors[0]
     full = torch.cat(tensors, dim=split)
-    return full[:vocab] if name.startswith(("embedding", "output_layer")) else full
+    return full[:real_size]
