@@ -16,6 +16,7 @@ import tyro
 
 from megatron_aia.checkpoint.tensor_files import TensorWriter
 from megatron_aia.models import load_hf_format, preset_table
+from megatron_aia.models.hugging_face import HFTarget
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -37,7 +38,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
         for entry in table.values():
             for name, shape in entry.sources.items():
                 writer.add(name, torch.randn(shape, dtype=torch.bfloat16))
-    config = hf_format.document(model, "original", None, False, "bfloat16")
+    config = hf_format.document(HFTarget(model, "original", "bfloat16", None, {}, folder))
     (folder / "config.json").write_text(json.dumps(config))
     return writer.num_bytes
 

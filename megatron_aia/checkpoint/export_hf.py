@@ -28,8 +28,9 @@ from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml, with_values
 from megatron_aia.models import load_hf_format
-from megatron_aia.models.hugging_face import HFFormat, HFLayout
-from megatron_aia.models.param_map import ParamMap, check_targets
+from megatron_aia.models.hugging_face import HFFormat, HFLayout, HFNames, HFTarget
+from megatron_aia.models.map_checks import check_targets
+from megatron_aia.models.param_map import ParamMap
 
 
 def export_checkpoint(options: ExportOptions) -> str:
@@ -45,47 +46,76 @@ def export_checkpoint(options: ExportOptions) -> str:
     hf_format = load_hf_format(model.model)
     aside = _find_aside(options, path)
     base = _base_config(hf_format, aside, options.hf_layout)
-    carried = TensorFolder(aside / CARRIED) if base and (aside / CARRIED).is_dir() else None
-    names = hf_format.export_names(options.hf_layout, carried is not None)
+    kept = TensorFolder(aside / CARRIED) if (aside / CARRIED).is_dir() else None
+    names = hf_format.export_names(options.hf_layout, kept is not None)
+    carried = _written_names(names, kept)
     table = hf_format.weight_map(model, names)
-    with (
-        UnsplitWeights(model, hf_format.vocab_size(model)) as weights,
-        staged(options.save) as folder,
-    ):
+    with UnsplitWeights(model) as weights, staged(options.save) as folder:
         check_targets(table, weights.shapes)
         dtype = str(weights.stored_dtype(path)).removeprefix("torch.")
-        config = hf_format.document(model, options.hf_layout, base, carried is not None, dtype)
-        write_json(folder / HF_CONFIG, config)
-        writer = _write_weights(folder, table, weights.read(path), carried)
-        copied = copy_files(aside, folder, hf_format.files) if base else []
+        shapes = {name: kept.shapes[name] for name in carried} if kept else {}
+        target = HFTarget(model, options.hf_layout, dtype, base, shapes, aside)
+        write_json(folder / HF_CONFIG, hf_format.document(target))
+        writer = _write_weights(folder, table, weights.read(path), kept, carried)
+        written = _write_files(folder, hf_format, target)
     rows = [
         ("converted", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB, {dtype}"),
-        ("image tokeniser", f"{len(carried.shapes)} tensors" if carried else "not included"),
-        ("files copied", ", ".join(copied) or "none"),
+        ("image tokeniser", _count(len(carried)) if carried else "not included"),
+        ("files", ", ".join(written) or "none"),
         ("written to", str(options.save)),
     ]
+    dropped = len(kept.shapes) - len(carried) if kept else 0
+    if dropped:
+        rows.insert(2, ("left out", f"{_count(dropped)} that this layout has no place for"))
     return summary(rows)
+
+
+def _count(number: int) -> str:
+    return f"{number} tensors"
+
+
+def _written_names(names: HFNames, kept: TensorFolder | None) -> dict[str, str]:
+    """Return the kept tensors that the layout has a place for: name there by name kept."""
+    found = {name: names.written_as(name) for name in kept.shapes} if kept else {}
+    return {name: written for name, written in found.items() if written is not None}
 
 
 def _write_weights(
     folder: Path,
     table: dict[str, ParamMap],
     parameters: dict[str, torch.Tensor],
-    carried: TensorFolder | None,
+    kept: TensorFolder | None,
+    carried: dict[str, str],
 ) -> TensorWriter:
     """Write all tensors, and empty ``parameters`` on the way."""
-    with TensorWriter(folder) as writer, Progress("convert", None) as progress:
+    num_bytes = sum(parameter.nbytes for parameter in parameters.values())
+    if kept and carried:
+        num_bytes += kept.num_bytes
+    with TensorWriter(folder) as writer, Progress("convert", num_bytes) as progress:
+
+        def write(name: str, tensor: torch.Tensor) -> None:
+            writer.add(name, tensor)
+            progress.add(tensor.nbytes)
+
         for name, entry in table.items():
             parts = entry.split(parameters.pop(name))
             for source, tensor in zip(entry.sources, parts, strict=True):
-                writer.add(source, tensor)
-                progress.add(tensor.nbytes)
-        if carried:
-            for source in carried.shapes:
-                tensor = carried.read(source)
-                writer.add(source, tensor)
-                progress.add(tensor.nbytes)
+                write(source, tensor)
+        for name, written in carried.items():
+            assert kept is not None
+            write(written, kept.read(name))
     return writer
+
+
+def _write_files(folder: Path, hf_format: HFFormat, target: HFTarget) -> list[str]:
+    """Copy the source's tokeniser and processor files, or what another layout shares of them."""
+    patterns = hf_format.files if target.base else hf_format.shared_files
+    written = copy_files(target.aside, folder, patterns)
+    if not target.base:
+        for name, content in hf_format.processor_files(target).items():
+            write_json(folder / name, content)
+            written.append(name)
+    return sorted(written)
 
 
 def _is_conversion(folder: Path) -> bool:
@@ -105,7 +135,7 @@ def _find_aside(options: ExportOptions, path: Path) -> Path:
 
 
 def _base_config(hf_format: HFFormat, aside: Path, layout: HFLayout) -> dict[str, Any] | None:
-    """Return the source's config.json if it is of this layout; its files then fit, too."""
+    """Return the source's config.json if it is of this layout; its other files then fit, too."""
     if not (aside / HF_CONFIG).is_file():
         return None
     config = read_json(aside / HF_CONFIG)

@@ -49,6 +49,8 @@ class RunState:
     """Sizes of the saving run by axis; random states fit only the same layout."""
     optimizer: str
     """``distributed`` or ``replicated``: the two store different things; "" if there is none."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of --freeze: the optimizer has no state of what they fit."""
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def read_state(path: Path) -> RunState:
         version = document.pop("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}")
-        return RunState(**document)
+        return RunState(**{**document, "freeze": tuple(document.get("freeze", ()))})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error}; use another checkpoint") from error
 

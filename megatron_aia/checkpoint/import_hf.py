@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.checkpoint.verify import verify
 from megatron_aia.config import ModelConfig
 from megatron_aia.models import family_names, load_hf_format
-from megatron_aia.models.hugging_face import HFFormat, HFNames
-from megatron_aia.models.param_map import ParamMap, check_sources, check_targets
+from megatron_aia.models.hugging_face import HFFormat, HFNames, HFSource
+from megatron_aia.models.map_checks import check_sources, check_targets
+from megatron_aia.models.param_map import ParamMap
 
 
 def import_checkpoint(options: ImportOptions) -> str:
@@ -49,9 +49,9 @@ def import_checkpoint(options: ImportOptions) -> str:
     names = hf_format.find_names(source.shapes.keys())
     model = hf_format.model_config(config)
     table = hf_format.weight_map(model, names)
-    check_sources(table, source.shapes, names.carries)
+    check_sources(table, source.shapes, lambda name: names.kept_as(name) is not None)
     with (
-        UnsplitWeights(model, hf_format.vocab_size(model)) as weights,
+        UnsplitWeights(model) as weights,
         staged(options.save) as folder,
     ):
         check_targets(table, weights.shapes)
@@ -61,13 +61,13 @@ def import_checkpoint(options: ImportOptions) -> str:
             rows = _fill(weights, table, source, progress)
             weights.save(release)
             (release / ASIDE).mkdir()
-            rows += _carry(source, hf_format, names, release / ASIDE / CARRIED, progress)
+            rows += _carry(source, names, release / ASIDE / CARRIED, progress)
         _write_texts(folder, model)
         copied = copy_files(options.hf_path, release / ASIDE, [HF_CONFIG, *hf_format.files])
         rows.append(("files kept", ", ".join(copied)))
         if options.verify:
-            reference = partial(hf_format.reference, options.hf_path, config, source.read)
-            rows.append(("verified", verify(reference, weights, release)))
+            origin = HFSource(options.hf_path, config, list(source.shapes), source.read)
+            rows += verify(hf_format, origin, model, weights, release)
     return summary([*rows, ("written to", str(options.save))])
 
 
@@ -111,18 +111,17 @@ def _short(dtypes: Iterable[torch.dtype]) -> list[str]:
 
 
 def _carry(
-    source: TensorFolder, hf_format: HFFormat, names: HFNames, folder: Path, progress: Progress
+    source: TensorFolder, names: HFNames, folder: Path, progress: Progress
 ) -> list[tuple[str, str]]:
-    """Keep the tensors that only travel, by the names they are written with on the way back."""
-    carried = [name for name in source.shapes if names.carries(name)]
+    """Keep the tensors that only travel."""
+    carried = {name: kept for name in source.shapes if (kept := names.kept_as(name)) is not None}
     if not carried:
         return []
-    prefix = hf_format.export_names("transformers", True).carried
     folder.mkdir()
     with TensorWriter(folder) as writer:
-        for name in carried:
+        for name, kept in carried.items():
             tensor = source.read(name)
-            writer.add(prefix + name.removeprefix(names.carried), tensor)
+            writer.add(kept, tensor)
             progress.add(tensor.nbytes)
     return [("carried", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB")]
 

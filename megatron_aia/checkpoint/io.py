@@ -18,6 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_aia.checkpoint.fit import check_freeze, check_model, check_optimizer
 from megatron_aia.checkpoint.folder import (
     RunState,
     checkpoint_path,
@@ -80,7 +81,12 @@ class CheckpointIO:
         return final
 
     def load(
-        self, folder: Path, model: dict[str, Any], optimizer: str, weights_only: bool
+        self,
+        folder: Path,
+        model: dict[str, Any],
+        optimizer: str,
+        freeze: tuple[str, ...],
+        weights_only: bool,
     ) -> RunState:
         """Load the newest checkpoint of ``folder``; every rank calls this.
 
@@ -88,18 +94,21 @@ class CheckpointIO:
             folder: of checkpoints, or one checkpoint.
             model: fields of the model's configuration; the checkpoint's must be the same.
             optimizer: kind of this run's optimizer, see ``RunState``.
+            freeze: this run's --freeze.
             weights_only: leave optimizer, schedule and random states fresh.
 
         Raises:
-            ValueError: no checkpoint, another model, another kind of optimizer, damaged files.
+            ValueError: no checkpoint, another model, another kind of optimizer or an optimizer of
+                other parameters, damaged files.
         """
         path = find_checkpoint(folder)
         state = read_state(path)
-        _check_model(path, state.model, model)
+        check_model(path, state.model, model)
         weights_only = weights_only or not state.optimizer
         content: dict[str, Any] = self._model_state()
         if not weights_only:
-            _check_optimizer(path, state.optimizer, optimizer)
+            check_optimizer(path, state.optimizer, optimizer)
+            check_freeze(path, state.freeze, freeze)
             content["optimizer"] = self._optimizer_state(is_loading=True)
             if state.layout == self.layout():
                 content["rng_state"] = self._rng_state()
@@ -197,26 +206,6 @@ def read_sharded(content: dict[str, Any], path: Path) -> Any:
         raise ValueError(
             f"the checkpoint {path} cannot be loaded ({first_line}); use another one"
         ) from error
-
-
-def _check_model(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if name in saved and saved[name] != value:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{path} is of another model: its {flag} is {saved[name]}, this run's is {value}; "
-                "use the flags or the preset it was made with"
-            )
-
-
-def _check_optimizer(path: Path, saved: str, wanted: str) -> None:
-    if saved != wanted:
-        switch = {"distributed": "--use-distributed-optimizer"}
-        raise ValueError(
-            f"{path} holds the state of a {saved} optimizer, this run has a {wanted} one; pass "
-            f"{switch.get(saved, '--no-use-distributed-optimizer')}, or --finetune to start from "
-            "its weights alone"
-        )
 
 
 def _get_rng_state() -> dict[str, Any]:

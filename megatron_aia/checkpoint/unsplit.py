@@ -13,7 +13,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from megatron_aia.checkpoint.io import read_sharded
 from megatron_aia.config import AIAConfig, Config, ModelConfig, ParallelConfig
-from megatron_aia.models.backbone import PackedGPTModel, build_decoder
+from megatron_aia.models import load_model_spec
+from megatron_aia.models.backbone import PackedGPTModel
 from megatron_aia.runtime.parallel import (
     Parallel,
     create_parallel,
@@ -29,16 +30,13 @@ class UnsplitWeights:
 
     Args:
         model: architecture.
-        vocab_size: ids before padding.
     """
 
-    def __init__(self, model: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         # Plain layers: checkpoints have the same keys for Transformer Engine's.
         plain = replace(model, transformer_impl="local")
         parallel = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
         self._config = Config(model=plain, aia=AIAConfig(aia=False), parallel=parallel)
-        self.vocab_size = vocab_size
-        """Ids before padding."""
         self._filled: dict[str, Any] = {}
 
     def __enter__(self) -> "UnsplitWeights":
@@ -94,7 +92,8 @@ class UnsplitWeights:
             if isinstance(entry, ShardedTensor):
                 entry.dtype = dtype
             request[name] = entry
-        return read_sharded(request, path)
+        loaded = read_sharded(request, path)
+        return {name: loaded[name] for name in request}
 
     def stored_dtype(self, path: Path) -> torch.dtype:
         """Return the type of a checkpoint's matrices.
@@ -112,7 +111,7 @@ class UnsplitWeights:
         return decoder.eval()
 
     def _build(self) -> PackedGPTModel:
-        return build_decoder(self._config, self._parallel, 0, self.vocab_size)
+        return load_model_spec(self._config.model.model).build(self._config, self._parallel, 0)
 
     def _stored_tensors(self, path: Path) -> dict[str, Any]:
         try:

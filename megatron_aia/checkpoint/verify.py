@@ -1,49 +1,56 @@
 """The converted model against the one it came from."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
-from megatron_aia.models.backbone import packed_causal_mask
+from megatron_aia.config import ModelConfig
+from megatron_aia.models.hugging_face import HFFormat, HFSource
 
-_ROWS, _LENGTH = 2, 128
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 
 
 def verify(
-    reference: Callable[[torch.Tensor], torch.Tensor], weights: UnsplitWeights, path: Path
-) -> str:
-    """Compare the fp32 logits of random ids.
+    hf_format: HFFormat, source: HFSource, model: ModelConfig, weights: UnsplitWeights, path: Path
+) -> list[tuple[str, str]]:
+    """Compare the fp32 logits of the family's probes.
 
     Args:
-        reference: ids ``[b, s]`` to the source's logits ``[b, s, vocabulary]``.
+        hf_format: of the model's family.
+        source: the checkpoint that was converted.
+        model: its architecture.
         weights: the model to load into.
         path: the converted checkpoint.
 
     Returns:
-        What was found, for a reader.
+        Name of a probe and what was found, for a reader.
 
     Raises:
-        ValueError: the largest difference is above 1e-4 of the largest logit.
+        ValueError: the largest difference of a probe is above 1e-4 of its largest logit.
     """
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(weights.vocab_size, (_ROWS, _LENGTH), generator=generator)
-    expected = reference(ids)
+    probes = hf_format.probes(model)
+    expected = hf_format.reference_logits(source, probes)
     decoder = weights.load_model(path)
-    positions = torch.arange(_LENGTH).expand(_ROWS, -1)
-    mask = packed_causal_mask(torch.zeros_like(ids))
-    with torch.no_grad():
-        actual = decoder(ids, positions, mask)[..., : weights.vocab_size]
-    difference = float((actual - expected).abs().max())
-    relative = difference / float(expected.abs().max())
-    agreement = float((actual.argmax(-1) == expected.argmax(-1)).float().mean())
+    rows = []
+    for probe, theirs in zip(probes, expected, strict=True):
+        with torch.no_grad():
+            ours = hf_format.own_logits(decoder, probe)
+        found = _compare(theirs, ours[..., : theirs.shape[-1]], probe.segment_ids >= 0)
+        rows.append((f"verified, {probe.name}", found))
+    return rows
+
+
+def _compare(theirs: torch.Tensor, ours: torch.Tensor, real: torch.Tensor) -> str:
+    theirs, ours = theirs[real], ours[real]
+    difference = float((ours - theirs).abs().max())
+    relative = difference / float(theirs.abs().max())
+    agreement = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
     found = (
         f"largest logit difference {difference:.1e} ({relative:.1e} of the largest logit), "
         f"top-1 agreement {agreement:.2%}"
     )
     # Written so that NaN fails too.
-    if not relative <= _TOLERANCE:
+    if not relative <= TOLERANCE:
         raise ValueError(f"the converted model computes something else: {found}")
     return found

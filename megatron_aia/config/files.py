@@ -20,6 +20,13 @@ AIA_PRESETS: dict[str, dict[str, Any]] = {
         "aia_sets": "intended",
         "aia_count_inactive": False,
     },
+    "paper_janus_pro": {
+        "aia_lambda_generation": 40.0,
+        "aia_lambda_understanding": 40.0,
+        "aia_profile": "paper_janus_pro",
+        "aia_sets": "intended",
+        "aia_count_inactive": False,
+    },
     "released_code": {
         "aia_lambda_generation": 5.0,
         "aia_lambda_understanding": 10.0,

@@ -55,6 +55,20 @@ class ModelConfig:
     """Ids of the text tokeniser; special tokens and image codes follow them."""
     codebook_size: int = 32_768
     """Entries of the image codebook, the last ids of the vocabulary."""
+    code_channels: int = 0
+    """Width of an image code before its aligner; 0 where codes share the text's embedding."""
+    vision_num_layers: int = 0
+    """Layers of the tower for images to look at; 0 (and 0 for its sizes) where there is none."""
+    vision_hidden_size: int = 0
+    """Width of the tower."""
+    vision_ffn_hidden_size: int = 0
+    """Width of the tower's MLP."""
+    vision_num_attention_heads: int = 0
+    """Attention heads of the tower."""
+    image_size: int = 0
+    """Side of an image for the tower, in pixels."""
+    patch_size: int = 0
+    """Side of a patch in pixels; each gives one position of a row."""
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
@@ -65,6 +79,11 @@ class ModelConfig:
         """Channels of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
+    @property
+    def image_slots(self) -> int:
+        """Positions that an image to look at takes in a row; 0 without a tower."""
+        return (self.image_size // self.patch_size) ** 2 if self.patch_size else 0
+
 
 @dataclass
 class AIAConfig:
@@ -72,8 +91,8 @@ class AIAConfig:
 
     aia: bool = True
     """Add the AIA term. Off, megatron-core's own attention runs and nothing is measured."""
-    aia_preset: Literal["paper", "released_code"] = "paper"
-    """Starting values of this group: the paper's, or those of the authors' Janus-Pro code."""
+    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
+    """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
     aia_lambda_generation: float = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
     aia_lambda_understanding: float = 40.0
@@ -161,6 +180,8 @@ class TrainingConfig:
 
     train_iters: int = 1000
     """Optimizer steps of the whole run, resumed steps included."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: patterns of their names, as vision_model.*"""
     ntp_normalizer: Literal["task", "token", "sample"] = "task"
     """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
     bf16: bool = False

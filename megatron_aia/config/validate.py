@@ -7,6 +7,14 @@ from pathlib import Path
 
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.tree import Config
+from megatron_aia.config.validate_model import (
+    check_model,
+    check_pipeline_parallel,
+    check_recompute,
+    check_tensor_parallel,
+    check_vision,
+    check_world,
+)
 
 _AT_LEAST_ONE = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
@@ -21,12 +29,14 @@ _ABOVE_ZERO = ("norm_epsilon", "adam_eps")
 _NOT_NEGATIVE = (
     *("seed", "init_method_std", "aia_lambda_generation", "aia_lambda_understanding"),
     *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
-    *("keep_checkpoints", "aia_figure_interval"),
+    *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
+    *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
+    *("image_size", "patch_size"),
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
 _DEMO_PRESET = "emu3_demo"
-_PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b",)
+_PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b", "janus_pro_7b", "janus_pro_1b")
 
 
 def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str]:
@@ -45,11 +55,12 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     """
     _check_inputs(config)
     _check_ranges(config)
-    _check_model(config, has_gpu)
-    _check_tensor_parallel(config)
-    _check_pipeline_parallel(config)
-    _check_world(config, world_size)
-    _check_recompute(config)
+    check_model(config, has_gpu)
+    check_vision(config)
+    check_tensor_parallel(config)
+    check_pipeline_parallel(config)
+    check_world(config, world_size)
+    check_recompute(config)
     _check_data(config)
     _check_training(config)
     _check_checkpoint(config)
@@ -80,112 +91,6 @@ def _check_ranges(config: Config) -> None:
             # nan compares false with everything, inf passes `>= 0` and trains to nan
             if value is not None and not (allowed(value) and math.isfinite(value)):
                 raise ValueError(f"{flag(name)} {value} is out of range; {remedy}")
-
-
-def _check_model(config: Config, has_gpu: bool) -> None:
-    model = config.model
-    heads, groups = model.num_attention_heads, model.num_query_groups
-    if heads % groups:
-        raise ValueError(
-            f"--num-query-groups {groups} does not divide --num-attention-heads {heads}; "
-            f"use {_alternatives(heads)}"
-        )
-    if model.kv_channels is None and model.hidden_size % heads:
-        raise ValueError(
-            f"--num-attention-heads {heads} does not divide --hidden-size {model.hidden_size}; "
-            "change one of them, or give the head size with --kv-channels"
-        )
-    if model.head_size % 2:
-        raise ValueError(
-            f"the head size {model.head_size} is odd, and the rotary embedding turns pairs of "
-            f"channels; use --kv-channels {model.head_size + 1}"
-        )
-    if config.aia.aia and model.attention_dropout > 0:
-        raise ValueError(
-            f"--attention-dropout {model.attention_dropout} cannot be used with AIA, which aligns "
-            "the attention probabilities themselves; use 0, or --no-aia"
-        )
-    if model.transformer_impl == "transformer_engine" and not has_gpu:
-        raise ValueError(
-            "--transformer-impl transformer_engine needs a GPU and there is none; use local"
-        )
-
-
-def _check_tensor_parallel(config: Config) -> None:
-    model, (tensor, _, _) = config.model, config.parallel.layout
-    split = ("num_attention_heads", "num_query_groups", "ffn_hidden_size")
-    fitting = _alternatives(math.gcd(*(getattr(model, name) for name in split)))
-    for name in split:
-        if getattr(model, name) % tensor:
-            raise ValueError(
-                f"--tensor-model-parallel-size {tensor} does not divide "
-                f"{flag(name)} {getattr(model, name)}; use {fitting}"
-            )
-    if config.parallel.sequence_parallel and config.data.seq_length % tensor:
-        raise ValueError(
-            f"--sequence-parallel splits a row over {tensor} processes, and --seq-length "
-            f"{config.data.seq_length} is not a multiple of {tensor}; use "
-            f"{_next_multiple(config.data.seq_length, tensor)}"
-        )
-
-
-def _check_pipeline_parallel(config: Config) -> None:
-    layers, (_, pipeline, _) = config.model.num_layers, config.parallel.layout
-    if layers % pipeline:
-        raise ValueError(
-            f"--pipeline-model-parallel-size {pipeline} does not divide --num-layers {layers}; "
-            f"use {_alternatives(layers)}"
-        )
-    chunk = config.parallel.num_layers_per_virtual_pipeline_stage
-    if chunk is None:
-        return
-    name = f"--num-layers-per-virtual-pipeline-stage {chunk}"
-    if pipeline == 1:
-        raise ValueError(
-            f"{name} interleaves pipeline stages, and there is one stage; "
-            "leave it out, or use --pipeline-model-parallel-size 2 or more"
-        )
-    stage = layers // pipeline
-    if stage % chunk or stage == chunk:
-        remedy = f"use {_alternatives(stage, below=stage)}" if stage > 1 else "leave it out"
-        raise ValueError(
-            f"{name} does not split the {stage} layers of a stage into two or more chunks; {remedy}"
-        )
-
-
-def _check_world(config: Config, world_size: int) -> None:
-    tensor, pipeline, context = config.parallel.layout
-    if context > 1:
-        raise ValueError(
-            f"--context-parallel-size {context} is not supported by this version; use 1, and "
-            "spread long rows with --tensor-model-parallel-size and --sequence-parallel"
-        )
-    model_size = tensor * pipeline
-    if world_size % model_size:
-        raise ValueError(
-            f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} "
-            f"= {model_size} does not divide the number of processes, {world_size}; start a "
-            f"multiple of {model_size} processes (torchrun --nproc-per-node), or lower the sizes"
-        )
-
-
-def _check_recompute(config: Config) -> None:
-    parallel = config.parallel
-    if parallel.recompute_granularity != "full":
-        return
-    stage = config.model.num_layers // parallel.layout[1]
-    chunk = parallel.num_layers_per_virtual_pipeline_stage or stage
-    layers = parallel.recompute_num_layers
-    if parallel.recompute_method == "uniform" and chunk % layers:
-        raise ValueError(
-            f"--recompute-num-layers {layers} does not divide the {chunk} layers of a pipeline "
-            f"stage or chunk; use {_alternatives(chunk)}"
-        )
-    if layers > chunk:
-        raise ValueError(
-            f"--recompute-num-layers {layers} is more than the {chunk} layers of a pipeline "
-            f"stage or chunk; use {chunk} or less"
-        )
 
 
 def _check_data(config: Config) -> None:
@@ -262,14 +167,3 @@ def _settings_without_effect(config: Config) -> list[str]:
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes
-
-
-def _alternatives(number: int, below: int | None = None) -> str:
-    """Return the divisors of ``number`` as text, ``1, 2 or 4``; optionally only those below."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0 and (below is None or d < below)]
-    *first, last = map(str, divisors)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def _next_multiple(number: int, factor: int) -> int:
-    return -(-number // factor) * factor

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = {
     "emu3": "megatron_aia.models.emu3",
+    "janus_pro": "megatron_aia.models.janus_pro",
 }
 
 

@@ -130,6 +130,12 @@ class PackedGPTModel(GPTModel):
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
 
+    def real_sizes(self) -> dict[str, int]:
+        """Return the rows without padding of every parameter that has some: name to rows."""
+        return dict.fromkeys(
+            ("embedding.word_embeddings.weight", "output_layer.weight"), self.real_vocab_size
+        )
+
     def _preprocess(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
     ) -> Any:
@@ -150,9 +156,14 @@ class PackedGPTModel(GPTModel):
         self, labels: torch.Tensor, logits: torch.Tensor
     ) -> torch.Tensor:
         """Return the negative log-likelihood ``[b, s]`` of ``labels`` under ``[s, b, v/tp]``."""
+        return self.token_losses(labels, logits, self.real_vocab_size)
+
+    def token_losses(
+        self, labels: torch.Tensor, logits: torch.Tensor, real_size: int
+    ) -> torch.Tensor:
+        """Return the same where ids from ``real_size`` on are padding; changes ``logits``."""
         local_size = logits.shape[-1]
-        first = local_size * self.pg_collection.tp.rank()
-        real = max(0, min(local_size, self.real_vocab_size - first))
+        real = max(0, min(local_size, real_size - local_size * self.pg_collection.tp.rank()))
         if real < local_size:
             # In place: a copy of the logits would be the largest tensor of the step.
             logits[..., real:] = torch.finfo(logits.dtype).min
@@ -165,26 +176,26 @@ def padded_vocab_size(config: Config, size: int, tensor_parallel_size: int) -> i
     return -(-size // multiple) * multiple
 
 
-def build_decoder(
+def decoder_arguments(
     config: Config, parallel: Parallel, virtual_stage: int, vocab_size: int
-) -> PackedGPTModel:
-    """Build chunk ``virtual_stage`` of this pipeline stage. Weights are not initialised yet."""
+) -> dict[str, Any]:
+    """Return the arguments of ``PackedGPTModel`` for one chunk of this pipeline stage."""
     core = transformer_config(config, parallel)
-    return PackedGPTModel(
-        config=core,
-        transformer_layer_spec=layer_specs(config, core, virtual_stage),
-        vocab_size=padded_vocab_size(config, vocab_size, parallel.tensor_size),
-        real_vocab_size=vocab_size,
-        max_sequence_length=config.model.max_position_embeddings,
-        pre_process=parallel.has_embedding(virtual_stage),
-        post_process=parallel.has_output(virtual_stage),
-        parallel_output=True,
-        share_embeddings_and_output_weights=False,
-        position_embedding_type="rope",
-        rotary_base=config.model.rotary_base,
-        pg_collection=parallel.groups,
-        vp_stage=virtual_stage if parallel.virtual_stages > 1 else None,
-    )
+    return {
+        "config": core,
+        "transformer_layer_spec": layer_specs(config, core, virtual_stage),
+        "vocab_size": padded_vocab_size(config, vocab_size, parallel.tensor_size),
+        "real_vocab_size": vocab_size,
+        "max_sequence_length": config.model.max_position_embeddings,
+        "pre_process": parallel.has_embedding(virtual_stage),
+        "post_process": parallel.has_output(virtual_stage),
+        "parallel_output": True,
+        "share_embeddings_and_output_weights": False,
+        "position_embedding_type": "rope",
+        "rotary_base": config.model.rotary_base,
+        "pg_collection": parallel.groups,
+        "vp_stage": virtual_stage if parallel.virtual_stages > 1 else None,
+    }
 
 
 def packed_causal_mask(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
 
     from megatron_aia.config import ModelConfig
-    from megatron_aia.models.param_map import ParamMap
+    from megatron_aia.models.backbone import PackedGPTModel
+    from megatron_aia.models.param_map import ParamMap, Shape
 
 HFLayout = Literal["original", "transformers"]
 """``original``: as the authors published it; ``transformers``: as that library saves it."""
 
+JSON = dict[str, Any]
+
+
+class HFNames(Protocol):
+    """One way to name the tensors of a family.
+
+    Some tensors only travel: image tokenisers, for example. They are kept aside under names that
+    do not depend on the layout.
+    """
+
+    def kept_as(self, name: str) -> str | None:
+        """Return the name to keep a tensor under; None if it is one of the model's."""
+
+    def written_as(self, kept: str) -> str | None:
+        """Return the name of a kept tensor here; None if this layout has no place for it."""
+
 
 @dataclass(frozen=True)
-class HFNames:
-    """One way to name the tensors of a family."""
+class HFSource:
+    """A Hugging Face checkpoint to read."""
 
-    decoder: str
-    """Prefix of the decoder's tensors."""
-    head: str
-    """Name of the output matrix."""
-    carried: str = ""
-    """Prefix of tensors that only travel; "" if there are none."""
+    folder: Path
+    config: JSON
+    """Its config.json."""
+    names: Sequence[str]
+    """Of its tensors."""
+    read: Callable[[str], torch.Tensor]
+    """A tensor by name."""
 
-    def carries(self, name: str) -> bool:
-        """Return whether a tensor only travels."""
-        return bool(self.carried) and name.startswith(self.carried)
+
+@dataclass(frozen=True)
+class HFTarget:
+    """A Hugging Face checkpoint to write."""
+
+    model: ModelConfig
+    layout: HFLayout
+    dtype: str
+    """Of its weights, as ``bfloat16``."""
+    base: JSON | None
+    """config.json of the source if it has this layout."""
+    carried: Mapping[str, Shape]
+    """Tensors that only travel and are written: name kept under to shape."""
+    aside: Path
+    """What was kept of the source: tokeniser and processor files; need not exist."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Input on which two models are compared: ``b`` rows of ``s`` tokens."""
+
+    name: str
+    """What it tries, for a reader."""
+    tokens: torch.Tensor
+    """int64 ``[b, s]``, ids of the family's rows."""
+    segment_ids: torch.Tensor
+    """int64 ``[b, s]``; -1 in padding, where logits are not compared."""
+    images: torch.Tensor | None = None
+    """uint8 ``[n, 3, side, side]`` in the order of their slots."""
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """int64 ``[b, s]``, from 0 at the first token of a row, padding or not."""
+        import torch
+
+        return torch.arange(self.tokens.shape[1]).expand(self.tokens.shape[0], -1)
 
 
 @dataclass(frozen=True)
@@ -42,18 +93,22 @@ class HFFormat:
     find_names: Callable[[Set[str]], HFNames]
     """The naming that tensors with these names follow; ValueError if none does."""
     export_names: Callable[[HFLayout, bool], HFNames]
-    """The naming to write: ``(layout, with carried tensors)``."""
-    model_config: Callable[[dict[str, Any]], ModelConfig]
+    """The naming to write: ``(layout, whether tensors were kept aside)``."""
+    model_config: Callable[[JSON], ModelConfig]
     """A config.json as this project's configuration; ValueError if it is of another model."""
-    weight_map: Callable[[ModelConfig, HFNames], dict[str, ParamMap]]
-    """Parameters of the unsplit model, and what makes them."""
-    document: Callable[[ModelConfig, HFLayout, dict[str, Any] | None, bool, str], dict[str, Any]]
-    """config.json: ``(model, layout, one of this layout to start from, with carried, dtype)``."""
-    vocab_size: Callable[[ModelConfig], int]
-    """Ids before padding."""
-    reference: Callable[
-        [Path, dict[str, Any], Callable[[str], torch.Tensor], torch.Tensor], torch.Tensor
-    ]
-    """``(folder, config.json, tensor by name, ids)`` to Transformers' logits."""
+    weight_map: Callable[[ModelConfig, Any], dict[str, ParamMap]]
+    """Parameters of the unsplit model, and what makes them in a naming of this family."""
+    document: Callable[[HFTarget], JSON]
+    """config.json; ValueError if the layout cannot express the model."""
+    probes: Callable[[ModelConfig], list[Probe]]
+    """Inputs for ``--verify``."""
+    reference_logits: Callable[[HFSource, Sequence[Probe]], list[torch.Tensor]]
+    """Transformers' fp32 logits ``[b, s, v]`` of each probe."""
+    own_logits: Callable[[PackedGPTModel, Probe], torch.Tensor]
+    """This project's, of the unsplit model; columns of padding may follow."""
     files: tuple[str, ...]
-    """Patterns of tokeniser and processor files."""
+    """Patterns of tokeniser and processor files, copied where the layout stays the same."""
+    shared_files: tuple[str, ...] = ()
+    """Those of them that both layouts read."""
+    processor_files: Callable[[HFTarget], dict[str, JSON]] = lambda target: {}
+    """Files to write where the source had another layout: name to content."""

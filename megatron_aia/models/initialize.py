@@ -32,11 +32,14 @@ def global_parameters(model: PackedGPTModel) -> Iterator[tuple[str, torch.nn.Par
 def initialize_weights(model: PackedGPTModel, config: Config) -> None:
     """Draw the weights of a model chunk: normal, residual outputs scaled by 1/sqrt(2 layers)."""
     for name, parameter in global_parameters(model):
+        if name.endswith("bias"):
+            parameter.zero_()
+            continue
         if "norm" in name:
             parameter.fill_(1.0)
             continue
         std = config.model.init_method_std
-        if name.endswith(_RESIDUAL_OUTPUTS):
+        if name.startswith("decoder.") and name.endswith(_RESIDUAL_OUTPUTS):
             std /= math.sqrt(2 * config.model.num_layers)
         parameter.copy_(_draw_shard(model, name, parameter, std, config.run.seed))
 
@@ -51,14 +54,14 @@ def _draw_shard(
     shape = list(parameter.shape)
     if split >= 0:
         shape[split] *= size
-    if name.endswith("linear_fc1.weight"):
+    if name.startswith("decoder.") and name.endswith("linear_fc1.weight"):
         # A rank holds its part of the gate, then its part of the up projection.
         half = [shape[0] // 2, *shape[1:]]
         parts = [_draw(f"{name}.{part}", half, std, seed) for part in ("gate", "up")]
         return torch.cat([part.chunk(size)[rank] for part in parts])
-    if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+    real = model.real_sizes().get(name)
+    if real is not None:
         full = torch.zeros(shape)
-        real = model.real_vocab_size
         full[:real] = _draw(name, [real, *shape[1:]], std, seed)
     else:
         full = _draw(name, shape, std, seed)

@@ -1,4 +1,4 @@
-"""RMSNorm that works under sequence parallelism, where Transformer Engine is not in use."""
+"""Norms with megatron-core's interface, where Transformer Engine is not in use."""
 
 from typing import Any
 
@@ -25,3 +25,12 @@ class RMSNorm(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise ``x`` of shape ``[..., hidden_size]``."""
         return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm with weights in the model's type; not for sequence parallelism."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> None:
+        super().__init__(hidden_size, eps, dtype=config.params_dtype)

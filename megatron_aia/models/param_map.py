@@ -5,7 +5,7 @@ below. No map changes a number, so the way back gives every tensor bit by bit.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,28 +40,29 @@ class ParamMap(ABC):
 
 @dataclass(frozen=True)
 class Direct(ParamMap):
-    """The parameter is the tensor."""
+    """The parameter is the tensor; ``source_shape`` has ones more or less than ``shape``."""
 
     source: str
     shape: Shape
+    source_shape: Shape | None = None
 
     @property
     def sources(self) -> dict[str, Shape]:
         """One tensor."""
-        return {self.source: self.shape}
+        return {self.source: self.source_shape or self.shape}
 
     @property
     def target_shape(self) -> Shape:
-        """The tensor's shape."""
+        """Shape of the parameter."""
         return self.shape
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return a copy of the tensor."""
-        return tensors[0].clone()
+        return tensors[0].clone().view(self.shape)
 
     def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
         """Return the parameter."""
-        return [parameter]
+        return [parameter.view(self.source_shape or self.shape)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class FusedQKV(ParamMap):
     """Query, key and value projections, laid out group by group.
 
     A query group is its query heads, then its key head, then its value head: a tensor-parallel
-    shard is then a number of whole groups. Inputs are ``hidden_size`` wide.
+    shard is then a number of whole groups. ``row_shape`` is ``(hidden_size,)`` for weights and
+    ``()`` for biases.
     """
 
     query: str
@@ -78,31 +80,64 @@ class FusedQKV(ParamMap):
     num_groups: int
     num_heads: int
     head_size: int
-    hidden_size: int
+    row_shape: Shape
 
     @property
     def sources(self) -> dict[str, Shape]:
-        """``[heads x head_size, hidden]``, and twice ``[groups x head_size, hidden]``."""
-        keys = (self.num_groups * self.head_size, self.hidden_size)
-        queries = (self.num_heads * self.head_size, self.hidden_size)
+        """``[heads x head_size, *row]``, and twice ``[groups x head_size, *row]``."""
+        keys = (self.num_groups * self.head_size, *self.row_shape)
+        queries = (self.num_heads * self.head_size, *self.row_shape)
         return {self.query: queries, self.key: keys, self.value: keys}
 
     @property
     def target_shape(self) -> Shape:
-        """``[(heads + 2 x groups) x head_size, hidden]``."""
-        return ((self.num_heads + 2 * self.num_groups) * self.head_size, self.hidden_size)
+        """``[(heads + 2 x groups) x head_size, *row]``."""
+        return ((self.num_heads + 2 * self.num_groups) * self.head_size, *self.row_shape)
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Interleave the groups."""
-        groups = [t.reshape(self.num_groups, -1, self.hidden_size) for t in tensors]
+        groups = [t.reshape(self.num_groups, -1, *self.row_shape) for t in tensors]
         return torch.cat(groups, dim=1).flatten(0, 1)
 
     def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
         """Take the groups apart."""
         heads_of_group = self.num_heads // self.num_groups
         sizes = [heads_of_group * self.head_size, self.head_size, self.head_size]
-        groups = parameter.view(self.num_groups, sum(sizes), self.hidden_size)
+        groups = parameter.view(self.num_groups, sum(sizes), *self.row_shape)
         return [part.flatten(0, 1).contiguous() for part in groups.split(sizes, dim=1)]
+
+
+@dataclass(frozen=True)
+class StackedQKV(ParamMap):
+    """One tensor of all queries, then all keys, then all values, to the layout of ``FusedQKV``.
+
+    Every head has keys and values of its own. ``row_shape`` as there.
+    """
+
+    source: str
+    num_heads: int
+    head_size: int
+    row_shape: Shape
+
+    @property
+    def sources(self) -> dict[str, Shape]:
+        """``[3 x heads x head_size, *row]``."""
+        return {self.source: self.target_shape}
+
+    @property
+    def target_shape(self) -> Shape:
+        """``[heads x 3 x head_size, *row]``."""
+        return (3 * self.num_heads * self.head_size, *self.row_shape)
+
+    def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Bring the three parts of each head together."""
+        parts = tensors[0].reshape(3, self.num_heads, self.head_size, *self.row_shape)
+        return parts.transpose(0, 1).flatten(0, 2).clone()
+
+    def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
+        """Bring the heads of each part together."""
+        heads = parameter.view(self.num_heads, 3, self.head_size, *self.row_shape)
+        return [heads.transpose(0, 1).flatten(0, 2).contiguous()]
 
 
 @dataclass(frozen=True)
@@ -136,72 +171,31 @@ class GatedMLP(ParamMap):
 
 @dataclass(frozen=True)
 class Vocabulary(ParamMap):
-    """A row for each id; rows of zeros pad it to the size that tensor parallelism divides."""
+    """A row for each id; rows of zeros pad it to the size that tensor parallelism divides.
+
+    ``row_shape`` is ``(hidden_size,)`` for weights and ``()`` for biases.
+    """
 
     source: str
     real_size: int
     padded_size: int
-    hidden_size: int
+    row_shape: Shape
 
     @property
     def sources(self) -> dict[str, Shape]:
-        """``[real_size, hidden]``."""
-        return {self.source: (self.real_size, self.hidden_size)}
+        """``[real_size, *row]``."""
+        return {self.source: (self.real_size, *self.row_shape)}
 
     @property
     def target_shape(self) -> Shape:
-        """``[padded_size, hidden]``."""
-        return (self.padded_size, self.hidden_size)
+        """``[padded_size, *row]``."""
+        return (self.padded_size, *self.row_shape)
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Add the padding."""
         rows = self.padded_size - self.real_size
-        return torch.cat([tensors[0], tensors[0].new_zeros(rows, self.hidden_size)])
+        return torch.cat([tensors[0], tensors[0].new_zeros(rows, *self.row_shape)])
 
     def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
         """Drop the padding."""
         return [parameter[: self.real_size].contiguous()]
-
-
-def check_sources(
-    table: dict[str, ParamMap], found: dict[str, Shape], carried: Callable[[str], bool]
-) -> None:
-    """Check that a checkpoint holds exactly what ``table`` needs and what may be carried.
-
-    Args:
-        table: the model's map.
-        found: names and shapes of the checkpoint's tensors.
-        carried: tells tensors that are kept aside.
-
-    Raises:
-        ValueError: a tensor is missing, is not known, or has another shape.
-    """
-    needed = {name: shape for entry in table.values() for name, shape in entry.sources.items()}
-    missing = sorted(needed.keys() - found.keys())
-    if missing:
-        raise ValueError(f"the checkpoint lacks {_some(missing)}; its configuration says it has it")
-    unknown = sorted(name for name in found.keys() - needed.keys() if not carried(name))
-    if unknown:
-        raise ValueError(f"the checkpoint holds {_some(unknown)}, which no part of the model takes")
-    for name, shape in needed.items():
-        if found[name] != shape:
-            raise ValueError(
-                f"{name} has shape {list(found[name])}, its configuration says {list(shape)}"
-            )
-
-
-def check_targets(table: dict[str, ParamMap], parameters: dict[str, Shape]) -> None:
-    """Check that ``table`` sets every parameter of the model, in its shape.
-
-    Raises:
-        ValueError: a parameter would stay unset, or a map makes something else.
-    """
-    made = {name: entry.target_shape for name, entry in table.items()}
-    if made != parameters:
-        wrong = sorted(name for name, _ in made.items() ^ parameters.items())
-        raise ValueError(f"the weight map and the model disagree on {_some(sorted(set(wrong)))}")
-
-
-def _some(names: Sequence[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{others}"

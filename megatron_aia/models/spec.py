@@ -11,6 +11,7 @@ from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.sample import RawSample, TokenizedSample
 from megatron_aia.data.tokenizer import TextTokenizer
+from megatron_aia.models.backbone import PackedGPTModel
 from megatron_aia.runtime.parallel import Parallel
 
 
@@ -28,8 +29,8 @@ class ModelSpec:
     """A model family: the only thing a new model has to provide."""
 
     name: str
-    build: Callable[[Config, Parallel, int], torch.nn.Module]
-    """``(config, parallel, virtual_stage)`` to one model chunk with fresh weights."""
+    build: Callable[[Config, Parallel, int], PackedGPTModel]
+    """``(config, parallel, virtual_stage)`` to one model chunk; its weights are set afterwards."""
     forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor]
     """Run a chunk: ``[b, s]`` negative log-likelihoods on the last one, hidden states before."""
     prompt: Callable[[Config, TextTokenizer], ModelPrompt]

@@ -9,8 +9,11 @@ from megatron.core.transformer.module import Float16Module
 from megatron_aia.config import Config
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.spec import ModelSpec
+from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
 
 DATA_TOKENIZER = "tokenizer.model"
@@ -50,13 +53,27 @@ def _tokenizer_path(config: Config) -> str:
 
 
 def build_models(
-    config: Config, spec: ModelSpec, parallel: Parallel
+    config: Config, spec: ModelSpec, parallel: Parallel, fresh_weights: bool = True
 ) -> list[DistributedDataParallel]:
-    """Build this process's model chunks, wrapped for mixed precision and data parallelism."""
+    """Build this process's model chunks, wrapped for mixed precision and data parallelism.
+
+    Args:
+        config: of the run.
+        spec: of the model family.
+        parallel: of the run.
+        fresh_weights: draw them; False where a checkpoint replaces them all.
+
+    Raises:
+        ValueError: on every rank, if --freeze fits nothing or leaves a stage nothing to train.
+    """
+    chunks = [spec.build(config, parallel, stage) for stage in range(parallel.virtual_stages)]
+    freeze_parameters(chunks, config.training.freeze, parallel)
     models: list[DistributedDataParallel] = []
-    for virtual_stage in range(parallel.virtual_stages):
-        chunk = spec.build(config, parallel, virtual_stage)
-        core: Any = chunk.config
+    for virtual_stage, model in enumerate(chunks):
+        if fresh_weights:
+            initialize_weights(model, config)
+        core: Any = model.config
+        chunk: Any = model.to(device())
         if config.training.bf16:
             chunk = Float16Module(core, chunk)
         models.append(

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron_aia.aia.profile import LayerTargets, load_profile
 from megatron_aia.checkpoint.folder import RunState, architecture, has_checkpoint
 from megatron_aia.checkpoint.io import CheckpointIO
-from megatron_aia.config import Config
+from megatron_aia.config import CheckpointConfig, Config
 from megatron_aia.config.files import dump
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.models import load_model_spec
@@ -53,14 +53,16 @@ class Trainer:
         self.spec = load_model_spec(config.model.model)
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data()
-        self.models = build_models(config, self.spec, self.parallel)
+        source, resumes = _find_start(config.checkpoint)
+        self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
         self.optimizer = build_optimizer(config, self.models, self.parallel)
         self.scheduler = build_scheduler(config, self.optimizer)
         self.checkpoints = CheckpointIO(self.models, self.optimizer, self.scheduler, self.parallel)
         self.iteration = self.consumed_samples = self.total_skipped = 0
         self.step_learning_rate = math.nan
         self.start_note = "fresh weights"
-        self._start()
+        if source is not None:
+            (self._resume if resumes else self._take_weights)(source)
         self.metrics = IntervalMetrics(config.model.num_layers, self.targets, self.parallel)
         self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
 
@@ -146,40 +148,28 @@ class Trainer:
                 model=architecture(self.config.model),
                 layout=self.checkpoints.layout(),
                 optimizer=_optimizer_kind(self.config),
+                freeze=self.config.training.freeze,
             ),
             dump(self.config),
             self.config.checkpoint.keep_checkpoints,
         )
         logger.info("saved %s", path)
 
-    def _start(self) -> None:
-        """Continue a run, or take the first weights of a new one.
-
-        A job that the cluster restarts has the same command line each time: where --load and
-        --save are one folder, the first start finds it empty and that is no mistake.
-        """
-        options = self.config.checkpoint
-        source = options.load
-        if source and source == options.save and not has_checkpoint(Path(source)):
-            source = None
-        if source and not options.finetune:
-            self._resume(Path(source))
-        elif first_weights := source or options.pretrained_checkpoint:
-            self._take_weights(Path(first_weights))
-
     def _take_weights(self, folder: Path) -> None:
-        state = self.checkpoints.load(
-            folder, architecture(self.config.model), _optimizer_kind(self.config), weights_only=True
-        )
+        state = self._load(folder, weights_only=True)
         self.start_note = f"weights of {folder} (iteration {state.iteration}), fresh optimizer"
 
-    def _resume(self, folder: Path) -> None:
-        state = self.checkpoints.load(
+    def _load(self, folder: Path, weights_only: bool) -> RunState:
+        return self.checkpoints.load(
             folder,
             architecture(self.config.model),
             _optimizer_kind(self.config),
-            weights_only=False,
+            self.config.training.freeze,
+            weights_only,
         )
+
+    def _resume(self, folder: Path) -> None:
+        state = self._load(folder, weights_only=False)
         if not state.optimizer:
             self.start_note = f"weights of {folder}, which holds no optimizer state"
             return
@@ -204,6 +194,21 @@ class Trainer:
             lines = describe_run(self.config, self.parallel, self.models, notes)
             data = [("data", line.removeprefix("data: ")) for line in self.data.describe()]
             self.reporter.banner(lines + data)
+
+
+def _find_start(options: CheckpointConfig) -> tuple[Path | None, bool]:
+    """Return where the first weights come from (None: drawn), and whether the run goes on there.
+
+    A job that the cluster restarts has the same command line each time: where --load and --save
+    are one folder, the first start finds it empty and that is no mistake.
+    """
+    source = options.load
+    if source and source == options.save and not has_checkpoint(Path(source)):
+        source = None
+    if source and not options.finetune:
+        return Path(source), True
+    first_weights = source or options.pretrained_checkpoint
+    return (Path(first_weights) if first_weights else None), False
 
 
 def _resolve_targets(config: Config) -> tuple[LayerTargets | None, str]:

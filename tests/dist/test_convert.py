@@ -1,8 +1,5 @@
 """Emu3 from Hugging Face to this project and back, and every way it can go wrong."""
 
-import contextlib
-import importlib.util
-import io
 import json
 import os
 import shutil
@@ -22,12 +19,12 @@ from support.hugging_face import Fixture, read_tensors, write_checkpoint
 from support.layouts import Layout
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
+from support.tools import TOOLS, Result, export_hf, import_hf
 
 from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config.files import read_yaml
 from megatron_aia.models.emu3 import hf_config
 
-TOOLS = Path(__file__).parents[2] / "tools"
 HALF = torch.bfloat16
 FIXTURES = {
     "transformers": Fixture("transformers", groups=2, head_size=6),
@@ -36,30 +33,6 @@ FIXTURES = {
     "original": Fixture("original", groups=2),
     "original .bin": Fixture("original .bin", groups=4, dtype=HALF),
 }
-
-Result = tuple[int, str, str]
-
-
-def run_tool(name: str, *arguments: object) -> Result:
-    """Return exit code, standard output and standard error."""
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec and spec.loader
-    tool: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = tool.main([str(argument) for argument in arguments])
-    return code, out.getvalue(), err.getvalue()
-
-
-def import_hf(source: Path, target: Path, *flags: str) -> Result:
-    return run_tool("convert_hf_to_megatron", "--hf-path", source, "--save", target, *flags)
-
-
-def export_hf(source: Path, target: Path, layout: str, *flags: object) -> Result:
-    arguments = ("--load", source, "--save", target, "--hf-layout", layout, *flags)
-    return run_tool("convert_megatron_to_hf", *arguments)
-
 
 def convert_all(folder: Path) -> dict[str, list[Result]]:
     results = {}

@@ -13,7 +13,7 @@ from support.tiny_data import write_shards
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.models import load_model_spec, preset_table
-from megatron_aia.models.backbone import build_decoder, uses_transformer_engine
+from megatron_aia.models.backbone import uses_transformer_engine
 from megatron_aia.models.emu3.model import vocabulary
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
 
@@ -36,7 +36,7 @@ def count_parameters() -> tuple[int, int]:
     parallel = create_parallel(config.parallel, config.model.num_layers, seed=0)
     size = vocabulary(config).size
     with torch.device("meta"):
-        model = build_decoder(config, parallel, 0, size)
+        model = load_model_spec("emu3").build(config, parallel, 0)
     padding = model.vocab_size - size
     total = sum(parameter.numel() for parameter in model.parameters())
     return total - 2 * padding * config.model.hidden_size, padding

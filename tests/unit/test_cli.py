@@ -94,7 +94,10 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         ("--preset", "Missing value for argument '--preset'"),
         ("--aia-loss l1", "invalid choice 'l1' for argument '--aia-loss'"),
         ("--aia-preset mine", "invalid choice 'mine' for argument '--aia-preset'"),
-        ("--preset emu4", "unknown --preset emu4; use emu3_8b or emu3_demo"),
+        (
+            "--preset emu4",
+            "unknown --preset emu4; use emu3_8b, emu3_demo, janus_pro_1b or",
+        ),
         ("--model emu4", "unknown --model emu4; use "),
         ("--config none.yaml", "--config none.yaml: No such file or directory"),
     ],

@@ -1,29 +1,40 @@
 """The algebra of weight maps: where each number goes, and that it comes back."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
 from megatron_aia.models import preset_table
-from megatron_aia.models.emu3.convert import FORMAT
+from megatron_aia.models.emu3.convert import FORMAT, vocab_size
 from megatron_aia.models.emu3.hf_config import document, model_config
+from megatron_aia.models.hugging_face import HFTarget
+from megatron_aia.models.janus_pro.convert import weight_map as janus_map
+from megatron_aia.models.janus_pro.hf_names import export_names as janus_names
+from megatron_aia.models.map_checks import check_sources, check_targets
 from megatron_aia.models.param_map import (
     Direct,
     FusedQKV,
     GatedMLP,
     ParamMap,
+    StackedQKV,
     Vocabulary,
-    check_sources,
-    check_targets,
 )
 
 MAPS = {
     "direct": Direct("a", (3, 5)),
-    "qkv, 1 group": FusedQKV("q", "k", "v", 1, 6, 4, 7),
-    "qkv, 2 groups": FusedQKV("q", "k", "v", 2, 6, 4, 7),
-    "qkv, every head a group": FusedQKV("q", "k", "v", 6, 6, 4, 7),
+    "direct, one dimension less": Direct("a", (3, 5), source_shape=(1, 3, 5)),
+    "qkv, 1 group": FusedQKV("q", "k", "v", 1, 6, 4, (7,)),
+    "qkv, 2 groups": FusedQKV("q", "k", "v", 2, 6, 4, (7,)),
+    "qkv, every head a group": FusedQKV("q", "k", "v", 6, 6, 4, (7,)),
+    "qkv, biases": FusedQKV("q", "k", "v", 2, 6, 4, ()),
+    "stacked qkv": StackedQKV("qkv", 3, 5, (7,)),
+    "stacked qkv, biases": StackedQKV("qkv", 3, 5, ()),
     "gated": GatedMLP("gate", "up", 5, 3),
-    "vocabulary": Vocabulary("a", 13, 16, 3),
-    "vocabulary without padding": Vocabulary("a", 16, 16, 3),
+    "vocabulary": Vocabulary("a", 13, 16, (3,)),
+    "vocabulary, biases": Vocabulary("a", 13, 16, ()),
+    "vocabulary without padding": Vocabulary("a", 16, 16, (3,)),
 }
 
 
@@ -40,13 +51,19 @@ def test_there_and_back_is_bit_identical(name: str, dtype: torch.dtype) -> None:
 
 
 def test_a_query_group_is_its_queries_then_its_key_then_its_value() -> None:
-    entry = FusedQKV("q", "k", "v", num_groups=2, num_heads=4, head_size=1, hidden_size=1)
+    entry = FusedQKV("q", "k", "v", num_groups=2, num_heads=4, head_size=1, row_shape=(1,))
     q, k, v = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[10.0], [11]]), torch.ones(2, 1)
     assert entry.join([q, k, v]).flatten().tolist() == [0, 1, 10, 1, 2, 3, 11, 1]
 
 
+def test_stacked_heads_come_together() -> None:
+    entry = StackedQKV("qkv", num_heads=2, head_size=1, row_shape=())
+    stacked = torch.tensor([0.0, 1, 10, 11, 20, 21])
+    assert entry.join([stacked]).tolist() == [0, 10, 20, 1, 11, 21]
+
+
 def test_padding_is_zero() -> None:
-    assert not Vocabulary("a", 13, 16, 3).join([torch.ones(13, 3)])[13:].any()
+    assert not Vocabulary("a", 13, 16, (3,)).join([torch.ones(13, 3)])[13:].any()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +94,7 @@ def test_every_parameter_is_set(parameters: dict[str, tuple[int, ...]]) -> None:
 def test_published_configuration_is_the_preset() -> None:
     preset = preset_table()["emu3_8b"]().model
     assert model_config({"model_type": "Emu3"}) == preset
-    assert FORMAT.vocab_size(preset) == 184_622
+    assert vocab_size(preset) == 184_622
 
 
 def test_published_checkpoint_has_291_tensors() -> None:
@@ -86,10 +103,28 @@ def test_published_checkpoint_has_291_tensors() -> None:
     assert sum(len(entry.sources) for entry in table.values()) == 291
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors"),
+    [("janus_pro_7b", 7_420_368_523, 936), ("janus_pro_1b", 2_089_232_011, 882)],
+)
+def test_published_janus_pro_is_complete(name: str, parameters: int, tensors: int) -> None:
+    """The counts of the published files, less the image tokeniser and the tower's unused head."""
+    names = janus_names("original", True)
+    preset = preset_table()[name]().model
+    shapes = [
+        shape for entry in janus_map(preset, names).values() for shape in entry.sources.values()
+    ]
+    tokeniser_and_head = 357
+    assert len(shapes) == tensors - tokeniser_and_head
+    only_travels = 71_883_403 + 12_595_200  # counted in the authors' classes
+    assert sum(math.prod(shape) for shape in shapes) == parameters - only_travels
+
+
 @pytest.mark.parametrize("layout", ["original", "transformers"])
 def test_configuration_there_and_back(layout: str) -> None:
     model = preset_table()["emu3_demo"]().model
-    assert model_config(document(model, layout, None, False, "float32")) == model  # type: ignore[arg-type]
+    target = HFTarget(model, layout, "float32", None, {}, Path())  # type: ignore[arg-type]
+    assert model_config(document(target)) == model
 
 
 @pytest.mark.parametrize(
@@ -97,7 +132,7 @@ def test_configuration_there_and_back(layout: str) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
-        ({"num_hidden_layers": "many"}, "no positive number"),
+        ({"num_hidden_layers": "many"}, "is 'many', no whole number"),
         ({"vocab_size": 1000}, "leaves -150854 image codes"),
         ({"vq_config": {"codebook_size": 7}}, "the codebook has 7"),
         ({"num_key_value_heads": 5}, "do not divide"),

@@ -14,21 +14,46 @@ Every version of Transformers reads the second row; those before 4.52 read no ot
 """
 
 from collections.abc import Set
+from dataclasses import dataclass
 
-from megatron_aia.config import Config, ModelConfig
-from megatron_aia.models.backbone import padded_vocab_size
+from megatron_aia.config import ModelConfig
 from megatron_aia.models.emu3.hf_config import document, model_config
-from megatron_aia.models.emu3.hf_reference import reference_logits
+from megatron_aia.models.emu3.hf_reference import own_logits, probes, reference_logits
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
-from megatron_aia.models.hugging_face import HFFormat, HFLayout, HFNames
-from megatron_aia.models.param_map import Direct, FusedQKV, GatedMLP, ParamMap, Vocabulary
+from megatron_aia.models.hugging_face import HFFormat, HFLayout
+from megatron_aia.models.llama_map import llama_map
+from megatron_aia.models.param_map import ParamMap
 
-_PLAIN = HFNames("model.", "lm_head.weight")
-_ON_DISK = HFNames("text_model.model.", "text_model.lm_head.weight", "vqmodel.")
-_IN_MEMORY = HFNames("model.text_model.", "lm_head.weight", "model.vqmodel.")
+_KEPT = "vqmodel."
 
 
-def find_names(names: Set[str]) -> HFNames:
+@dataclass(frozen=True)
+class Emu3Names:
+    """One row of the table above; see ``HFNames``."""
+
+    decoder: str
+    """Prefix of the decoder's tensors."""
+    head: str
+    """Name of the output matrix."""
+    tokeniser: str = ""
+    """Prefix of the image tokeniser's tensors; "" if it has no place."""
+
+    def kept_as(self, name: str) -> str | None:
+        """Return the name to keep a tensor of the image tokeniser under."""
+        is_kept = bool(self.tokeniser) and name.startswith(self.tokeniser)
+        return _KEPT + name.removeprefix(self.tokeniser) if is_kept else None
+
+    def written_as(self, kept: str) -> str | None:
+        """Return the name of a kept tensor here."""
+        return self.tokeniser + kept.removeprefix(_KEPT) if self.tokeniser else None
+
+
+_PLAIN = Emu3Names("model.", "lm_head.weight")
+_ON_DISK = Emu3Names("text_model.model.", "text_model.lm_head.weight", "vqmodel.")
+_IN_MEMORY = Emu3Names("model.text_model.", "lm_head.weight", "model.vqmodel.")
+
+
+def find_names(names: Set[str]) -> Emu3Names:
     """Return the naming of a checkpoint.
 
     Raises:
@@ -40,47 +65,14 @@ def find_names(names: Set[str]) -> HFNames:
     raise ValueError("the tensors have no names of an Emu3 checkpoint")
 
 
-def export_names(layout: HFLayout, with_carried: bool) -> HFNames:
+def export_names(layout: HFLayout, has_kept: bool) -> Emu3Names:
     """Return the naming to write; Transformers' whole model needs its image tokeniser."""
-    return _ON_DISK if layout == "transformers" and with_carried else _PLAIN
+    return _ON_DISK if layout == "transformers" and has_kept else _PLAIN
 
 
-def weight_map(model: ModelConfig, names: HFNames) -> dict[str, ParamMap]:
+def weight_map(model: ModelConfig, names: Emu3Names) -> dict[str, ParamMap]:
     """Return every parameter of the unsplit model and the tensors that make it."""
-    hidden = model.hidden_size
-    real = vocab_size(model)
-    padded = padded_vocab_size(Config(model=model), real, 1)
-    table: dict[str, ParamMap] = {
-        "embedding.word_embeddings.weight": Vocabulary(
-            f"{names.decoder}embed_tokens.weight", real, padded, hidden
-        )
-    }
-    for i in range(model.num_layers):
-        ours = f"decoder.layers.{i}."
-        table |= _layer_map(model, f"{names.decoder}layers.{i}.", ours)
-    table["decoder.final_layernorm.weight"] = Direct(f"{names.decoder}norm.weight", (hidden,))
-    table["output_layer.weight"] = Vocabulary(names.head, real, padded, hidden)
-    return table
-
-
-def _layer_map(model: ModelConfig, hf: str, ours: str) -> dict[str, ParamMap]:
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    heads, groups, head_size = model.num_attention_heads, model.num_query_groups, model.head_size
-    query, key, value = (f"{hf}self_attn.{part}_proj.weight" for part in "qkv")
-    gate, up, down = (f"{hf}mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
-    output = f"{hf}self_attn.o_proj.weight"
-    return {
-        f"{ours}input_layernorm.weight": Direct(f"{hf}input_layernorm.weight", (hidden,)),
-        f"{ours}self_attention.linear_qkv.weight": FusedQKV(
-            query, key, value, groups, heads, head_size, hidden
-        ),
-        f"{ours}self_attention.linear_proj.weight": Direct(output, (hidden, heads * head_size)),
-        f"{ours}pre_mlp_layernorm.weight": Direct(
-            f"{hf}post_attention_layernorm.weight", (hidden,)
-        ),
-        f"{ours}mlp.linear_fc1.weight": GatedMLP(gate, up, ffn, hidden),
-        f"{ours}mlp.linear_fc2.weight": Direct(down, (hidden, ffn)),
-    }
+    return llama_map(model, names.decoder, names.head, vocab_size(model))
 
 
 def vocab_size(model: ModelConfig) -> int:
@@ -95,8 +87,9 @@ FORMAT = HFFormat(
     model_config=model_config,
     weight_map=weight_map,
     document=document,
-    vocab_size=vocab_size,
-    reference=reference_logits,
+    probes=probes,
+    reference_logits=reference_logits,
+    own_logits=own_logits,
     files=(
         *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
         *("chat_template*", "preprocessor_config.json", "processor_config.json"),

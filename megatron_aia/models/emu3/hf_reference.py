@@ -1,48 +1,73 @@
 """Transformers' own Emu3, to compare with."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from megatron_aia.config import ModelConfig
 from megatron_aia.data.optional import import_optional
+from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
+from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.hugging_face import HFSource, Probe
+
+_TEXT, _CODES, _PADDING = 48, 80, 17
+
+
+def probes(model: ModelConfig) -> list[Probe]:
+    """Return random text, text before an image and an image before text; one row is padded."""
+    ids = Emu3Vocabulary(model.text_vocab_size, model.codebook_size)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(first: int, last: int, length: int) -> torch.Tensor:
+        return torch.randint(first, last, (2, length), generator=generator)
+
+    text = draw(0, ids.first_visual, _TEXT)
+    codes = draw(ids.first_visual, ids.size, _CODES)
+    segments = torch.zeros(2, _TEXT + _CODES, dtype=torch.int64)
+    segments[1, :_PADDING] = -1
+    answers = draw(0, ids.first_visual, _TEXT + _CODES)
+    return [
+        Probe("text", answers, segments),
+        Probe("generation", torch.cat([text, codes], dim=1), segments),
+        Probe("understanding", torch.cat([codes, text], dim=1), segments),
+    ]
 
 
 @torch.no_grad()
-def reference_logits(
-    folder: Path,
-    config: dict[str, Any],
-    read: Callable[[str], torch.Tensor],
-    ids: torch.Tensor,
-) -> torch.Tensor:
-    """Return the fp32 logits ``[b, s, vocabulary]`` of ids ``[b, s]``.
+def own_logits(model: PackedGPTModel, probe: Probe) -> torch.Tensor:
+    """Return this project's logits ``[b, s, padded vocabulary]``."""
+    logits: torch.Tensor = model(
+        probe.tokens, probe.position_ids, packed_causal_mask(probe.segment_ids)
+    )
+    return logits
+
+
+@torch.no_grad()
+def reference_logits(source: HFSource, inputs: Sequence[Probe]) -> list[torch.Tensor]:
+    """Return Transformers' fp32 logits ``[b, s, vocabulary]`` of each probe.
 
     Transformers has no class for the original layout, but its text model has the same names.
-
-    Args:
-        folder: the checkpoint.
-        config: its config.json.
-        read: gives a tensor of it by name.
-        ids: input.
     """
     transformers = import_optional("transformers", "hf")
     local = {"local_files_only": True, "trust_remote_code": False}
-    if "text_config" in config:
-        model = transformers.Emu3ForConditionalGeneration.from_pretrained(folder, **local)
-    elif config.get("model_type") == "emu3_text_model":
-        model = transformers.Emu3ForCausalLM.from_pretrained(folder, **local)
+    if "text_config" in source.config:
+        model = transformers.Emu3ForConditionalGeneration.from_pretrained(source.folder, **local)
+    elif source.config.get("model_type") == "emu3_text_model":
+        model = transformers.Emu3ForCausalLM.from_pretrained(source.folder, **local)
     else:
-        model = _from_original(transformers, config, read)
-    return model.float().eval()(input_ids=ids).logits
+        model = _from_original(transformers, source)
+    model = model.float().eval()
+    return [
+        model(input_ids=probe.tokens, attention_mask=(probe.segment_ids >= 0).long()).logits
+        for probe in inputs
+    ]
 
 
-def _from_original(
-    transformers: Any, config: dict[str, Any], read: Callable[[str], torch.Tensor]
-) -> Any:
+def _from_original(transformers: Any, source: HFSource) -> Any:
     of_classes = ("model_type", "auto_map", "architectures", "torch_dtype", "transformers_version")
-    values = {name: value for name, value in config.items() if name not in of_classes}
+    values = {name: value for name, value in source.config.items() if name not in of_classes}
     model = transformers.Emu3ForCausalLM(transformers.Emu3TextConfig(**values))
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(read(name))
+        parameter.data.copy_(source.read(name))
     return model

@@ -6,12 +6,10 @@ from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.backbone import build_decoder, packed_causal_mask
+from megatron_aia.models.backbone import PackedGPTModel, decoder_arguments, packed_causal_mask
 from megatron_aia.models.emu3.prompt import Emu3Prompt
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
-from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.spec import ModelSpec
-from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
 
 
@@ -20,11 +18,10 @@ def vocabulary(config: Config) -> Emu3Vocabulary:
     return Emu3Vocabulary(config.model.text_vocab_size, config.model.codebook_size)
 
 
-def build(config: Config, parallel: Parallel, virtual_stage: int) -> torch.nn.Module:
-    """Build one model chunk with fresh weights on this process's device."""
-    model = build_decoder(config, parallel, virtual_stage, vocabulary(config).size)
-    initialize_weights(model, config)
-    return model.to(device())
+def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTModel:
+    """Build one model chunk; its weights are set afterwards."""
+    size = vocabulary(config).size
+    return PackedGPTModel(**decoder_arguments(config, parallel, virtual_stage, size))
 
 
 def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None) -> torch.Tensor:

@@ -1,0 +1,36 @@
+"""Whether a checkpoint fits a run; each check raises ValueError naming the setting and a remedy."""
+
+from pathlib import Path
+from typing import Any
+
+
+def check_model(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Compare two architectures."""
+    for name, value in wanted.items():
+        if name in saved and saved[name] != value:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{path} is of another model: its {flag} is {saved[name]}, this run's is {value}; "
+                "use the flags or the preset it was made with"
+            )
+
+
+def check_optimizer(path: Path, saved: str, wanted: str) -> None:
+    """Compare two kinds of optimizer."""
+    if saved != wanted:
+        switch = {"distributed": "--use-distributed-optimizer"}
+        raise ValueError(
+            f"{path} holds the state of a {saved} optimizer, this run has a {wanted} one; pass "
+            f"{switch.get(saved, '--no-use-distributed-optimizer')}, or --finetune to start from "
+            "its weights alone"
+        )
+
+
+def check_freeze(path: Path, saved: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """Compare which parameters the optimizer has no state of."""
+    if set(saved) != set(wanted):
+        before, now = (" ".join(patterns) or "no pattern" for patterns in (saved, wanted))
+        raise ValueError(
+            f"{path} was trained with --freeze {before}, this run has {now}: the optimizer's state "
+            "does not fit; pass the same, or --finetune to start from its weights alone"
+        )

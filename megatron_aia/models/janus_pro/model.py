@@ -1,0 +1,44 @@
+"""Janus-Pro as the trainer sees it."""
+
+import torch
+from torch import Tensor
+
+from megatron_aia.aia.inject import AlignInput
+from megatron_aia.config import Config
+from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.tokenizer import TextTokenizer
+from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
+from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel
+from megatron_aia.models.spec import ModelPrompt, ModelSpec
+from megatron_aia.runtime.parallel import Parallel
+
+
+def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTModel:
+    """Build one model chunk; its weights are set afterwards."""
+    return JanusModel(config, parallel, virtual_stage)
+
+
+def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None) -> Tensor:
+    """Run one chunk on a micro-batch that is on the model's device; see ``ModelSpec``."""
+    losses: Tensor = model(
+        batch.tokens,
+        batch.position_ids,
+        packed_causal_mask(batch.segment_ids) if align is None else None,
+        labels=batch.labels.where(batch.label_weights > 0, NO_LABEL),
+        extra_block_kwargs=None if align is None else {"attention_bias": align},
+    )
+    return losses
+
+
+def prompt(config: Config, tokenizer: TextTokenizer) -> ModelPrompt:
+    """Refuse: samples cannot be written as tokens yet."""
+    raise ValueError("--model janus_pro cannot be trained yet, only converted")
+
+
+SPEC = ModelSpec(
+    name="janus_pro",
+    build=build,
+    forward=forward,
+    prompt=prompt,
+    pad_id=lambda config: 0,
+)

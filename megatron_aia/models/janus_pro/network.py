@@ -1,0 +1,207 @@
+"""Janus-Pro on megatron-core: the shared decoder with two ways in and two heads for images.
+
+::
+
+    text      embedding ---------------------------------------------+           +- output_layer
+    look at   uint8 image -> vision_model -> vision_projection ------+- decoder -+
+    draw      code -> generation_embedding -> generation_projection -+           +- generation_head
+
+What comes in lives on the first pipeline stage, what goes out on the last.
+"""
+
+from typing import Any, Optional
+
+import torch
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from torch import Tensor
+
+from megatron_aia.config import Config, ModelConfig
+from megatron_aia.models.backbone import (
+    PackedGPTModel,
+    decoder_arguments,
+    padded_vocab_size,
+)
+from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
+from megatron_aia.models.janus_pro.siglip import SiglipTower
+from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.runtime.parallel import Parallel
+
+NO_LABEL = -1
+
+
+def vocabulary(model: ModelConfig) -> JanusVocabulary:
+    """Return the numbering of a row's positions."""
+    return JanusVocabulary(model.text_vocab_size, model.codebook_size)
+
+
+class JanusModel(PackedGPTModel):
+    """One chunk of Janus-Pro.
+
+    Args:
+        config: of the run.
+        parallel: of the run.
+        virtual_stage: number of the chunk on this pipeline stage.
+
+    Raises:
+        ValueError: the configuration has no image tower, or no width of an image code.
+    """
+
+    def __init__(self, config: Config, parallel: Parallel, virtual_stage: int) -> None:
+        model = config.model
+        if not (model.vision_num_layers and model.code_channels):
+            raise ValueError(
+                "--model janus_pro needs --vision-num-layers with its sizes, and --code-channels; "
+                "take a preset of Janus-Pro"
+            )
+        super().__init__(
+            **decoder_arguments(config, parallel, virtual_stage, model.text_vocab_size),
+            scatter_embedding_sequence_parallel=False,
+        )
+        self.vocabulary = vocabulary(model)
+        groups = parallel.groups
+        if self.pre_process:
+            self.vision_model = SiglipTower(model, self.config, groups)
+            self.vision_projection = projector(self.config, model.vision_hidden_size, groups)
+            self.generation_embedding = torch.nn.Embedding(
+                model.codebook_size, model.code_channels, dtype=self.config.params_dtype
+            )
+            self.generation_projection = projector(self.config, model.code_channels, groups)
+        if self.post_process:
+            # The heads see chosen positions of whole rows, not a slice of the sequence.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = parallel.tensor_size > 1
+            codes = padded_vocab_size(config, model.codebook_size, parallel.tensor_size)
+            self.generation_head = GenerationHead(self.config, codes, groups)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        attention_mask: Optional[Tensor],
+        images: Optional[Tensor] = None,
+        labels: Optional[Tensor] = None,
+        extra_block_kwargs: Optional[dict[str, Any]] = None,
+    ) -> Tensor:
+        """Run the chunk.
+
+        Args:
+            tokens: ``[b, s]`` ids of ``JanusVocabulary``; read on the first stage.
+            position_ids: ``[b, s]``, restarting with every sample.
+            attention_mask: of megatron-core; None where the core attention has its own.
+            images: uint8 ``[n, 3, side, side]`` in the order of their slots; None where no
+                position is a slot.
+            labels: ``[b, s]`` ids, ``NO_LABEL`` where nothing is to be learned.
+            extra_block_kwargs: travels to the layers.
+
+        Returns:
+            Before the last stage, hidden states ``[s, b, h]``. On it, negative log-likelihoods
+            ``[b, s]`` (0 without a label), or without labels the hidden states ``[b, s, h]``
+            that ``text_logits`` and ``code_logits`` take.
+        """
+        return super().forward(
+            tokens,
+            position_ids,
+            attention_mask,
+            decoder_input=self._embed(tokens, position_ids, images) if self.pre_process else None,
+            labels=labels,
+            extra_block_kwargs=extra_block_kwargs,
+        )
+
+    def real_sizes(self) -> dict[str, int]:
+        """Return the rows without padding of every parameter that has some: name to rows."""
+        names = ("generation_head.output.weight", "generation_head.output.bias")
+        return super().real_sizes() | dict.fromkeys(names, self.vocabulary.codebook_size)
+
+    def _embed(self, tokens: Tensor, position_ids: Tensor, images: Optional[Tensor]) -> Tensor:
+        """Return the decoder's input ``[s, b, h]``; under sequence parallelism this rank's part."""
+        ids = self.vocabulary
+        is_text = tokens < ids.first_code
+        text = self.embedding(tokens.where(is_text, 0), position_ids)  # [s, b, h]
+        rows = text.transpose(0, 1).flatten(0, 1)  # [b * s, h]
+        codes, is_code = tokens - ids.first_code, ~is_text & (tokens < ids.image_slot)
+        rows = _replace(rows, is_code, self._embed_codes(codes[is_code]))
+        rows = _replace(rows, tokens == ids.image_slot, self._embed_images(images))
+        embedded = rows.view(*tokens.shape, -1).transpose(0, 1).contiguous()
+        if self.config.sequence_parallel:
+            embedded = scatter_to_sequence_parallel_region(embedded, group=self.pg_collection.tp)
+        return embedded
+
+    def _embed_codes(self, codes: Tensor) -> Tensor:
+        """Return ``[n, h]``; of no codes, one row for nobody: every parameter gets a gradient."""
+        some = codes if len(codes) else codes.new_zeros(1)
+        embedded: Tensor = self.generation_projection(self.generation_embedding(some))
+        return embedded
+
+    def _embed_images(self, images: Optional[Tensor]) -> Tensor:
+        """Return ``[n * slots, h]``; without images, rows for nobody as for codes."""
+        if images is not None and len(images):
+            features = self.vision_model(images).flatten(0, 1)
+        elif any(parameter.requires_grad for parameter in self.vision_model.parameters()):
+            side = self.vision_model.image_size
+            black = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+            features = self.vision_model(black.to(self.embedding_device)).flatten(0, 1)
+        else:
+            weight = self.vision_projection.encoder.linear_fc1.weight
+            features = weight.new_zeros(1, weight.shape[1])
+        embedded: Tensor = self.vision_projection(features)
+        return embedded
+
+    @property
+    def embedding_device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.embedding.word_embeddings.weight.device
+
+    def _postprocess(
+        self, hidden_states: Tensor, *args: Any, labels: Optional[Tensor] = None, **kwargs: Any
+    ) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
+        hidden = hidden_states.transpose(0, 1)
+        return hidden if labels is None else self._losses(hidden, labels)
+
+    def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the negative log-likelihoods ``[b, s]``, each from the head of its label.
+
+        A head computes logits at the positions of its own labels only.
+        """
+        rows, targets = hidden.flatten(0, 1), labels.flatten()
+        first_code = self.vocabulary.first_code
+        losses = rows.new_zeros(len(targets), dtype=torch.float32)
+        for head, chosen, offset, size in (
+            (self.text_logits, (targets >= 0) & (targets < first_code), 0, first_code),
+            (self.code_logits, targets >= first_code, first_code, self.vocabulary.codebook_size),
+        ):
+            positions = chosen.nonzero().flatten()
+            count = len(positions)
+            if not count:
+                # One row for nobody: every parameter gets a gradient.
+                positions = positions.new_zeros(1)
+            ids = (targets[positions] - offset).clamp(0, size - 1)
+            logits = head(rows[positions]).unsqueeze(1)
+            found = self.token_losses(ids.unsqueeze(0), logits, size).flatten()
+            losses = losses.index_copy(0, positions[:count], found[:count].float())
+        return losses.view(labels.shape)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Return this rank's columns of the text head, ``[..., padded text_vocab_size / tp]``."""
+        logits, _ = self.output_layer(hidden)
+        return logits
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Return this rank's columns of the image head, ``[..., padded codebook_size / tp]``."""
+        logits: Tensor = self.generation_head(hidden)
+        return logits
+
+
+def _replace(rows: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+    """Return ``rows [n, h]`` with ``values`` where ``chosen`` (``n`` entries) is true, in order."""
+    positions = chosen.flatten().nonzero().flatten()
+    assert len(positions) <= len(values), "a slot without a feature"
+    return rows.index_copy(0, positions, values[: len(positions)].to(rows.dtype))

@@ -1,0 +1,79 @@
+"""Starting points for Janus-Pro. Standard library only."""
+
+from dataclasses import replace
+
+from megatron_aia.config import (
+    AIAConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+
+def janus_pro_7b() -> Config:
+    """Return the published architecture with the schedule of the authors' AIA fine-tuning."""
+    return Config(
+        run=RunConfig(preset="janus_pro_7b"),
+        model=ModelConfig(
+            model="janus_pro",
+            num_layers=30,
+            hidden_size=4096,
+            ffn_hidden_size=11_008,
+            num_attention_heads=32,
+            num_query_groups=32,
+            max_position_embeddings=16_384,
+            norm_epsilon=1e-6,
+            rotary_base=10_000,
+            text_vocab_size=102_400,
+            codebook_size=16_384,
+            code_channels=8,
+            vision_num_layers=24,
+            vision_hidden_size=1024,
+            vision_ffn_hidden_size=4096,
+            vision_num_attention_heads=16,
+            image_size=384,
+            patch_size=16,
+        ),
+        aia=AIAConfig(aia_preset="paper_janus_pro", aia_profile="paper_janus_pro"),
+        parallel=ParallelConfig(
+            tensor_model_parallel_size=4,
+            pipeline_model_parallel_size=1,
+            sequence_parallel=True,
+            use_distributed_optimizer=True,
+            recompute_granularity="selective",
+        ),
+        data=DataConfig(seq_length=8192, global_batch_size=256, prompt_drop=0.1),
+        training=TrainingConfig(
+            freeze=("vision_model.*",),
+            bf16=True,
+            lr=2e-5,
+            min_lr=1e-6,
+            weight_decay=0.05,
+            adam_eps=1e-6,
+            clip_grad=1.0,
+        ),
+    )
+
+
+def janus_pro_1b() -> Config:
+    """Return the smaller published architecture, otherwise as ``janus_pro_7b``."""
+    large = janus_pro_7b()
+    return replace(
+        large,
+        run=RunConfig(preset="janus_pro_1b"),
+        model=replace(
+            large.model,
+            num_layers=24,
+            hidden_size=2048,
+            ffn_hidden_size=5632,
+            num_attention_heads=16,
+            num_query_groups=16,
+        ),
+        parallel=replace(large.parallel, tensor_model_parallel_size=1, sequence_parallel=False),
+    )
+
+
+PRESETS = {"janus_pro_7b": janus_pro_7b, "janus_pro_1b": janus_pro_1b}
