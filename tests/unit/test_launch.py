@@ -10,7 +10,8 @@ from megatron_aia import cli, train
 from megatron_aia.config.files import with_values
 from megatron_aia.models import preset_table
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_emu3_aia.sh"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = EXAMPLES / "pretrain_emu3_aia.sh"
 PRESETS = {"gpu_preset": "emu3_8b", "cpu_preset": "emu3_demo"}
 
 
