@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -134,7 +134,7 @@ def load_photographs(grid_side: int = GRID_SIDE) -> "dict[str, Image]":
 def build_demo(
     output: str | Path,
     overwrite: bool = False,
-    model: Literal["emu3", "janus_pro"] = "emu3",
+    model: str = "emu3",
     grid_side: int = 0,
 ) -> Counter[str]:
     """Write the demo's data folder: shards, ``codebook.npz`` and ``tokenizer.model``.
