@@ -40,7 +40,6 @@ class MicroBatch:
     images: torch.Tensor | None = None
     """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, row by row from
     left to right; None for a model without them, and where they were not asked for."""
-
     row_tokens: torch.Tensor | None = None
     """int64 ``[b, whole row]``: tokens of the rows that the other tensors hold a part of; None
     where they hold all of it."""

@@ -1,31 +1,28 @@
 """Plants known mistakes and asks whether the comparison of layouts sees each of them."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from support.context_mistakes import CONTEXT_MISTAKES, CP
 from support.layouts import Layout, StepResult, run_layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
-from megatron.core import parallel_state
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_aia.aia import inject
 from megatron_aia.aia.loss import AlignObjective
-from megatron_aia.attention import context_parallel, core_attention, flash_ops
+from megatron_aia.attention import core_attention
 from megatron_aia.models import backbone
+from megatron_aia.models.janus_pro import network
 from megatron_aia.models.norm import RMSNorm
-from megatron_aia.runtime.row_chunks import take_held
 from megatron_aia.training import losses, setup, step
 
 VISIBLE = 1e-3
 TP = {"tensor_model_parallel_size": 2}
-CP = {"context_parallel_size": 2}
 PP_INTERLEAVED = {
     "pipeline_model_parallel_size": 2,
     "num_layers_per_virtual_pipeline_stage": 1,
@@ -98,72 +95,45 @@ def plant_no_term_under_recompute() -> None:
     core_attention._is_first_pass_of_recompute = lambda: True
 
 
-def plant_sums_reduced_over_tensor_ranks_only() -> None:
-    """A rank that judges its own rows alone sees a part of the intensity."""
-    original = step.AlignInput
+def plant_head_without_reduction() -> None:
+    """A head that keeps its gradient to itself leaves the decoder a part of it."""
+    original = network.JanusModel.__init__
 
-    def of_tensor_ranks(**kwargs: Any) -> inject.AlignInput:
-        group = parallel_state.get_tensor_model_parallel_group()
-        return original(**{**kwargs, "group": group})
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if self.post_process:
+            self.output_layer.allreduce_dgrad = False
+            self.output_layer.disable_grad_reduce = True
 
-    step.AlignInput = of_tensor_ranks  # type: ignore[misc, assignment]
-
-
-def plant_own_queries_gradient_of_keys() -> None:
-    """Keys are seen by the queries of all ranks that share a row."""
-
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        place = (ctx.group.rank(), ctx.group.size())
-        return (*(take_held(gradient, *place, dim=0) for gradient in gradients), None)
-
-    context_parallel._GatherRow.backward = staticmethod(backward)
+    network.JanusModel.__init__ = init  # type: ignore[method-assign]
 
 
-def plant_keys_in_the_order_of_ranks() -> None:
-    """An all-gather returns the chunks rank by rank, which is not their order in the row."""
-    context_parallel.join_held = lambda parts, dim: torch.cat(list(parts), dim)
-
-
-def plant_gradients_over_data_ranks_only() -> None:
-    """megatron-core's wrapper must sum over the ranks that share a row too."""
-    original = setup.DistributedDataParallel
-
-    def over_data_ranks(*args: Any, pg_collection: Any, **kwargs: Any) -> Any:
-        groups = copy.copy(pg_collection)
-        groups.dp_cp = groups.dp
-        return original(*args, pg_collection=groups, **kwargs)
-
-    setup.DistributedDataParallel = over_data_ranks  # type: ignore[misc, assignment]
-
-
-def plant_labels_counted_by_every_rank_of_a_row() -> None:
-    """Ranks that share a row have the same samples."""
-    original = step.count_step
-    step.count_step = lambda batches, _: original(
-        batches, parallel_state.get_data_parallel_group(with_context_parallel=True)
+def plant_summed_gather() -> None:
+    """A gather that sums gradients of heads that have summed theirs makes them tp times too big."""
+    original = network.gather_from_sequence_parallel_region
+    network.gather_from_sequence_parallel_region = lambda hidden, *args, **kwargs: original(
+        hidden, group=kwargs["group"]
     )
 
 
-def plant_causal_mask_from_the_first_key() -> None:
-    """The CPU kernel aligns a causal mask of unequal lengths at the top left."""
-
-    def forward(query: Any, key: Any, value: Any, scale: float) -> Any:
-        output, lse, extras = flash_ops._forward(query, key, value, True, scale)
-        return output, lse, (extras, extras)
-
-    flash_ops.forward = forward
+def plant_images_out_of_order() -> None:
+    """The images of a micro-batch follow its layout, and so must their slots."""
+    original = network.JanusModel._embed_images
+    network.JanusModel._embed_images = (  # type: ignore[method-assign]
+        lambda self, images: original(self, images if images is None else images.flip(0))
+    )
 
 
-def plant_positions_cut_unlike_tokens() -> None:
-    """Rotary angles of the first half of a row, whichever chunks a rank holds."""
-    original = step.held_by_rank
+def plant_padding_in_the_softmax_of_codes() -> None:
+    """Padding of the codebook grows with tensor parallelism as that of the vocabulary does."""
+    network.JanusModel.token_losses = (  # type: ignore[method-assign]
+        lambda self, labels, logits, size: backbone.GPTModel.compute_language_model_loss(
+            self, labels, logits
+        )
+    )
 
-    def first_half(batch: Any, *place: Any) -> Any:
-        held = original(batch, *place)
-        return replace(held, position_ids=batch.position_ids[:, : held.tokens.shape[1]])
 
-    step.held_by_rank = first_half
-
+JANUS = {"family": "janus_pro"}
 
 # Mistake, processes, layout in which it must show.
 TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
@@ -175,13 +145,11 @@ TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
     (plant_padding_in_the_softmax, 2, Layout(TP)),
     (plant_batched_p2p, 2, Layout(PP_INTERLEAVED)),
     (plant_no_term_under_recompute, 1, Layout({"recompute_granularity": "full"})),
-    (plant_sums_reduced_over_tensor_ranks_only, 2, Layout(CP)),
-    (plant_own_queries_gradient_of_keys, 2, Layout(CP)),
-    (plant_keys_in_the_order_of_ranks, 2, Layout(CP)),
-    (plant_gradients_over_data_ranks_only, 2, Layout(CP)),
-    (plant_labels_counted_by_every_rank_of_a_row, 2, Layout(CP)),
-    (plant_causal_mask_from_the_first_key, 2, Layout(CP)),
-    (plant_positions_cut_unlike_tokens, 2, Layout(CP)),
+    (plant_head_without_reduction, 2, Layout(TP, **JANUS)),
+    (plant_summed_gather, 2, Layout({**TP, "sequence_parallel": True}, **JANUS)),
+    (plant_images_out_of_order, 1, Layout(micro_batch_size=4, **JANUS)),
+    (plant_padding_in_the_softmax_of_codes, 2, Layout(TP, **JANUS)),
+    *CONTEXT_MISTAKES,
 ]
 
 
@@ -194,14 +162,20 @@ def run_with(plant: Callable[[], None] | None, data: Path, layout: Layout) -> St
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("shards"))
+def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A data folder by family."""
+    return {
+        family: write_shards(tmp_path_factory.mktemp(family), family=family)
+        for family in ("emu3", "janus_pro")
+    }
 
 
 @pytest.fixture(scope="module")
-def reference(shards: Path) -> StepResult:
-    result: StepResult = spawn(run_with, 1, None, shards, Layout())
-    return result
+def reference(shards: dict[str, Path]) -> dict[str, StepResult]:
+    return {
+        family: spawn(run_with, 1, None, folder, Layout(family=family))
+        for family, folder in shards.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,24 +185,24 @@ def test_mistake_is_seen(
     plant: Callable[[], None],
     world_size: int,
     layout: Layout,
-    shards: Path,
-    reference: StepResult,
+    shards: dict[str, Path],
+    reference: dict[str, StepResult],
 ) -> None:
-    result = spawn(run_with, world_size, plant, shards, layout)
+    result = spawn(run_with, world_size, plant, shards[layout.family], layout)
     errors = [
         float((result.gradients[name] - expected).norm() / expected.norm())
-        for name, expected in reference.gradients.items()
+        for name, expected in reference[layout.family].gradients.items()
     ]
     assert max(errors) > VISIBLE
 
 
 @pytest.mark.parametrize("layout", [Layout(TP), Layout(CP)], ids=["TP 2", "CP 2"])
 def test_nothing_is_seen_without_a_mistake(
-    layout: Layout, shards: Path, reference: StepResult
+    layout: Layout, shards: dict[str, Path], reference: dict[str, StepResult]
 ) -> None:
     """The term is strong here, and the tolerance is that of the suite."""
-    result = spawn(run_with, 2, None, shards, layout)
-    for name, expected in reference.gradients.items():
+    result = spawn(run_with, 2, None, shards["emu3"], layout)
+    for name, expected in reference["emu3"].gradients.items():
         assert float((result.gradients[name] - expected).norm() / expected.norm()) < 1e-5, name
 
 
@@ -238,9 +212,9 @@ def run_three_steps_without_zero_grad(data: Path, layout: Layout) -> StepResult:
     return run_layout(tiny_config(data, layout))
 
 
-def test_stale_gradients_are_seen_by_the_later_steps(shards: Path) -> None:
+def test_stale_gradients_are_seen_by_the_later_steps(shards: dict[str, Path]) -> None:
     one_row, two_rows = (
-        spawn(run_three_steps_without_zero_grad, 1, shards, Layout(micro_batch_size=size))
+        spawn(run_three_steps_without_zero_grad, 1, shards["emu3"], Layout(micro_batch_size=size))
         for size in (1, 2)
     )
     assert one_row.grad_norms[0] == pytest.approx(two_rows.grad_norms[0], rel=1e-5)
