@@ -5,49 +5,10 @@
 #   torchrun [torchrun's flags] examples/pretrain_emu3_aia.sh [flags]
 #
 # torchrun starts every file with Python. For Python, all of this bash part is one string, begun by
-# the first line; bash reads that line as `:`, which does nothing. Bash leaves at `exec`, and takes
-# the Python part below for a here-document.
-#
-# Several machines: run the same command on each, with the variables NNODES, NODE_RANK (0 to
-# NNODES-1), MASTER_ADDR and MASTER_PORT set. NPROC_PER_NODE overrides the number of processes.
+# the first line; bash reads that line as `:`, which does nothing. Bash does not come back from
+# launch.sh, where several machines are explained, and takes the Python part for a here-document.
 
-set -euo pipefail
-repository=$(cd "$(dirname "$0")/.." && pwd)
-
-# The environment that is active; else the one of `make install`.
-if [[ -z ${PYTHON:-} && -z ${VIRTUAL_ENV:-} && -x $repository/.venv/bin/python ]]; then
-    PYTHON=$repository/.venv/bin/python
-fi
-PYTHON=${PYTHON:-python3}
-
-gpus=0
-if command -v nvidia-smi > /dev/null; then
-    gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")
-fi
-if ((gpus > 0)); then
-    processes=${NPROC_PER_NODE:-$gpus}
-else
-    processes=${NPROC_PER_NODE:-4}
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # more threads than cores slow every process
-fi
-nodes=${NNODES:-1}
-
-# A mistake in the flags is one line here, before any process is started.
-WORLD_SIZE=$((nodes * processes)) "$PYTHON" "$0" --check "$@"
-for argument in "$@"; do
-    [[ $argument == -h || $argument == --help ]] && exit 0
-done
-
-if ((nodes > 1)); then
-    rendezvous=(
-        --nnodes "$nodes" --node-rank "${NODE_RANK:?set NODE_RANK to 0 .. NNODES-1}"
-        --master-addr "${MASTER_ADDR:?set MASTER_ADDR to the host of node 0}"
-        --master-port "${MASTER_PORT:-29500}"
-    )
-else
-    rendezvous=(--standalone)
-fi
-exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" "$0" "$@"
+. "$(dirname "$0")/launch.sh"
 
 : << '# end of the Python part'
 """

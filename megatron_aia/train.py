@@ -12,7 +12,11 @@ from megatron_aia.config.files import with_values
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.log import quiet_imports
 
-DEMO_DATA = Path("demo_output/data")
+DEMO_DATA = {
+    "emu3": Path("demo_output/data"),
+    "janus_pro": Path("demo_output/janus/data"),
+}
+"""Where a demo of each family has its shards."""
 _BUILD_TIMEOUT_SECONDS = 600
 
 
@@ -46,22 +50,25 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
 
 
 def ensure_demo_data(config: Config) -> Config:
-    """Give a demo run without data the shards of ``demo_output/data``; rank 0 builds them once."""
+    """Give a demo run without data the shards of ``DEMO_DATA``; rank 0 builds them once."""
     if config.data.data_path:
         return config
+    family = config.model.model
+    folder = DEMO_DATA[family]
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         raise ValueError("the demo data is built on one machine; on several, give --data-path")
-    if is_rank_0() and not DEMO_DATA.exists():
+    if is_rank_0() and not folder.exists():
         from megatron_aia.data.demo import build_demo
 
-        print(f"building the demo data in {DEMO_DATA}", flush=True)
-        build_demo(DEMO_DATA)  # appears by a rename: the other ranks see all of it or nothing
+        print(f"building the demo data in {folder}", flush=True)
+        # It appears by a rename: the other ranks see all of it or nothing.
+        build_demo(folder, model=family)
     deadline = time.monotonic() + _BUILD_TIMEOUT_SECONDS
-    while not (DEMO_DATA / "dataset.json").exists():
+    while not (folder / "dataset.json").exists():
         if time.monotonic() > deadline or is_rank_0():
-            raise ValueError(f"no demo data in {DEMO_DATA}; remove that folder and start again")
+            raise ValueError(f"no demo data in {folder}; remove that folder and start again")
         time.sleep(0.5)
-    return with_values(config, {"data_path": (str(DEMO_DATA),)})
+    return with_values(config, {"data_path": (str(folder),)})
 
 
 def _announce(config: Config, world_size: int, has_gpu: bool, notes: list[str]) -> None:

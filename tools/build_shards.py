@@ -1,14 +1,14 @@
 """Make a data folder for training: from records and pictures, or the demo's (--demo).
 
 python tools/build_shards.py --records data.json --image-tokenizer FOLDER_OR_NPZ --output DIR
-python tools/build_shards.py --demo --output DIR [--overwrite]
+python tools/build_shards.py --demo --output DIR [--overwrite] [--model janus_pro]
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import tyro
 
@@ -26,6 +26,10 @@ class DemoOptions:
     """Folder to make."""
     overwrite: bool = False
     """Replace a data folder at the output."""
+    model: Literal["emu3", "janus_pro"] = "emu3"
+    """Whose tokens and images to write."""
+    grid_side: int = 0
+    """Codes along a side of an image; 0 takes the model's own (16, Janus-Pro 12)."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -35,7 +39,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if "--demo" in arguments:
             rest = [argument for argument in arguments if argument != "--demo"]
             demo = tyro.cli(DemoOptions, args=rest)
-            print(_describe(demo.output, build_demo(demo.output, demo.overwrite)))
+            num_samples = build_demo(demo.output, demo.overwrite, demo.model, demo.grid_side)
+            print(_describe(demo.output, num_samples))
         else:
             options = tyro.cli(BuildOptions, args=arguments, description=__doc__)
             num_samples, dropped = build_shards(options)

@@ -38,44 +38,58 @@ def attend(
 
 
 class _Codes(NamedTuple):
-    """What the kernels know of samples and terms; int32 ``[b, s]`` but for ``term``."""
+    """What the kernels know of samples and terms, int32; rows are this rank's, keys are all."""
 
     first: Tensor
-    """The first key that a row sees; s in padding, where it sees none."""
+    """``[b, rows]``: the first key that a row sees; in padding, beyond the last."""
+    last: Tensor
+    """``[b, rows]``: the last key that a row sees, itself; -1 in padding."""
+    start: Tensor
+    """``[b, keys]``: rows before this one do not see the key."""
     stop: Tensor
-    """Rows from here on do not see this key; 0 in padding."""
+    """``[b, keys]``: rows from here on do not see it; 0 in padding."""
     row_bits: Tensor
-    """The bit of the row's term in its sample; 0 without one."""
+    """``[b, rows]``: the bit of the row's term in its sample; 0 without one."""
     key_bits: Tensor
-    """The bits of the terms that this is a key of."""
+    """``[b, keys]``: the bits of the terms that this is a key of."""
     term: Tensor
-    """int64: the number of the row's term in the micro-batch; the number of terms without one."""
+    """int64 ``[b, rows]``: number of the row's term in the micro-batch, or the number of terms."""
 
 
 def _codes(layout: AttentionLayout, device: torch.device) -> _Codes:
     """Return the codes of a micro-batch, made once for all layers."""
     cache_key = ("fused", device)
     if cache_key not in layout.cache:
-        shape = (layout.batch_size, layout.seq_length)
-        first = np.full(shape, layout.seq_length, np.int32)
-        stop, row_bits, key_bits = (np.zeros(shape, np.int32) for _ in range(3))
-        term_of_row = np.full(shape, layout.num_terms, np.int64)
-        number = 0
-        for segment in layout.segments:
-            b = segment.batch_index
-            first[b, segment.start : segment.stop] = segment.start
-            stop[b, segment.start : segment.stop] = segment.stop
-            assert len(segment.terms) <= _MAX_TERMS
-            for bit, term in enumerate(segment.terms):
-                assert not row_bits[b, term.rows].any(), "a row belongs to one term"
-                row_bits[b, term.rows] = 1 << bit
-                key_bits[b, term.keys] |= 1 << bit
-                term_of_row[b, term.rows] = number
-                number += 1
-        arrays = (first, stop, row_bits, key_bits, term_of_row)
-        layout.cache[cache_key] = _Codes(*(torch.from_numpy(x).to(device) for x in arrays))
+        layout.cache[cache_key] = _Codes(*(torch.from_numpy(x).to(device) for x in _arrays(layout)))
     codes: _Codes = layout.cache[cache_key]
     return codes
+
+
+def _arrays(layout: AttentionLayout) -> tuple[np.ndarray, ...]:
+    length = layout.seq_length
+    shape = (layout.batch_size, length)
+    first, last = np.full(shape, length, np.int32), np.full(shape, -1, np.int32)
+    stop, row_bits, key_bits = (np.zeros(shape, np.int32) for _ in range(3))
+    term_of_row = np.full(shape, layout.num_terms, np.int64)
+    held = np.concatenate([np.arange(part.start, part.stop) for part in layout.held])
+    # How many rows of this rank stand before a position of the whole row.
+    before = np.searchsorted(held, np.arange(length + 1)).astype(np.int32)
+    number = 0
+    for segment in layout.segments:
+        b, inside = segment.batch_index, slice(segment.start, segment.stop)
+        first[b, inside] = segment.start
+        last[b, inside] = np.arange(segment.start, segment.stop)
+        stop[b, inside] = before[segment.stop]
+        assert len(segment.terms) <= _MAX_TERMS
+        for bit, term in enumerate(segment.terms):
+            assert not row_bits[b, term.rows].any(), "a row belongs to one term"
+            row_bits[b, term.rows] = 1 << bit
+            key_bits[b, term.keys] |= 1 << bit
+            term_of_row[b, term.rows] = number
+            number += 1
+    start = np.broadcast_to(before[:-1], shape).copy()
+    of_rows = [np.ascontiguousarray(x[:, held]) for x in (first, last, row_bits, term_of_row)]
+    return of_rows[0], of_rows[1], start, stop, of_rows[2], key_bits, of_rows[3]
 
 
 class Tile(NamedTuple):
@@ -137,9 +151,9 @@ class _FusedAttention(torch.autograd.Function):
         lse, masses = (query.new_empty(b, h, s, dtype=torch.float32) for _ in range(2))
         tile = tiles(query.dtype).forward
         fused_kernels.forward[-(-s // tile.rows), b * h](
-            *(query, key, value, codes.first, codes.row_bits, codes.key_bits, output, lse, masses),
-            *(*_strides(query, key, value, output), h, h // key.shape[1], s),
-            scale * _LOG2_E,
+            *(query, key, value, codes.first, codes.last, codes.row_bits, codes.key_bits),
+            *(output, lse, masses, *_strides(query, key, value, output)),
+            *(h, h // key.shape[1], s, key.shape[2], scale * _LOG2_E),
             **constants(query.dtype, d, tile),
         )
         by_row = masses.sum(1).flatten()
@@ -196,18 +210,27 @@ def _backward(
     from megatron_aia.attention import fused_kernels
 
     b, h, s, d = query.shape
-    g = key.shape[1]
+    g, num_keys = key.shape[1:3]
     grad_query, grad_key, grad_value = (_new(x) for x in (query, key, value))
     inputs = (query, key, value, grad_output)
-    numbers = (h, h // g, s, scale, scale * _LOG2_E)
+    numbers = (h, h // g, s, num_keys, scale, scale * _LOG2_E)
     every = tiles(query.dtype)
-    fused_kernels.backward_key_value[-(-s // every.key_value.keys), b * g](
-        *(*inputs, codes.first, codes.stop, *per_row, grad_key, grad_value),
+    fused_kernels.backward_key_value[-(-num_keys // every.key_value.keys), b * g](
+        *(
+            *inputs,
+            codes.first,
+            codes.last,
+            codes.start,
+            codes.stop,
+            *per_row,
+            grad_key,
+            grad_value,
+        ),
         *(*_strides(*inputs, grad_key, grad_value), *numbers),
         **constants(query.dtype, d, every.key_value),
     )
     fused_kernels.backward_query[-(-s // every.query.rows), b * h](
-        *(*inputs, codes.first, *per_row, grad_query),
+        *(*inputs, codes.first, codes.last, *per_row, grad_query),
         *(*_strides(*inputs, grad_query), *numbers),
         **constants(query.dtype, d, every.query),
     )

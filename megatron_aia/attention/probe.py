@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.roles import Segment, Task
+from megatron_aia.aia.roles import Task
 from megatron_aia.attention import rectangle
-from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.layout import AttentionLayout, Piece
 
 _MAX_BLOCK_ELEMENTS = 1 << 22
 """Elements of P (heads x rows x keys) held at a time: 16 MiB in float32."""
@@ -58,7 +58,8 @@ class Probe:
         """Estimate the sums for the queries and keys that some other attention was given.
 
         Args:
-            query: ``[b, h, s, d]``, the heads of this rank, after the rotary embedding.
+            query: ``[b, h, held, d]``, the heads and tokens of this rank, after the rotary
+                embedding.
             key: ``[b, g, s, d]`` with h a multiple of g.
             layout: samples and terms of the micro-batch.
             scale: factor of the scores.
@@ -74,17 +75,20 @@ class Probe:
         self, num_heads: int, layout: AttentionLayout, device: torch.device
     ) -> "list[_Sample]":
         samples = []
-        for segment, rectangles in zip(layout.segments, layout.rectangles(device), strict=True):
-            for term, of_term in zip(segment.terms, rectangles, strict=True):
-                choice, sizes = self.choose(len(term.rows), num_heads, segment.position, term.task)
-                positions = term.rows - segment.start
-                is_key = torch.zeros(segment.stop - segment.start, device=device)
+        for piece, rectangles in zip(layout.pieces, layout.rectangles(device), strict=True):
+            terms = dict(piece.terms)
+            for of_term in rectangles:
+                term = terms[of_term.term]
+                drawn = self.choose(len(term.rows), num_heads, piece.position, term.task)
+                rows, weights, stops = _in_piece(piece, term.rows, *drawn)
+                is_key = torch.zeros(piece.keys.stop - piece.keys.start, device=device)
                 samples.append(
                     _Sample(
-                        segment,
-                        torch.from_numpy(positions[choice]).to(device),
-                        torch.from_numpy(sizes).to(device),
-                        tuple((positions[np.cumsum(sizes) - 1] + 1).tolist()),
+                        of_term.term,
+                        piece,
+                        torch.from_numpy(rows).to(device),
+                        torch.from_numpy(weights).to(device),
+                        tuple(stops.tolist()),
                         is_key.index_fill_(0, of_term.keys, 1),
                     )
                 )
@@ -115,17 +119,35 @@ class Probe:
 
 
 class _Sample(NamedTuple):
-    """Sampled rows of one term."""
+    """Sampled rows of one term that lie in one piece."""
 
-    segment: Segment
+    term: int
+    piece: Piece
     rows: Tensor
-    """int64 ``[h, R]``, positions in the segment."""
+    """int64 ``[h, strata]``, positions in the rows of the piece."""
     weights: Tensor
-    """int64 ``[R]``, rows each stands for."""
+    """int64 ``[h, strata]``, rows each stands for; 0 for a row of another piece."""
     stops: tuple[int, ...]
-    """``R`` numbers: the keys that any row of a stratum sees are before this position."""
+    """For each stratum: its rows in the piece see no key from this position of the piece on."""
     is_key: Tensor
-    """float32 ``[n]``, 1 where a position of the segment is a key of the term."""
+    """float32 ``[m]``, 1 where a key of the piece is one of the term."""
+
+
+def _in_piece(
+    piece: Piece, rows: np.ndarray, choice: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what of a term's draw lies in a piece; see :class:`_Sample`.
+
+    A stratum may lie in two pieces, and its row in the one for this head and in the other for the
+    next. The arrays stay rectangular: a row from elsewhere is moved to the edge, with weight 0.
+    """
+    first, stop = piece.keys.start + piece.offset, piece.keys.stop
+    ends = np.cumsum(sizes)
+    touches = (rows[ends - 1] >= first) & (rows[ends - sizes] < stop)
+    drawn = rows[choice[:, touches]]
+    weights = sizes[touches] * ((drawn >= first) & (drawn < stop))
+    last_rows = np.minimum(rows[ends[touches] - 1], stop - 1)
+    return np.clip(drawn, first, stop - 1) - first, weights, last_rows + 1 - piece.keys.start
 
 
 class _RowMasses(torch.autograd.Function):
@@ -143,8 +165,8 @@ class _RowMasses(torch.autograd.Function):
         dtype = torch.promote_types(query.dtype, torch.float32)
         sums = query.new_zeros(layout.num_terms, dtype=dtype)
         saved = []
-        for term, sample in enumerate(samples):
-            q, k = _segment(query, sample.segment), _segment(key, sample.segment)
+        for sample in samples:
+            q, k = sample.piece.of_rows(query)[0], sample.piece.of_keys(key)[0]
             lses, masses = [], []
             for block in _blocks(q, k.to(dtype), sample, scale):
                 lse = block.scores.logsumexp(-1, keepdim=True)
@@ -152,7 +174,7 @@ class _RowMasses(torch.autograd.Function):
                 masses.append(probability @ sample.is_key[: block.stop].to(dtype))
                 lses.append(lse.squeeze(-1))
             mass, lse = torch.cat(masses, dim=1), torch.cat(lses, dim=1)
-            sums[term] = (mass @ sample.weights.to(dtype)).sum()
+            sums[sample.term] += (mass * sample.weights).sum()
             saved += [mass, lse]
         ctx.save_for_backward(query, key, *saved)
         ctx.scale = scale
@@ -164,22 +186,22 @@ class _RowMasses(torch.autograd.Function):
         query, key, *saved = ctx.saved_tensors
         dtype = grad_sums.dtype
         grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
-        for term, sample in enumerate(ctx.samples):
-            q, k = _segment(query, sample.segment), _segment(key, sample.segment).to(dtype)
-            d_q, d_k = _segment(grad_query, sample.segment), torch.zeros_like(k)
-            mass, lse = saved[2 * term].unsqueeze(-1), saved[2 * term + 1].unsqueeze(-1)
-            weights = (sample.weights * grad_sums[term] * ctx.scale).unsqueeze(-1)
+        for number, sample in enumerate(ctx.samples):
+            q, k = sample.piece.of_rows(query)[0], sample.piece.of_keys(key)[0].to(dtype)
+            d_q, d_k = sample.piece.of_rows(grad_query)[0], torch.zeros_like(k)
+            mass, lse = (x.unsqueeze(-1) for x in saved[2 * number : 2 * number + 2])
+            weights = (sample.weights * grad_sums[sample.term] * ctx.scale).unsqueeze(-1)
             for block in _blocks(q, k, sample, ctx.scale):
                 probability = block.scores.sub_(lse[:, block.strata]).exp_()
                 is_key = sample.is_key[: block.stop].to(dtype)
                 centred = is_key - mass[:, block.strata]
-                d_scores = probability.mul_(centred).mul_(weights[block.strata])
+                d_scores = probability.mul_(centred).mul_(weights[:, block.strata])
                 d_scores = d_scores.view(k.shape[0], -1, block.stop)
                 d_k[:, : block.stop] += d_scores.transpose(-1, -2) @ block.query
                 d_rows = (d_scores @ k[:, : block.stop]).view(*block.rows.shape, -1)
                 index = block.rows.unsqueeze(-1).expand_as(d_rows)
                 d_q.scatter_add_(1, index, d_rows.to(d_q.dtype))
-            _segment(grad_key, sample.segment).add_(d_k)
+            sample.piece.of_keys(grad_key)[0].add_(d_k)
         return grad_query, grad_key, None, None, None
 
 
@@ -190,7 +212,7 @@ class _Block(NamedTuple):
     stop: int
     """Keys from here on are seen by no row of the block."""
     rows: Tensor
-    """int64 ``[h, rows]``, positions in the segment."""
+    """int64 ``[h, rows]``, positions in the rows of the piece."""
     query: Tensor
     """``[g, h / g * rows, d]``, in the precision of the sums."""
     scores: Tensor
@@ -198,7 +220,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(query: Tensor, key: Tensor, sample: _Sample, scale: float) -> Iterator[_Block]:
-    """Compute the scores of the sampled rows of a segment, a bounded number at a time."""
+    """Compute the scores of the sampled rows of a piece, a bounded number at a time."""
     heads, size = query.shape[0], query.shape[-1]
     rows_of_block = max(1, _MAX_BLOCK_ELEMENTS // (heads * key.shape[1]))
     for first in range(0, len(sample.stops), rows_of_block):
@@ -208,11 +230,7 @@ def _blocks(query: Tensor, key: Tensor, sample: _Sample, scale: float) -> Iterat
         of_rows = query.gather(1, rows.unsqueeze(-1).expand(-1, -1, size)).to(key.dtype)
         by_key_head = of_rows.view(key.shape[0], -1, size)
         scores = (by_key_head @ key[:, :stop].transpose(-1, -2)).view(heads, -1, stop).mul_(scale)
-        after = torch.arange(stop, device=rows.device) > rows.unsqueeze(-1)
+        last_seen = rows.unsqueeze(-1) + sample.piece.offset
+        after = torch.arange(stop, device=rows.device) > last_seen
         scores.masked_fill_(after, -torch.inf)
         yield _Block(strata, stop, rows, by_key_head, scores)
-
-
-def _segment(x: Tensor, segment: Segment) -> Tensor:
-    """View ``[heads, n, d]`` of a segment in ``[b, heads, s, d]``."""
-    return x[segment.batch_index, :, segment.start : segment.stop]

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_model import (
+    check_context_parallel,
     check_model,
     check_pipeline_parallel,
     check_recompute,
@@ -35,7 +36,7 @@ _NOT_NEGATIVE = (
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
-_DEMO_PRESET = "emu3_demo"
+_DEMO_PRESETS = ("emu3_demo", "janus_demo")
 _PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b", "janus_pro_7b", "janus_pro_1b")
 
 
@@ -58,6 +59,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     check_model(config, has_gpu)
     check_vision(config)
     check_tensor_parallel(config)
+    check_context_parallel(config)
     check_pipeline_parallel(config)
     check_world(config, world_size)
     check_recompute(config)
@@ -69,7 +71,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_inputs(config: Config) -> None:
     missing = []
-    if config.run.preset != _DEMO_PRESET and not config.data.data_path:
+    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
         missing.append("--data-path (shards written by tools/build_shards.py)")
     start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
     if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:

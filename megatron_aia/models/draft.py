@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ Sets = Literal["intended", "released_code"]
 """Rows and keys of the paper's text, or with the off-by-ones of the authors' Janus-Pro code."""
 
 _Image = TypeVar("_Image")
+_Piece = TypeVar("_Piece")
 
 
 class Kind(IntEnum):
@@ -150,17 +151,16 @@ def split_at_tags(text: str, images: Iterator[_Image]) -> list[str | _Image]:
     return pieces
 
 
-def images_first(pieces: list[str | _Image]) -> list[str | _Image]:
+def images_first(pieces: list[_Piece]) -> list[_Piece]:
     """Put images before the text, as the templates say, unless text stands between images."""
-    texts = [piece for piece in pieces if isinstance(piece, str)]
-    if len(texts) > 1:
+    if sum(isinstance(piece, str) for piece in pieces) > 1:
         return pieces
-    return [piece for piece in pieces if not isinstance(piece, str)] + list(texts)
+    return sorted(pieces, key=lambda piece: isinstance(piece, str))
 
 
-def join_texts(pieces: list[str | _Image]) -> list[str | _Image]:
+def join_texts(pieces: list[_Piece]) -> list[_Piece]:
     """Join neighbouring texts: a text between two special tokens is encoded in one go."""
-    joined: list[str | _Image] = []
+    joined: list[Any] = []
     for piece in pieces:
         if isinstance(piece, str) and joined and isinstance(joined[-1], str):
             joined[-1] += piece

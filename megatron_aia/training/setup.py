@@ -36,6 +36,8 @@ def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBat
         data_parallel_rank=parallel.data_rank,
         data_parallel_size=parallel.data_size,
         micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
+        # Decoding pictures takes time, and only the first stage looks at them.
+        image_size=config.model.image_size if parallel.has_embedding(0) else 0,
     )
     data.check()
     return data

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.context_mistakes import CONTEXT_MISTAKES, CP
 from support.layouts import Layout, StepResult, run_layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import write_shards
@@ -16,6 +17,7 @@ from megatron_aia.aia import inject
 from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.attention import core_attention
 from megatron_aia.models import backbone
+from megatron_aia.models.janus_pro import network
 from megatron_aia.models.norm import RMSNorm
 from megatron_aia.training import losses, setup, step
 
@@ -93,6 +95,46 @@ def plant_no_term_under_recompute() -> None:
     core_attention._is_first_pass_of_recompute = lambda: True
 
 
+def plant_head_without_reduction() -> None:
+    """A head that keeps its gradient to itself leaves the decoder a part of it."""
+    original = network.JanusModel.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if self.post_process:
+            self.output_layer.allreduce_dgrad = False
+            self.output_layer.disable_grad_reduce = True
+
+    network.JanusModel.__init__ = init  # type: ignore[method-assign]
+
+
+def plant_summed_gather() -> None:
+    """A gather that sums gradients of heads that have summed theirs makes them tp times too big."""
+    original = network.gather_from_sequence_parallel_region
+    network.gather_from_sequence_parallel_region = lambda hidden, *args, **kwargs: original(
+        hidden, group=kwargs["group"]
+    )
+
+
+def plant_images_out_of_order() -> None:
+    """The images of a micro-batch follow its layout, and so must their slots."""
+    original = network.JanusModel._embed_images
+    network.JanusModel._embed_images = (  # type: ignore[method-assign]
+        lambda self, images: original(self, images if images is None else images.flip(0))
+    )
+
+
+def plant_padding_in_the_softmax_of_codes() -> None:
+    """Padding of the codebook grows with tensor parallelism as that of the vocabulary does."""
+    network.JanusModel.token_losses = (  # type: ignore[method-assign]
+        lambda self, labels, logits, size: backbone.GPTModel.compute_language_model_loss(
+            self, labels, logits
+        )
+    )
+
+
+JANUS = {"family": "janus_pro"}
+
 # Mistake, processes, layout in which it must show.
 TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
     (plant_differentiable_all_reduce, 2, Layout(TP)),
@@ -103,6 +145,11 @@ TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
     (plant_padding_in_the_softmax, 2, Layout(TP)),
     (plant_batched_p2p, 2, Layout(PP_INTERLEAVED)),
     (plant_no_term_under_recompute, 1, Layout({"recompute_granularity": "full"})),
+    (plant_head_without_reduction, 2, Layout(TP, **JANUS)),
+    (plant_summed_gather, 2, Layout({**TP, "sequence_parallel": True}, **JANUS)),
+    (plant_images_out_of_order, 1, Layout(micro_batch_size=4, **JANUS)),
+    (plant_padding_in_the_softmax_of_codes, 2, Layout(TP, **JANUS)),
+    *CONTEXT_MISTAKES,
 ]
 
 
@@ -115,14 +162,20 @@ def run_with(plant: Callable[[], None] | None, data: Path, layout: Layout) -> St
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("shards"))
+def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A data folder by family."""
+    return {
+        family: write_shards(tmp_path_factory.mktemp(family), family=family)
+        for family in ("emu3", "janus_pro")
+    }
 
 
 @pytest.fixture(scope="module")
-def reference(shards: Path) -> StepResult:
-    result: StepResult = spawn(run_with, 1, None, shards, Layout())
-    return result
+def reference(shards: dict[str, Path]) -> dict[str, StepResult]:
+    return {
+        family: spawn(run_with, 1, None, folder, Layout(family=family))
+        for family, folder in shards.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,15 +185,25 @@ def test_mistake_is_seen(
     plant: Callable[[], None],
     world_size: int,
     layout: Layout,
-    shards: Path,
-    reference: StepResult,
+    shards: dict[str, Path],
+    reference: dict[str, StepResult],
 ) -> None:
-    result = spawn(run_with, world_size, plant, shards, layout)
+    result = spawn(run_with, world_size, plant, shards[layout.family], layout)
     errors = [
         float((result.gradients[name] - expected).norm() / expected.norm())
-        for name, expected in reference.gradients.items()
+        for name, expected in reference[layout.family].gradients.items()
     ]
     assert max(errors) > VISIBLE
+
+
+@pytest.mark.parametrize("layout", [Layout(TP), Layout(CP)], ids=["TP 2", "CP 2"])
+def test_nothing_is_seen_without_a_mistake(
+    layout: Layout, shards: dict[str, Path], reference: dict[str, StepResult]
+) -> None:
+    """The term is strong here, and the tolerance is that of the suite."""
+    result = spawn(run_with, 2, None, shards["emu3"], layout)
+    for name, expected in reference["emu3"].gradients.items():
+        assert float((result.gradients[name] - expected).norm() / expected.norm()) < 1e-5, name
 
 
 def run_three_steps_without_zero_grad(data: Path, layout: Layout) -> StepResult:
@@ -149,9 +212,9 @@ def run_three_steps_without_zero_grad(data: Path, layout: Layout) -> StepResult:
     return run_layout(tiny_config(data, layout))
 
 
-def test_stale_gradients_are_seen_by_the_later_steps(shards: Path) -> None:
+def test_stale_gradients_are_seen_by_the_later_steps(shards: dict[str, Path]) -> None:
     one_row, two_rows = (
-        spawn(run_three_steps_without_zero_grad, 1, shards, Layout(micro_batch_size=size))
+        spawn(run_three_steps_without_zero_grad, 1, shards["emu3"], Layout(micro_batch_size=size))
         for size in (1, 2)
     )
     assert one_row.grad_norms[0] == pytest.approx(two_rows.grad_norms[0], rel=1e-5)

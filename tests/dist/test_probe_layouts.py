@@ -26,6 +26,7 @@ ONE_PROCESS = {
 TWO_PROCESSES = {
     "TP 2 + SP + full recompute": Layout({**TP, **FULL}, **PROBE),  # type: ignore[arg-type]
     "PP 2": Layout(PP, **PROBE),  # type: ignore[arg-type]
+    "CP 2": Layout({"context_parallel_size": 2}, **PROBE),  # type: ignore[arg-type]
     "DP 2": Layout(**PROBE),  # type: ignore[arg-type]
 }
 

@@ -23,7 +23,7 @@ from megatron_aia.attention import fused, fused_kernels
 TARGET = GPUTarget("cuda", 90, 32)
 
 _DATA = {"Q", "K", "V", "Out", "GradOut", "GradQ", "GradK", "GradV"}
-_INTEGERS = {"First", "Stop", "RowBits", "KeyBits"}
+_INTEGERS = {"First", "Last", "Start", "Stop", "RowBits", "KeyBits"}
 _FLOATS = {"scale", "score_scale"}
 
 

@@ -19,8 +19,6 @@ from megatron_aia.config import (
 )
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.models import load_model_spec
-from megatron_aia.models.emu3.model import vocabulary
-from megatron_aia.models.emu3.prompt import Emu3Prompt
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.runtime.parallel import (
     Parallel,
@@ -32,7 +30,13 @@ from megatron_aia.runtime.parallel import (
 from megatron_aia.training.optimizer import apply_gradients, build_optimizer
 from megatron_aia.training.setup import build_models
 from megatron_aia.training.step import StepOutput, run_step
-from support.tiny_data import CODEBOOK_SIZE, TEXT_VOCAB_SIZE, ByteTokenizer
+from support.tiny_data import (
+    CODEBOOK_SIZE,
+    JANUS_GRID,
+    JANUS_TEXT_SIZE,
+    TEXT_VOCAB_SIZE,
+    ByteTokenizer,
+)
 
 NUM_LAYERS = 4
 NUM_STEPS = 3
@@ -47,6 +51,46 @@ class Layout:
     packing: bool = True
     method: str = "auto"
     probe_rows: int = 64
+    aia: bool = True
+    family: str = "emu3"
+
+
+MODELS = {
+    "emu3": ModelConfig(
+        num_layers=NUM_LAYERS,
+        hidden_size=32,
+        ffn_hidden_size=48,
+        num_attention_heads=4,
+        num_query_groups=2,
+        max_position_embeddings=256,
+        text_vocab_size=TEXT_VOCAB_SIZE,
+        codebook_size=CODEBOOK_SIZE,
+        init_method_std=0.2,
+        make_vocab_size_divisible_by=8,
+    ),
+    "janus_pro": ModelConfig(
+        model="janus_pro",
+        num_layers=NUM_LAYERS,
+        hidden_size=32,
+        ffn_hidden_size=48,
+        num_attention_heads=4,
+        num_query_groups=4,
+        max_position_embeddings=256,
+        norm_epsilon=1e-6,
+        rotary_base=10_000,
+        text_vocab_size=JANUS_TEXT_SIZE,
+        codebook_size=CODEBOOK_SIZE,
+        code_channels=6,
+        vision_num_layers=2,
+        vision_hidden_size=16,
+        vision_ffn_hidden_size=24,
+        vision_num_attention_heads=2,
+        image_size=8 * JANUS_GRID,
+        patch_size=8,
+        init_method_std=0.2,
+        make_vocab_size_divisible_by=8,
+    ),
+}
 
 
 @dataclass
@@ -64,19 +108,9 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
     """Return a configuration of 4 layers that every layout of 4 processes divides."""
     parallel = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     return Config(
-        model=ModelConfig(
-            num_layers=NUM_LAYERS,
-            hidden_size=32,
-            ffn_hidden_size=48,
-            num_attention_heads=4,
-            num_query_groups=2,
-            max_position_embeddings=256,
-            text_vocab_size=TEXT_VOCAB_SIZE,
-            codebook_size=CODEBOOK_SIZE,
-            init_method_std=0.2,
-            make_vocab_size_divisible_by=8,
-        ),
+        model=MODELS[layout.family],
         aia=AIAConfig(
+            aia=layout.aia,
             aia_method=layout.method,  # type: ignore[arg-type]
             aia_probe_rows=layout.probe_rows,
         ),
@@ -96,17 +130,17 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
 
 def tiny_batches(config: Config, parallel: Parallel) -> GlobalBatches:
     """Return the rows of this data-parallel rank."""
-    ids = vocabulary(config)
-    prompt = Emu3Prompt(ids, ByteTokenizer(), "intended")
+    spec = load_model_spec(config.model.model)
     return build_global_batches(
         config,
-        prompt=prompt,
-        prompt_fingerprint="test",
-        pad_id=ids.pad,
+        prompt=spec.prompt(config, ByteTokenizer()),
+        prompt_fingerprint=config.model.model,
+        pad_id=spec.pad_id(config),
         codebook_size=config.model.codebook_size,
         data_parallel_rank=parallel.data_rank,
         data_parallel_size=parallel.data_size,
         micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
+        image_size=config.model.image_size if parallel.has_embedding(0) else 0,
     )
 
 
@@ -156,13 +190,13 @@ def _step_losses(
             assert align.objective is not None
             loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
             local.setdefault(layer, []).extend(loss.tolist())
-    for group in (parallel.groups.dp, parallel.groups.pp):
+    for group in (parallel.groups.dp_cp, parallel.groups.pp):
         dist.all_reduce(next_token, group=group)
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (parallel.tensor_rank, local))
+    dist.all_gather_object(parts, (parallel.tensor_rank, parallel.context_rank, local))
     merged: dict[int, list[float]] = {}
-    for tensor_rank, part in parts:
-        if tensor_rank == 0:
+    for *place, part in parts:
+        if place == [0, 0]:
             for layer, values in part.items():
                 merged.setdefault(layer, []).extend(values)
     return next_token, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
@@ -171,27 +205,37 @@ def _step_losses(
 def gather_full(
     models: list[Any], parallel: Parallel, attribute: str, check_replicas: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Gather parameters (or their gradients) in full shape by their global names."""
+    """Gather parameters (or their gradients) in full shape by their global names.
+
+    Checks that replicas are equal bit by bit: all of the weights, tensor ranks' of the gradients.
+    """
     local = {}
     for model in models:
         chunk = unwrap_model(model)
         for name, parameter in global_parameters(chunk):
+            if attribute == "main_grad" and not parameter.requires_grad:
+                continue
             split = getattr(parameter, "partition_dim", -1)
             value = getattr(parameter, attribute).detach().float().clone()
-            local[name] = (value, split, chunk.real_vocab_size)
+            local[name] = (value, split, chunk.real_sizes().get(name))
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (parallel.data_rank, parallel.tensor_rank, local))
+    replica = (parallel.data_rank, parallel.context_rank)
+    dist.all_gather_object(parts, (replica, parallel.tensor_rank, local))
     shards: dict[str, list[Any]] = {}
-    for data_rank, _, part in sorted(parts, key=lambda item: item[:2]):
-        if data_rank == 0:
-            for name, entry in part.items():
+    first: dict[tuple[int, str], torch.Tensor] = {}
+    for place, tensor_rank, part in sorted(parts, key=lambda item: item[:2]):
+        for name, entry in part.items():
+            if place == (0, 0):
                 shards.setdefault(name, []).append(entry)
+                first[tensor_rank, name] = entry[0]
+            elif check_replicas and attribute == "data":
+                assert torch.equal(entry[0], first[tensor_rank, name]), f"{name} of {place}"
     return {name: _join(name, entries, check_replicas) for name, entries in sorted(shards.items())}
 
 
 def _join(name: str, entries: list[Any], check_replicas: bool) -> torch.Tensor:
-    tensors, split, vocab = [entry[0] for entry in entries], entries[0][1], entries[0][2]
-    if name.endswith("linear_fc1.weight"):
+    tensors, split, real_size = [entry[0] for entry in entries], entries[0][1], entries[0][2]
+    if name.startswith("decoder.") and name.endswith("linear_fc1.weight"):
         halves = [tensor.chunk(2) for tensor in tensors]
         return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
     if split < 0:
@@ -201,4 +245,4 @@ def _join(name: str, entries: list[Any], check_replicas: bool) -> torch.Tensor:
             )
         return tensors[0]
     full = torch.cat(tensors, dim=split)
-    return full[:vocab] if name.startswith(("embedding", "output_layer")) else full
+    return full[:real_size]

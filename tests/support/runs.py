@@ -9,22 +9,24 @@ import torch.distributed as dist
 from megatron_aia.analysis.records import LogRecord, read_records
 from megatron_aia.config import Config
 from megatron_aia.data.tokenizer import train_sentencepiece
+from megatron_aia.models.janus_pro.special_tokens import NAMES
 from megatron_aia.runtime.parallel import destroy_parallel
 from megatron_aia.training.trainer import Trainer
 from support.layouts import Layout, tiny_config
 from support.tiny_data import write_shards
 
-VOCAB_SIZE = 300
+VOCAB_SIZE = 311
 
 
-def write_dataset(folder: Path) -> Path:
+def write_dataset(folder: Path, family: str = "emu3") -> Path:
     """Write shards with a tokeniser beside them, as tools/build_shards.py does."""
-    write_shards(folder)
+    write_shards(folder, family=family)
     words = [
         "abc def fed cba a b c d e f",
         "You are a helpful assistant. USER: ASSISTANT: 0123456789*",
     ]
-    train_sentencepiece(words * 20, folder / "tokenizer.model", VOCAB_SIZE)
+    special = tuple(NAMES.values()) if family == "janus_pro" else ()
+    train_sentencepiece(words * 20, folder / "tokenizer.model", VOCAB_SIZE, special)
     return folder
 
 

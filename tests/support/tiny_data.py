@@ -1,5 +1,6 @@
 """A few shards of made-up samples of every task, for tests of the training path."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,12 @@ from typing import Any
 import numpy as np
 import webdataset
 
+from megatron_aia.models.janus_pro.special_tokens import NAMES
+
 CODEBOOK_SIZE = 24
 TEXT_VOCAB_SIZE = 256
+JANUS_GRID = 2
+JANUS_TEXT_SIZE = 270
 
 
 class ByteTokenizer:
@@ -23,9 +28,18 @@ class ByteTokenizer:
     def decode(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
+    def special_id(self, name: str) -> int:
+        return TEXT_VOCAB_SIZE + list(NAMES.values()).index(name)
 
-def write_shards(folder: Path, samples_per_task: int = 8, shards: int = 2) -> Path:
-    """Write samples of four tasks with pictures of 2 to 4 by 2 to 4 codes."""
+
+def write_shards(
+    folder: Path, samples_per_task: int = 8, shards: int = 2, family: str = "emu3"
+) -> Path:
+    """Write samples of four tasks.
+
+    Emu3's pictures are 2 to 4 by 2 to 4 codes. Janus-Pro's are 2 by 2 codes where they are drawn,
+    and picture files where they are looked at.
+    """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     makers = [_generation, _understanding, _text, _mixed]
@@ -33,7 +47,8 @@ def write_shards(folder: Path, samples_per_task: int = 8, shards: int = 2) -> Pa
     for shard in range(shards):
         with webdataset.TarWriter(str(folder / f"shard-{shard:06d}.tar")) as writer:
             for key, (document, pictures) in enumerate(samples[shard::shards]):
-                writer.write(_members(f"s{shard}x{key}", document, pictures))
+                members = _janus_members if family == "janus_pro" else _members
+                writer.write(members(f"s{shard}x{key}", document, pictures))
     return folder
 
 
@@ -49,6 +64,34 @@ def _members(key: str, document: dict[str, Any], pictures: list[np.ndarray]) -> 
         "json": json.dumps(document).encode(),
         **dict(zip(names, pictures, strict=True)),
     }
+
+
+def _janus_members(
+    key: str, document: dict[str, Any], pictures: list[np.ndarray]
+) -> dict[str, Any]:
+    """Turn codes into a picture file wherever the model looks at them."""
+    from PIL import Image
+
+    roles = [turn["from"] for turn in document["conversations"] if "<image>" in turn["value"]]
+    codes: list[Any] = []
+    images: list[Any] = []
+    files: dict[str, Any] = {}
+    for number, (role, picture) in enumerate(zip(roles, pictures, strict=True)):
+        if role == "gpt":
+            name = f"{number}.janus.npy"
+            files[name] = np.resize(picture, (JANUS_GRID, JANUS_GRID))
+            codes.append({"member": name, "height": JANUS_GRID, "width": JANUS_GRID})
+            images.append(None)
+            continue
+        name, file = f"{number}.png", io.BytesIO()
+        pixels = (picture[..., None] * [5, 9, 3] + [10, 20, 70]).astype(np.uint8)
+        Image.fromarray(pixels).save(file, "PNG")
+        files[name] = file.getvalue()
+        codes.append(None)
+        images.append({"member": name})
+    document = {"id": key, "source": "test", "license": "none", **document}
+    document |= {"codes": codes, "images": images}
+    return {"__key__": key, "json": json.dumps(document).encode(), **files}
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:

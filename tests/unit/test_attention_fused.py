@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from megatron_aia.attention import dense, fused
 from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.runtime.row_chunks import held_slices, join_held, take_held
 
 pytest.importorskip("triton", reason="comes with the extra dev, on Linux")
 pytestmark = [
@@ -64,6 +65,26 @@ def test_head_sizes(head_size: int) -> None:
     rows = [[cases.UNDERSTANDING, cases.ONE_TOKEN_ANSWER]]
     check(fused.attend, make_case(rows, 2, 1, head_size), FP32)
     check(fused.attend, make_case(rows, 2, 1, head_size), FP16)
+
+
+def test_ranks_that_share_rows_together_are_the_whole() -> None:
+    case = make_case(PACKED[:2], heads=2, groups=1, padding=5)
+    s, size = case.query.shape[2], 2
+    strength = torch.ones(num_terms(case))
+    whole = run(dense.attend, case, strength, torch.float64)
+    query, key, value = inputs = case.inputs(FP32)
+    outputs, sums = [], torch.zeros(num_terms(case))
+    for rank in range(size):
+        layout = AttentionLayout(case.segments, s, 2, held_slices(s, rank, size))
+        held = take_held(query, rank, size, dim=2)
+        output, of_rank = fused.attend(held, key, value, layout, case.scale)
+        outputs.append(output)
+        sums = sums + of_rank
+    output = join_held(outputs, dim=2)
+    ((output * case.grad_output.float()).sum() + sums.sum()).backward()
+    got = [output, sums, *(x.grad for x in inputs)]
+    for ours, expected in zip(got, whole, strict=True):
+        torch.testing.assert_close(ours, expected.float(), rtol=1e-5, atol=2e-6)
 
 
 def test_no_output_gradient() -> None:

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_aia.aia.roles import Task
 from megatron_aia.data.demo import read_pictures
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
 from megatron_aia.data.index import open_index
 from megatron_aia.data.janus_images import JanusQuantizer
 from megatron_aia.data.reader import CodesEntry, decode_codes, parse_description
 from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.models.janus_pro.prompt import JanusPrompt
+from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
+from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 
 image_module = pytest.importorskip("PIL.Image")
 
@@ -312,6 +316,51 @@ def test_demo_repeats(tool, demo, tmp_path):
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in files:
         assert (demo / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def janus_demo(tool, tmp_path_factory):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("janus_demo") / "data"
+    flags = ["--model", "janus_pro", "--grid-side", "6"]
+    assert tool.main(["--demo", "--output", str(folder), *flags]) == 0
+    return folder
+
+
+def test_demo_of_janus_can_be_trained_on(janus_demo, demo):
+    """Same words as Emu3's demo, pictures to look at, square codes to draw."""
+    index, other = open_index(janus_demo), open_index(demo)
+    assert len(index) == len(other)
+    tokenizer = load_text_tokenizer(janus_demo)
+    assert tokenizer.vocab_size == 512
+    special = JanusSpecialTokens.find(tokenizer)
+    vocabulary = JanusVocabulary(512, 512)
+    prompt = JanusPrompt(vocabulary, tokenizer, special, image_size=48, patch_size=8)
+    for number in range(0, len(index), 7):
+        sample = index.read(number, 512)
+        assert sample.turns == other.read(number, 512).turns
+        (image,) = sample.images
+        tokens = prompt(sample, False).tokens
+        if sample.task is Task.GENERATION:
+            assert image.shape == (6, 6)
+            assert (tokens >= vocabulary.first_code).sum() == 36
+        else:
+            assert image.decode().shape == (48, 48, 3)
+            assert (tokens == vocabulary.image_slot).sum() == 36
+        assert len(tokens) < 120
+
+
+def test_demo_of_janus_draws_what_it_looks_at(janus_demo):
+    quantizer = load_image_tokenizer(janus_demo / "codebook.npz")
+    index = open_index(janus_demo)
+    seen = {
+        index.read(n, 512).images[0].decode().tobytes() for n in np.flatnonzero(index.tasks == 2)
+    }
+    drawn = {index.read(n, 512).images[0].tobytes() for n in np.flatnonzero(index.tasks == 1)}
+    pictures = [np.frombuffer(pixels, np.uint8).reshape(48, 48, 3) for pixels in seen]
+    codes = {quantizer.encode(image_module.fromarray(pixels)).tobytes() for pixels in pictures}
+    assert len(seen) == 32 and codes == drawn
 
 
 def test_demo_words():

@@ -96,7 +96,7 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         ("--aia-preset mine", "invalid choice 'mine' for argument '--aia-preset'"),
         (
             "--preset emu4",
-            "unknown --preset emu4; use emu3_8b, emu3_demo, janus_pro_1b or",
+            "unknown --preset emu4; use emu3_8b, emu3_demo, janus_demo, ",
         ),
         ("--model emu4", "unknown --model emu4; use "),
         ("--config none.yaml", "--config none.yaml: No such file or directory"),

@@ -3,6 +3,7 @@
 import io
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.packing import truncate
 from megatron_aia.data.sample import ImageSource, Picture, RawSample, TokenizedSample
+from megatron_aia.data.tokenizer import train_sentencepiece
+from megatron_aia.training.setup import build_data
 
 image_module = pytest.importorskip("PIL.Image")
 
@@ -185,3 +188,27 @@ def test_an_image_is_never_cut_whatever_its_roles(tmp_path: Path) -> None:
     assert len(truncate(early, last)) == last
     with pytest.raises(ValueError, match=f"--seq-length to {last} or"):
         truncate(early, last - 1)
+
+
+@pytest.mark.parametrize(("image_size", "stage", "loaded"), [(96, 0, 96), (96, 1, 0), (0, 0, 0)])
+def test_a_run_loads_images_on_its_first_stage(
+    folder: Path, tmp_path: Path, image_size: int, stage: int, loaded: int
+) -> None:
+    train_sentencepiece(["a few words"] * 4, tmp_path / "tokenizer.model", 280)
+    config = Config()
+    config.model.image_size = image_size
+    config.data.data_path = (str(folder),)
+    config.data.tokenizer_model = str(tmp_path)
+
+    class Prompt:
+        fingerprint = "looking"
+        __call__ = staticmethod(looking_prompt)
+
+    spec: Any = SimpleNamespace(prompt=lambda *_: Prompt(), pad_id=lambda config: PAD)
+    parallel: Any = SimpleNamespace(
+        data_rank=0,
+        data_size=1,
+        virtual_stages=1,
+        has_embedding=lambda virtual_stage: stage == 0 and virtual_stage == 0,
+    )
+    assert build_data(config, spec, parallel).image_size == loaded

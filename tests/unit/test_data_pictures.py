@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from toy_data import CODEBOOK_SIZE, npy, toy_prompt, toy_sample, toy_samples, wr
 from megatron_aia.data import pictures
 from megatron_aia.data.index import open_index
 from megatron_aia.data.pictures import crop_to_square, decode_picture
+from megatron_aia.data.reader import CodesEntry, PictureEntry, parse_description
 
 image_module = pytest.importorskip("PIL.Image")
 
@@ -70,6 +72,13 @@ def test_each_tag_has_the_one_that_is_there(tmp_path: Path) -> None:
     again = edit_sample(codes=[None, codes[1]], images=[{"member": "1.png"}, None])
     seen, _ = read_only(tmp_path / "null", again).images
     assert seen.decode().shape == (5, 6, 3)
+
+
+def test_the_samples_in_the_documents_are_samples() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    one, (seen, drawn) = (parse_description(text.encode()).images for text in examples)
+    assert [type(image) for image in (*one, seen, drawn)] == [CodesEntry, PictureEntry, CodesEntry]
 
 
 def test_a_model_of_codes_says_what_it_lacks(tmp_path: Path) -> None:

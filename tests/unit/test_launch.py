@@ -10,7 +10,9 @@ from megatron_aia import cli, train
 from megatron_aia.config.files import with_values
 from megatron_aia.models import preset_table
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_emu3_aia.sh"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = EXAMPLES / "pretrain_emu3_aia.sh"
+SCRIPTS = sorted(EXAMPLES.glob("*_aia.sh"))
 PRESETS = {"gpu_preset": "emu3_8b", "cpu_preset": "emu3_demo"}
 
 
@@ -48,11 +50,20 @@ def launch(*command, **environment):
     )
 
 
-def test_the_script_is_bash_and_python():
-    compile(SCRIPT.read_text(), SCRIPT.name, "exec")
-    result = launch("bash", "-n", SCRIPT)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_bash_and_python(script):
+    compile(script.read_text(), script.name, "exec")
+    result = launch("bash", "-n", script)
     assert (result.returncode, result.stderr) == (0, "")
-    assert os.access(SCRIPT, os.X_OK)
+    assert os.access(script, os.X_OK)
+    assert launch("bash", "-n", EXAMPLES / "launch.sh").returncode == 0
+
+
+def test_every_family_has_a_script():
+    assert [path.name for path in SCRIPTS] == [
+        "posttrain_janus_pro_aia.sh",
+        "pretrain_emu3_aia.sh",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +77,8 @@ def test_the_script_is_bash_and_python():
         ),
     ],
 )
-def test_bash_checks_once_and_starts_torchrun(tmp_path, environment, expected):
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_checks_once_and_starts_torchrun(tmp_path, environment, expected, script):
     log = tmp_path / "calls"
     python = tmp_path / "python"
     python.write_text(f'#!/bin/bash\necho "WORLD_SIZE=${{WORLD_SIZE:-}} $*" >> {log}\n')
@@ -74,12 +86,12 @@ def test_bash_checks_once_and_starts_torchrun(tmp_path, environment, expected):
     search = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
     if any(Path(folder, "nvidia-smi").exists() for folder in ("/usr/bin", "/bin")):
         pytest.skip("counts the GPUs of this machine")
-    result = launch("bash", SCRIPT, "--lr", "1 2", **search, **environment)
+    result = launch("bash", script, "--lr", "1 2", **search, **environment)
     assert result.returncode == 0, result.stderr
     world = int(environment.get("NNODES", 1)) * int(environment.get("NPROC_PER_NODE", 4))
     check, start = log.read_text().splitlines()
-    assert check == f"WORLD_SIZE={world} {SCRIPT} --check --lr 1 2"
-    assert start.endswith(f" -m torch.distributed.run {expected} {SCRIPT} --lr 1 2")
+    assert check == f"WORLD_SIZE={world} {script} --check --lr 1 2"
+    assert start.endswith(f" -m torch.distributed.run {expected} {script} --lr 1 2")
 
 
 def test_bash_says_what_several_machines_need():
@@ -98,10 +110,11 @@ def test_a_mistake_is_one_line_before_any_process_starts():
     )
 
 
-def test_python_needs_no_installation(tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_python_needs_no_installation(tmp_path, script):
     # -I hides the working folder and PYTHONPATH: the script finds the package beside itself.
     result = subprocess.run(
-        [sys.executable, "-I", SCRIPT, "--check"],
+        [sys.executable, "-I", script, "--check"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -168,8 +181,8 @@ def built(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def build(folder):
-        calls.append(folder)
+    def build(folder, model):
+        calls.append((folder, model))
         folder.mkdir(parents=True)
         (folder / "dataset.json").write_text("{}")
 
@@ -177,15 +190,20 @@ def built(tmp_path, monkeypatch):
     return calls
 
 
-def demo():
-    return preset_table()["emu3_demo"]()
+FOLDER = train.DEMO_DATA["emu3"]
 
 
-def test_demo_data_is_built_once(built):
-    expected = with_values(demo(), {"data_path": (str(train.DEMO_DATA),)})
-    assert train.ensure_demo_data(demo()) == expected
-    assert train.ensure_demo_data(demo()) == expected
-    assert built == [train.DEMO_DATA]
+def demo(preset="emu3_demo"):
+    return preset_table()[preset]()
+
+
+@pytest.mark.parametrize(("preset", "family"), [("emu3_demo", "emu3"), ("janus_demo", "janus_pro")])
+def test_demo_data_is_built_once(built, preset, family):
+    folder = train.DEMO_DATA[family]
+    expected = with_values(demo(preset), {"data_path": (str(folder),)})
+    assert train.ensure_demo_data(demo(preset)) == expected
+    assert train.ensure_demo_data(demo(preset)) == expected
+    assert built == [(folder, family)]
 
 
 def test_given_data_is_used(built):
@@ -195,7 +213,7 @@ def test_given_data_is_used(built):
 
 
 def test_a_folder_without_an_index_is_not_demo_data(built):
-    train.DEMO_DATA.mkdir(parents=True)
+    FOLDER.mkdir(parents=True)
     with pytest.raises(ValueError, match="remove that folder"):
         train.ensure_demo_data(demo())
 
@@ -205,9 +223,9 @@ def test_other_ranks_wait_for_the_data(built, monkeypatch):
     monkeypatch.setattr(train, "_BUILD_TIMEOUT_SECONDS", 0)
     with pytest.raises(ValueError, match="no demo data"):
         train.ensure_demo_data(demo())
-    train.DEMO_DATA.mkdir(parents=True)
-    (train.DEMO_DATA / "dataset.json").write_text("{}")
-    assert train.ensure_demo_data(demo()).data.data_path == (str(train.DEMO_DATA),)
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "dataset.json").write_text("{}")
+    assert train.ensure_demo_data(demo()).data.data_path == (str(FOLDER),)
 
 
 def test_demo_data_is_for_one_machine(built, monkeypatch):

@@ -1,18 +1,21 @@
 """A data folder of real photographs, made in seconds from pictures of installed packages."""
 
+import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from megatron_aia.aia.roles import Task
 from megatron_aia.data.convert_records import Record, convert_record
 from megatron_aia.data.images import PatchQuantizer
 from megatron_aia.data.optional import import_optional
 from megatron_aia.data.sample import IMAGE_TAG
-from megatron_aia.data.shard_writer import ShardFolder, check_output
+from megatron_aia.data.shard_writer import RawImage, ShardFolder, check_output
 from megatron_aia.data.tokenizer import train_sentencepiece
 
 if TYPE_CHECKING:
@@ -21,12 +24,44 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 512
 CODEBOOK_SIZE = 512
 PATCH_SIZE = 8
-IMAGE_SIDE = 128
+GRID_SIDE = 16
+"""Codes along a side of an image of Emu3's demo."""
 _MARGIN = 2 * PATCH_SIZE
 # Crops that are whole patches apart share their patches, which leaves fewer to the codebook.
 _CROP_CORNERS = ((0, 0), (_MARGIN, 0), (0, _MARGIN), (_MARGIN, _MARGIN))
 _SAMPLES_PER_SHARD = 100
-_TEMPLATE_TEXTS = ("You are a helpful assistant. USER: . ASSISTANT:", "0123456789*")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the folder of one model differs in."""
+
+    grid_side: int
+    """Codes along a side of an image."""
+    template_texts: tuple[str, ...]
+    """The model's own words around those of a sample."""
+    special_tokens: tuple[str, ...] = ()
+    """Tokens of the text tokeniser that no text is encoded to."""
+    looks_at_pictures: bool = False
+    """Images to look at are stored as pictures, and all images are squares of one size."""
+    num_pictures: int | None = None
+    """So many photographs, one crop each; None takes all, four crops each."""
+
+
+_FORMS = {
+    "emu3": _Form(GRID_SIDE, ("You are a helpful assistant. USER: . ASSISTANT:", "0123456789*")),
+    "janus_pro": _Form(
+        grid_side=12,
+        template_texts=(": \n\n",),
+        special_tokens=(
+            *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),  # noqa: RUF001
+            *("<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"),
+        ),
+        looks_at_pictures=True,
+        # Few enough to be learned by heart: the demo ends by drawing one from memory.
+        num_pictures=6,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -44,15 +79,15 @@ class Picture:
     talks: tuple[tuple[str, ...], ...]
     """Question, answer, question, answer, ... of each conversation."""
 
-    def load(self) -> "Image":
-        """Return the square, ``IMAGE_SIDE + _MARGIN`` pixels wide."""
+    def load(self, side: int) -> "Image":
+        """Return the square, ``side`` pixels wide."""
         image_module = import_optional("PIL.Image", "demo")
         package = import_optional(self.package, "demo")
-        left, top, side = self.square
-        box = (left, top, left + side, top + side)
+        left, top, length = self.square
+        box = (left, top, left + length, top + length)
         with image_module.open(Path(package.__file__).parent / self.file) as image:
-            size = (IMAGE_SIDE + _MARGIN, IMAGE_SIDE + _MARGIN)
-            return image.convert("RGB").crop(box).resize(size, image_module.Resampling.LANCZOS)
+            lanczos = image_module.Resampling.LANCZOS
+            return image.convert("RGB").crop(box).resize((side, side), lanczos)
 
     def records(self) -> Iterator[Record]:
         """Yield a generation record a prompt, an understanding record a conversation."""
@@ -92,16 +127,32 @@ def read_pictures() -> list[Picture]:
     ]
 
 
-def load_photographs() -> "dict[str, Image]":
+def load_photographs(grid_side: int = GRID_SIDE) -> "dict[str, Image]":
     """Return one crop of every picture by name, just as it is encoded for training."""
-    return {picture.name: next(_crops(picture.load())) for picture in read_pictures()}
+    side = grid_side * PATCH_SIZE
+    return {
+        picture.name: next(_crops(picture.load(side + _MARGIN), side))
+        for picture in read_pictures()
+    }
 
 
-def build_demo(output: str | Path, overwrite: bool = False) -> Counter[str]:
+def build_demo(
+    output: str | Path,
+    overwrite: bool = False,
+    model: str = "emu3",
+    grid_side: int = 0,
+) -> Counter[str]:
     """Write the demo's data folder: shards, ``codebook.npz`` and ``tokenizer.model``.
 
     Every picture gives four overlapping crops, and every crop a sample for each prompt and each
     conversation. Same packages, same bytes.
+
+    Args:
+        output: the folder.
+        overwrite: replace a data folder there.
+        model: whose tokens and images to write. Janus-Pro's has pictures where an image is looked
+            at, of the size that is drawn.
+        grid_side: codes along a side of an image; 0 takes the model's own.
 
     Returns:
         Samples by task.
@@ -110,27 +161,43 @@ def build_demo(output: str | Path, overwrite: bool = False) -> Counter[str]:
         ValueError: ``output`` must not be replaced, or a package is not installed.
     """
     check_output(Path(output), overwrite)
-    pictures = read_pictures()
-    squares = [picture.load() for picture in pictures]
-    quantizer = PatchQuantizer.train(squares, CODEBOOK_SIZE, PATCH_SIZE, IMAGE_SIDE * IMAGE_SIDE)
-    with ShardFolder(output, quantizer, _SAMPLES_PER_SHARD, overwrite) as shards:
+    form = _FORMS[model]
+    side = (grid_side or form.grid_side) * PATCH_SIZE
+    pictures = read_pictures()[: form.num_pictures]
+    squares = [picture.load(side + _MARGIN) for picture in pictures]
+    quantizer = PatchQuantizer.train(
+        squares, CODEBOOK_SIZE, PATCH_SIZE, side * side, is_square=form.looks_at_pictures
+    )
+    suffix = "janus.npy" if form.looks_at_pictures else "emu3.npy"
+    with ShardFolder(output, quantizer, _SAMPLES_PER_SHARD, overwrite, suffix) as shards:
         quantizer.save(shards.folder / "codebook.npz")
-        train_sentencepiece(_texts(pictures), shards.folder / "tokenizer.model", VOCAB_SIZE)
+        tokenizer_file = shards.folder / "tokenizer.model"
+        texts = _texts(pictures, form)
+        train_sentencepiece(texts, tokenizer_file, VOCAB_SIZE, form.special_tokens)
         for picture, square in zip(pictures, squares, strict=True):
-            for crop in _crops(square):
-                codes = quantizer.encode(crop)
+            for crop in islice(_crops(square, side), 1 if form.num_pictures else None):
+                codes, stored = quantizer.encode(crop), _store(crop)
                 for record in picture.records():
-                    shards.add(record, [codes])
+                    if form.looks_at_pictures and record.task is Task.UNDERSTANDING:
+                        shards.add(record, [None], [stored])
+                    else:
+                        shards.add(record, [codes])
     return shards.num_samples
 
 
-def _crops(square: "Image") -> "Iterator[Image]":
+def _crops(square: "Image", side: int) -> "Iterator[Image]":
     for left, top in _CROP_CORNERS:
-        yield square.crop((left, top, left + IMAGE_SIDE, top + IMAGE_SIDE))
+        yield square.crop((left, top, left + side, top + side))
 
 
-def _texts(pictures: list[Picture]) -> list[str]:
+def _store(image: "Image") -> RawImage:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return RawImage("png", file.getvalue(), image.width, image.height)
+
+
+def _texts(pictures: list[Picture], form: _Form) -> list[str]:
     """Return what the text tokeniser is trained on."""
     talks = [text for picture in pictures for talk in picture.talks for text in talk]
     prompts = [prompt for picture in pictures for prompt in picture.prompts]
-    return [*talks, *prompts, *_TEMPLATE_TEXTS * len(talks)]
+    return [*talks, *prompts, *form.template_texts * len(talks)]

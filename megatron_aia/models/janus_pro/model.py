@@ -8,8 +8,10 @@ from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
-from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel
-from megatron_aia.models.spec import ModelPrompt, ModelSpec
+from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
+from megatron_aia.models.janus_pro.prompt import JanusPrompt
+from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
+from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
 
 
@@ -24,15 +26,29 @@ def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None)
         batch.tokens,
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if align is None else None,
+        images=batch.images,
+        row_tokens=batch.row_tokens,
         labels=batch.labels.where(batch.label_weights > 0, NO_LABEL),
         extra_block_kwargs=None if align is None else {"attention_bias": align},
     )
     return losses
 
 
-def prompt(config: Config, tokenizer: TextTokenizer) -> ModelPrompt:
-    """Refuse: samples cannot be written as tokens yet."""
-    raise ValueError("--model janus_pro cannot be trained yet, only converted")
+def prompt(config: Config, tokenizer: TextTokenizer) -> JanusPrompt:
+    """Return the prompt builder.
+
+    Raises:
+        ValueError: the tokeniser is not Janus-Pro's, or larger than the configured vocabulary.
+    """
+    model = config.model
+    return JanusPrompt(
+        vocabulary(model),
+        tokenizer,
+        JanusSpecialTokens.find(tokenizer),
+        config.aia.aia_sets,
+        model.image_size,
+        model.patch_size,
+    )
 
 
 SPEC = ModelSpec(

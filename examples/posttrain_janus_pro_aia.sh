@@ -1,0 +1,25 @@
+""":"
+# Post-train Janus-Pro with the AIA loss. This one file is both a bash script and a Python program:
+#
+#   bash examples/posttrain_janus_pro_aia.sh [flags]       one process per GPU (4 on a CPU)
+#   torchrun [torchrun's flags] examples/posttrain_janus_pro_aia.sh [flags]
+#
+# torchrun starts every file with Python. For Python, all of this bash part is one string, begun by
+# the first line; bash reads that line as `:`, which does nothing. Bash does not come back from
+# launch.sh, where several machines are explained, and takes the Python part for a here-document.
+
+. "$(dirname "$0")/launch.sh"
+
+: << '# end of the Python part'
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without `pip install` too
+
+from megatron_aia.train import main
+
+if __name__ == "__main__":
+    main(gpu_preset="janus_pro_7b", cpu_preset="janus_demo")
+# end of the Python part

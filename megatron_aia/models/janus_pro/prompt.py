@@ -1,0 +1,199 @@
+r"""How Janus-Pro writes a sample: tokens, next-token labels, and the rows and keys of the AIA term.
+
+::
+
+    seen image     boi  slot x grid * grid  eoi                grid = image_size / patch_size
+    generation     bos <|User|> ": {prompt}\n\n" <|Assistant|> ":" boi  grid * grid codes    no eoi
+    understanding  bos <|User|> ": " seen image "\n{text}\n\n" <|Assistant|> ":" " {answer}" eos
+    text           the same without an image
+    later turns    <|User|> ": {text}\n\n" <|Assistant|> ":" " {answer}" eos
+    mixed          the turns of understanding; an answer may hold images: boi codes eoi
+
+This is the authors' template "deepseek" with an empty system prompt, as in AIA's training. White
+space at both ends of a turn is removed. The quoted texts are encoded one by one. So the answer
+begins with a space of its own: inference starts to write after ":", and the completed turn of the
+template has a space there.
+
+AIA's released training code differs in three things that are not repeated here: it writes no space
+before an answer, eos after the last answer only, and another bos before every later turn.
+
+Mixed samples are not in the authors' code; their form is this project's.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from megatron_aia.aia.roles import Task
+from megatron_aia.data.sample import ImageSource, Picture, RawSample, TokenizedSample
+from megatron_aia.data.tokenizer import TextTokenizer
+from megatron_aia.models.draft import (
+    Draft,
+    Kind,
+    Sets,
+    check_codes,
+    check_turns,
+    images_first,
+    join_texts,
+    split_at_tags,
+)
+from megatron_aia.models.janus_pro.images import load_square
+from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
+from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+
+Image = np.ndarray | Picture
+
+
+class JanusPrompt:
+    """The ``PromptBuilder`` of Janus-Pro.
+
+    Args:
+        vocabulary: ids of the model.
+        tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
+        special_tokens: of this tokeniser.
+        sets: rows and keys of the intensity. ``intended`` are those of the paper's text:
+
+            - generation: rows are the drawn codes; keys are all tokens before the first of them,
+              bos, template and boi included.
+            - understanding: rows are the answer tokens with a label; keys are the image's slots.
+
+            ``released_code`` are those of the authors' code, one token off at three ends: the last
+            drawn code is no row, boi is no key of generation, and the keys of understanding are boi
+            and all slots but the last.
+        image_size: side in pixels of an image, to look at or to draw.
+        patch_size: side in pixels of what a slot or a code stands for.
+
+    Raises:
+        ValueError: the tokeniser has more ids than the vocabulary has text ids, or patches do not
+            fill an image.
+    """
+
+    def __init__(
+        self,
+        vocabulary: JanusVocabulary,
+        tokenizer: TextTokenizer,
+        special_tokens: JanusSpecialTokens,
+        sets: Sets = "intended",
+        image_size: int = 384,
+        patch_size: int = 16,
+    ) -> None:
+        highest = max(tokenizer.vocab_size - 1, *vars(special_tokens).values())
+        if highest >= vocabulary.text_size:
+            raise ValueError(
+                f"the tokeniser has ids up to {highest} and the model {vocabulary.text_size} "
+                "text ids; set --text-vocab-size or choose the model's own --tokenizer-model"
+            )
+        if image_size % patch_size:
+            raise ValueError(f"patches of {patch_size} pixels do not fill a side of {image_size}")
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.special_tokens = special_tokens
+        self.sets = sets
+        self.image_size = image_size
+        self.grid = image_size // patch_size
+        """Slots, or codes, along a side of an image."""
+        described = f"janus_pro prompt 1|{vocabulary}|{tokenizer.fingerprint}|{special_tokens}"
+        described += f"|{sets}|{image_size}|{self.grid}"
+        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        """Equal fingerprints write every sample equally."""
+
+    def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
+        """Write ``sample``.
+
+        A dropped prompt leaves bos and boi, and pad in the place of each token between them; the
+        pads are attended to, as in the authors' guidance. Such a sample has no AIA roles. Samples
+        of other tasks than generation ignore ``drop_prompt``.
+
+        Raises:
+            ValueError: turns or image tags do not fit the task, a code is out of range or an image
+                of another size, or an image is stored as what the model cannot use in its place.
+        """
+        check_turns(sample)
+        draft = Draft()
+        draft.add([self.special_tokens.bos], Kind.PROMPT)
+        if sample.task == Task.GENERATION:
+            self._write_generation(draft, sample, drop_prompt)
+        else:
+            self._write_chat(draft, sample)
+        is_dropped = drop_prompt and sample.task == Task.GENERATION
+        return draft.finish(sample, self.sets, is_active=not is_dropped)
+
+    def _write_generation(self, draft: Draft, sample: RawSample, drop_prompt: bool) -> None:
+        self._write_question(draft, sample, sample.turns[0].text, iter(()))
+        if drop_prompt:
+            draft.tokens[1:] = [np.full(len(draft) - 1, self.special_tokens.pad)]
+        self._write_drawn(draft, sample, sample.images[0])
+
+    def _write_chat(self, draft: Draft, sample: RawSample) -> None:
+        images = iter(sample.images)
+        for human, gpt in zip(sample.turns[::2], sample.turns[1::2], strict=True):
+            self._write_question(draft, sample, human.text, images)
+            self._write_answer(draft, sample, gpt.text, images)
+
+    def _write_question(
+        self, draft: Draft, sample: RawSample, text: str, images: Iterator[Image]
+    ) -> None:
+        """Write a turn of the user and the assistant's mark."""
+        pieces = images_first(split_at_tags(text.strip(), images))
+        if sum(isinstance(piece, str) for piece in pieces) <= 1:
+            pieces = _one_a_line(pieces)
+        framed: list[str | Image] = [": ", *pieces, "\n\n"] if pieces else [":"]
+        draft.add([self.special_tokens.user], Kind.PROMPT)
+        for piece in join_texts(framed):
+            if isinstance(piece, str):
+                draft.add(self.tokenizer.encode(piece), Kind.PROMPT)
+            else:
+                self._write_seen(draft, sample, piece)
+        draft.add([self.special_tokens.assistant], Kind.PROMPT)
+        draft.add(self.tokenizer.encode(":"), Kind.PROMPT)
+
+    def _write_answer(
+        self, draft: Draft, sample: RawSample, text: str, images: Iterator[Image]
+    ) -> None:
+        pieces = split_at_tags(text.strip(), images)
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                answer = piece if number else f" {piece}"
+                draft.add(self.tokenizer.encode(answer), Kind.ANSWER)
+            else:
+                self._write_drawn(draft, sample, piece)
+                draft.add([self.special_tokens.eoi], Kind.FRAME)
+        ends_in_image = bool(pieces) and not isinstance(pieces[-1], str)
+        draft.add([self.special_tokens.eos], Kind.FRAME if ends_in_image else Kind.ANSWER)
+
+    def _write_seen(self, draft: Draft, sample: RawSample, picture: Image) -> None:
+        if isinstance(picture, np.ndarray):
+            raise ValueError(
+                f"sample {sample.key}: an image to look at is stored as codes, and Janus-Pro looks "
+                "at pictures; build the shards again with --understanding-images pictures"
+            )
+        draft.add([self.special_tokens.boi], Kind.PROMPT)
+        draft.add(np.full(self.grid * self.grid, self.vocabulary.image_slot), Kind.SEEN)
+        draft.images.append(ImageSource(len(draft), partial(load_square, picture, self.image_size)))
+        draft.add([self.special_tokens.eoi], Kind.PROMPT)
+
+    def _write_drawn(self, draft: Draft, sample: RawSample, codes: Image) -> None:
+        if not isinstance(codes, np.ndarray):
+            raise ValueError(
+                f"sample {sample.key}: an image to draw is stored as a picture; build the shards "
+                "again with an --image-tokenizer, which gives it codes"
+            )
+        check_codes(sample, codes, self.vocabulary.codebook_size)
+        if codes.shape != (self.grid, self.grid):
+            raise ValueError(
+                f"sample {sample.key}: an image of {codes.shape[0]} x {codes.shape[1]} codes, and "
+                f"the model draws {self.grid} x {self.grid}; build the shards again with "
+                f"--image-area {self.image_size * self.image_size}"
+            )
+        draft.add([self.special_tokens.boi], Kind.PROMPT)
+        draft.add(codes.ravel() + self.vocabulary.first_code, Kind.DRAWN)
+
+
+def _one_a_line(pieces: list[str | Image]) -> list[str | Image]:
+    """Put a line break behind every piece but the last; images come first, then their text."""
+    lines: list[str | Image] = []
+    for piece in pieces:
+        lines += [piece.strip() if isinstance(piece, str) else piece, "\n"]
+    return lines[:-1]
