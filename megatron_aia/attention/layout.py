@@ -91,6 +91,12 @@ class AttentionLayout:
         self._rectangles: dict[torch.device, tuple[tuple[Rectangle, ...], ...]] = {}
         self._mask: dict[torch.device, Tensor] = {}
 
+    @property
+    def is_one_piece(self) -> bool:
+        """Whether one sample fills the whole micro-batch, and this rank holds all of it."""
+        whole = slice(0, self.seq_length)
+        return self.batch_size == 1 and [(p.rows, p.keys) for p in self.pieces] == [(whole, whole)]
+
     def without_terms(self) -> "AttentionLayout":
         """Return the same samples with nothing to measure."""
         segments = without_terms(self.segments)

@@ -10,7 +10,7 @@ backward that knows nothing of it: the kernel reads ``out`` only to form D, so i
 ``out`` moved along dO until rowsum(dO * out) = D + g s.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor
 from megatron_aia.attention import flash_ops
 from megatron_aia.attention.layout import AttentionLayout, Rectangle
 
-_MAX_BLOCK_ELEMENTS = 1 << 26
-"""Elements of P (heads x rows x keys) held at a time: 256 MiB in float32."""
+_MAX_BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Elements of P and of its queries held at a time: 4 MiB in float32 on a CPU, whose caches are what
+matters; 256 MiB on CUDA, where every block starts kernels."""
 
 _SMALLEST_GRADIENT = 2.0**-40
 """Of a row of dO, relative to the row's shift of D: far below rounding, far above underflow."""
@@ -43,14 +44,14 @@ class _RectangleAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
     ) -> tuple[Tensor, Tensor]:
-        output = torch.zeros_like(query)
+        output = None if layout.is_one_piece else torch.zeros_like(query)
         sums = query.new_zeros(layout.num_terms, dtype=_accumulation_dtype(query))
         lses, masses, ctx.extras = [], [], []
         rectangles = layout.rectangles(query.device)
         for piece, of_piece in zip(layout.pieces, rectangles, strict=True):
             q, k, v = piece.of_rows(query), piece.of_keys(key), piece.of_keys(value)
             piece_output, lse, extras = flash_ops.forward(q, k, v, scale)
-            piece.of_rows(output).copy_(piece_output)
+            output = _place(output, piece_output, piece.of_rows)
             lses.append(lse)
             ctx.extras.append(extras)
             for rectangle in of_piece:
@@ -73,7 +74,9 @@ class _RectangleAttention(torch.autograd.Function):
         lses, masses = saved[: len(pieces)], iter(saved[len(pieces) :])
         if grad_output is None:
             grad_output = torch.zeros_like(output)
-        grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
+        gradients: list[Optional[Tensor]] = [None, None, None]
+        if not ctx.layout.is_one_piece:
+            gradients = [torch.zeros_like(x) for x in (query, key, value)]
         rectangles = ctx.layout.rectangles(query.device)
         for i, piece in enumerate(pieces):
             weighted = [] if grad_sums is None else [(r, grad_sums[r.term]) for r in rectangles[i]]
@@ -83,17 +86,30 @@ class _RectangleAttention(torch.autograd.Function):
                 d_out, out = d_out.clone(), out.clone()
             for rectangle, grad_sum in weighted:
                 shift = grad_sum * next(masses)
-                _shift_row_sums(d_out[0], out[0], rectangle.rows, shift)
+                blocks = _row_blocks(rectangle.rows, 4 * d_out[0, :, 0].numel())
+                for rows, of_rows in zip(blocks, shift.split(len(blocks[0]), 1), strict=True):
+                    _shift_row_sums(d_out[0], out[0], rows, of_rows)
             d_q, d_k, d_v = flash_ops.backward(
                 d_out, q, k, v, out, lses[i], ctx.extras[i], ctx.scale
             )
             for rectangle, grad_sum in weighted:
                 blocks = _probability_blocks(q[0], k[0], lses[i][0], rectangle, ctx.scale)
                 _add_rectangle(d_q[0], d_k[0], k[0], rectangle, blocks, grad_sum * ctx.scale)
-            piece.of_rows(grad_query).copy_(d_q)
-            piece.of_keys(grad_key).add_(d_k)  # two pieces of a sample share its first keys
-            piece.of_keys(grad_value).add_(d_v)
-        return grad_query, grad_key, grad_value, None, None
+            views = (piece.of_rows, piece.of_keys, piece.of_keys)
+            parts = zip(gradients, (d_q, d_k, d_v), views, strict=True)
+            gradients = [_place(*part) for part in parts]
+        return *gradients, None, None
+
+
+def _place(whole: Optional[Tensor], part: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
+    """Add the part of a piece to the whole; a part that is everything is the whole, uncopied.
+
+    Added, because two pieces of a sample share its first keys.
+    """
+    if whole is None:
+        return part
+    view(whole).add_(part)
+    return whole
 
 
 class _Block(NamedTuple):
@@ -117,8 +133,7 @@ def _probability_blocks(
     heads, keys = query.shape[0], rectangle.keys
     dtype = _accumulation_dtype(query)
     key_columns = key.index_select(1, keys).to(dtype)
-    rows_of_block = max(1, _MAX_BLOCK_ELEMENTS // (heads * len(keys)))
-    for rows in rectangle.rows.split(rows_of_block):
+    for rows in _row_blocks(rectangle.rows, heads * (len(keys) + query.shape[-1])):
         query_rows = query.index_select(1, rows).to(dtype)
         scores = _by_key_head(query_rows, key) @ key_columns.transpose(-1, -2)
         scores = scores.view(heads, len(rows), len(keys)).mul_(scale)
@@ -126,6 +141,11 @@ def _probability_blocks(
         if rectangle.crosses_diagonal:
             probability.masked_fill_(keys > rows.unsqueeze(-1) + rectangle.offset, 0)
         yield _Block(rows, query_rows, probability)
+
+
+def _row_blocks(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
+    """Split rows that take so many elements each."""
+    return rows.split(max(1, _MAX_BLOCK_ELEMENTS[rows.device.type] // elements))
 
 
 def _shift_row_sums(grad_output: Tensor, output: Tensor, rows: Tensor, shift: Tensor) -> None:
