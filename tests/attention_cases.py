@@ -41,11 +41,11 @@ class Case:
     def scale(self) -> float:
         return self.query.shape[-1] ** -0.5
 
-    def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
         """Leaves with gradient, laid out as megatron-core's arrive: views of ``[s, b, ...]``."""
         tensors = (self.query, self.key, self.value)
         views = [x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in tensors]
-        return [x.to(dtype).detach().requires_grad_() for x in views]
+        return [x.to(device, dtype).detach().requires_grad_() for x in views]
 
 
 def make_case(

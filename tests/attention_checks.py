@@ -30,14 +30,17 @@ SUMS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1.5e-6, torch.bfloat16: 3
 _HALF = torch.float16
 
 
-def run(attend: Attend, case: Case, grad_sums: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def run(
+    attend: Attend, case: Case, grad_sums: Tensor, dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
     """Output, sums, dQ, dK and dV of <O, dO> + <sums, grad_sums>."""
-    inputs = case.inputs(dtype)
+    inputs = case.inputs(dtype, device)
     b, _, s, _ = case.query.shape
     layout = AttentionLayout(case.segments, s, b)
     output, sums = attend(*inputs, layout, case.scale)
-    ((output * case.grad_output.to(dtype)).sum() + (sums * grad_sums.to(sums)).sum()).backward()
-    return [output.detach(), sums.detach(), *(x.grad for x in inputs)]
+    grad_output = case.grad_output.to(output)
+    ((output * grad_output).sum() + (sums * grad_sums.to(sums)).sum()).backward()
+    return [x.detach().cpu() for x in (output, sums, *(x.grad for x in inputs))]
 
 
 def run_reference(case: Case, grad_sums: Tensor) -> list[Tensor]:
@@ -68,13 +71,17 @@ def errors(case: Case, got: list[Tensor], expected: list[Tensor], strength: floa
 
 
 def check(
-    method: str | Attend, case: Case, dtype: torch.dtype, strength: float = 1.0
+    method: str | Attend,
+    case: Case,
+    dtype: torch.dtype,
+    strength: float = 1.0,
+    device: str = "cpu",
 ) -> list[float]:
     """Compare output, sums and gradients of a method with the definition; return the errors."""
     attend = METHODS[method] if isinstance(method, str) else method
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(num_terms(case))
     grad_sums = strength * signs[: num_terms(case)]
-    got = run(attend, case, grad_sums, dtype)
+    got = run(attend, case, grad_sums, dtype, device)
     assert got[1].dtype == torch.promote_types(dtype, torch.float32)
     found = errors(case, got, run_reference(case, grad_sums), strength)
     assert max(found) < {**TOLERANCE, _HALF: 1e-3}[dtype]

@@ -43,7 +43,8 @@ class _RectangleAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Optional[Tensor], Tensor]:
+        # A single piece needs no copy: kernels give their output in the memory order of the query.
         output = None if layout.is_one_piece else torch.zeros_like(query)
         sums = query.new_zeros(layout.num_terms, dtype=_accumulation_dtype(query))
         lses, masses, ctx.extras = [], [], []
@@ -68,7 +69,7 @@ class _RectangleAttention(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_output: Optional[Tensor], grad_sums: Optional[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    ) -> tuple[Optional[Tensor], ...]:
         query, key, value, output, *saved = ctx.saved_tensors
         pieces = ctx.layout.pieces
         lses, masses = saved[: len(pieces)], iter(saved[len(pieces) :])
@@ -85,10 +86,7 @@ class _RectangleAttention(torch.autograd.Function):
             if weighted:
                 d_out, out = d_out.clone(), out.clone()
             for rectangle, grad_sum in weighted:
-                shift = grad_sum * next(masses)
-                blocks = _row_blocks(rectangle.rows, 4 * d_out[0, :, 0].numel())
-                for rows, of_rows in zip(blocks, shift.split(len(blocks[0]), 1), strict=True):
-                    _shift_row_sums(d_out[0], out[0], rows, of_rows)
+                _shift_row_sums(d_out[0], out[0], rectangle.rows, grad_sum * next(masses))
             d_q, d_k, d_v = flash_ops.backward(
                 d_out, q, k, v, out, lses[i], ctx.extras[i], ctx.scale
             )
@@ -118,7 +116,7 @@ class _Block(NamedTuple):
     rows: Tensor
     """int64 ``[rows]``, positions in the piece."""
     query: Tensor
-    """``[h, rows, d]``, in the precision of the sums."""
+    """``[g, h / g * rows, d]``, in the precision of the sums."""
     probability: Tensor
     """P ``[h, rows, keys]``, in the precision of the sums; the reader may overwrite it."""
 
@@ -132,11 +130,10 @@ def _probability_blocks(
     """
     heads, keys = query.shape[0], rectangle.keys
     dtype = _accumulation_dtype(query)
-    key_columns = key.index_select(1, keys).to(dtype)
+    key_columns = _take(key, keys).to(dtype) * scale
     for rows in _row_blocks(rectangle.rows, heads * (len(keys) + query.shape[-1])):
-        query_rows = query.index_select(1, rows).to(dtype)
-        scores = _by_key_head(query_rows, key) @ key_columns.transpose(-1, -2)
-        scores = scores.view(heads, len(rows), len(keys)).mul_(scale)
+        query_rows = _by_key_head(_take(query, rows).to(dtype), key)
+        scores = (query_rows @ key_columns.transpose(-1, -2)).view(heads, len(rows), len(keys))
         probability = scores.sub_(lse.index_select(1, rows).unsqueeze(-1)).exp_()
         if rectangle.crosses_diagonal:
             probability.masked_fill_(keys > rows.unsqueeze(-1) + rectangle.offset, 0)
@@ -160,22 +157,31 @@ def _shift_row_sums(grad_output: Tensor, output: Tensor, rows: Tensor, shift: Te
         rows: int64 ``[rows]`` to shift.
         shift: ``[h, rows]``.
     """
+    heads, _, size = output.shape
+    blocks = _row_blocks(rows, heads * size)
+    for of_block, shift_of_block in zip(blocks, shift.split(len(blocks[0]), 1), strict=True):
+        _shift_block(grad_output, output, of_block, shift_of_block)
+
+
+def _shift_block(grad_output: Tensor, output: Tensor, rows: Tensor, shift: Tensor) -> None:
     dtype = shift.dtype
-    gradient = grad_output.index_select(1, rows).to(dtype)
+    gradient = _take(grad_output, rows).to(dtype)
+    low, high = gradient.aminmax(dim=-1)
+    peak = torch.maximum(high, -low)
     floor = shift.abs() * _SMALLEST_GRADIENT
-    is_tiny = gradient.abs().amax(-1) < floor
-    along_first = torch.zeros_like(gradient)
-    along_first[..., 0] = floor
-    gradient = torch.where(is_tiny.unsqueeze(-1), along_first, gradient).to(grad_output.dtype)
-    grad_output.index_copy_(1, rows, gradient)
+    first = gradient[..., 0]
+    # Away from zero, so that what the channel holds cannot cancel it.
+    first = torch.where(peak < floor, first + floor.copysign(first), first).to(grad_output.dtype)
+    grad_output[..., 0].transpose(0, 1).index_copy_(0, rows, first.transpose(0, 1))
+    gradient[..., 0] = first
     # Squares of small gradients would underflow, so the direction is scaled by its largest entry.
     # The bounds below only matter where gradient and shift are both zero, and nothing moves.
-    gradient = gradient.to(dtype)
-    peak = gradient.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-    direction = gradient / peak
-    square = direction.square().sum(-1, keepdim=True).clamp_min(1)
-    moved = output.index_select(1, rows) + shift.unsqueeze(-1) / (peak * square) * direction
-    output.index_copy_(1, rows, moved.to(output.dtype))
+    peak = torch.maximum(peak, first.to(dtype).abs()).clamp_min(torch.finfo(dtype).tiny)
+    direction = gradient.div_(peak.unsqueeze(-1))
+    square = torch.linalg.vector_norm(direction, dim=-1).square().clamp_min(1)
+    step = (shift / (peak * square)).unsqueeze(-1)
+    moved = torch.addcmul(_take(output, rows).to(dtype), step, direction)
+    output.transpose(0, 1).index_copy_(0, rows, moved.to(output.dtype).transpose(0, 1))
 
 
 def _add_rectangle(
@@ -187,14 +193,25 @@ def _add_rectangle(
     weight: Tensor,
 ) -> None:
     """Add what P_ij * weight of dS on a rectangle gives the query and key gradients, in place."""
-    key_columns = key.index_select(1, rectangle.keys).to(weight.dtype)
+    key_columns = _take(key, rectangle.keys).to(weight.dtype) * weight
     grad_columns = torch.zeros_like(key_columns)
     for rows, query_rows, probability in blocks:
-        grad_scores = _by_key_head(probability.mul_(weight), key)
-        grad_rows = (grad_scores @ key_columns).view_as(query_rows)
-        grad_query.index_add_(1, rows, grad_rows.to(grad_query.dtype))
-        grad_columns += grad_scores.transpose(-1, -2) @ _by_key_head(query_rows, key)
+        by_key_head = _by_key_head(probability, key)
+        grad_rows = (by_key_head @ key_columns).view(grad_query.shape[0], len(rows), -1)
+        grad_rows = grad_rows.to(grad_query.dtype).transpose(0, 1)
+        grad_query.transpose(0, 1).index_add_(0, rows, grad_rows)
+        grad_columns += by_key_head.transpose(-1, -2) @ query_rows
+    grad_columns *= weight
     grad_key.index_add_(1, rectangle.keys, grad_columns.to(grad_key.dtype))
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """Copy rows of ``[h, n, d]``.
+
+    Heads of a token lie together, as in megatron-core's ``[s, b, h, d]``; PyTorch copies rows of
+    memory many times faster than rows of a permuted view.
+    """
+    return x.transpose(0, 1).index_select(0, rows).transpose(0, 1)
 
 
 def _by_key_head(by_query_head: Tensor, key: Tensor) -> Tensor:

@@ -91,6 +91,19 @@ def test_the_flash_kernel_runs_and_no_map_is_made(method: str, dtype: torch.dtyp
     assert watch.largest >= map_elements, "the watch sees a map where there is one"
 
 
+def test_the_kernels_of_cuda_are_called_as_they_are_declared() -> None:
+    """Without a GPU: on the device meta an operator checks its arguments and computes nothing."""
+    query = torch.empty(1, 8, 40, 128, dtype=torch.bfloat16, device="meta")
+    key, value = (torch.empty(1, 2, 64, 128, dtype=torch.bfloat16, device="meta") for _ in "kv")
+    with Watch() as watch:
+        output, lse, extras = flash_ops.forward(query, key, value, 0.1)
+        gradients = flash_ops.backward(output, query, key, value, output, lse, extras, 0.1)
+    assert [x.shape for x in gradients] == [query.shape, key.shape, value.shape]
+    assert output.dtype == torch.bfloat16 and lse.shape == query.shape[:3]
+    flash = "_scaled_dot_product_flash_attention"
+    assert {flash, f"{flash}_backward"} <= watch.operators
+
+
 def test_the_shift_reaches_nothing_but_d() -> None:
     """A kernel in which ``out`` fed anything but D would change dV, which sums do not touch."""
     case = make_case([[SAMPLE]])

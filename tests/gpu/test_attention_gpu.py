@@ -1,0 +1,101 @@
+"""Every attention method on a GPU against the definition in float64, which runs on the CPU."""
+
+import attention_cases as cases
+import pytest
+import torch
+from attention_cases import make_case
+from attention_checks import ALL_ROWS, METHODS, Attend, check
+from torch.utils.checkpoint import checkpoint
+
+from megatron_aia.attention import fused, rectangle
+from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.probe import Probe
+from megatron_aia.runtime.device import has_triton
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+BF16, FP32 = torch.bfloat16, torch.float32
+PACKED = [
+    [cases.GENERATION, cases.ONE_TOKEN_SAMPLE, cases.INTERLEAVED],
+    [cases.UNDERSTANDING, cases.TEXT, cases.ROWS_AMONG_THEIR_KEYS],
+    [],
+    [cases.BOTH_TASKS, cases.ONE_TOKEN_ANSWER],
+]
+LONG = [cases.GEN_KEY] * 70 + [cases.PLAIN] + [cases.GEN_ROW] * 450 + [cases.PLAIN]
+LONG_ANSWER = [cases.UND_KEY] * 400 + [cases.PLAIN] * 3 + [cases.UND_ROW] * 97
+
+RUNS: list = [(name, BF16) for name in METHODS] + [("dense", FP32)]
+RUNS += [
+    pytest.param("fused", dtype, marks=pytest.mark.skipif(not has_triton(), reason="needs triton"))
+    for dtype in (BF16, FP32)
+]
+
+
+def method(name: str) -> Attend:
+    return fused.attend if name == "fused" else METHODS[name]
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128])
+def test_packed_samples(name: str, dtype: torch.dtype, head_size: int) -> None:
+    check(method(name), make_case(PACKED, 8, 2, head_size), dtype, device="cuda")
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+@pytest.mark.parametrize("sample", [LONG, LONG_ANSWER], ids=["generation", "understanding"])
+def test_several_blocks(name: str, dtype: torch.dtype, sample: list[int]) -> None:
+    check(method(name), make_case([[sample, cases.TEXT]], 8, 2, 128), dtype, device="cuda")
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_rows_without_output_gradient(name: str, dtype: torch.dtype) -> None:
+    case = make_case(PACKED, 4, 2, 64)
+    case.grad_output[:, :, ::3] = 0
+    check(method(name), case, dtype, device="cuda")
+    case.grad_output.zero_()
+    check(method(name), case, dtype, 100.0, "cuda")
+
+
+def test_the_probe_replays_its_rows_under_recompute() -> None:
+    case = make_case([[LONG]], 4, 2, 64)
+    query, key, _ = case.inputs(BF16, "cuda")
+    layout = AttentionLayout(case.segments, case.query.shape[2], 1)
+    gradients = []
+    for again in (False, True):
+        probe = Probe(16, 0, 0)
+        sums = (
+            checkpoint(probe.sums, query, key, layout, case.scale, use_reentrant=False)
+            if again
+            else probe.sums(query, key, layout, case.scale)
+        )
+        gradients.append(torch.autograd.grad(sums.sum(), (query, key)))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", ["rectangle", "probe"])
+def test_memory_grows_with_the_length_not_its_square(name: str) -> None:
+    attend = rectangle.attend if name == "rectangle" else Probe(64, 0, 0).attend
+    peaks = []
+    for factor in (1, 2, 4):
+        sample = [cases.GEN_KEY] * 100 + [cases.GEN_ROW] * (1024 * factor - 100)
+        case = make_case([[sample]], 8, 2, 128, padding=0)
+        layout = AttentionLayout(case.segments, 1024 * factor, 1)
+        inputs = case.inputs(BF16, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output, sums = attend(*inputs, layout, case.scale)
+        (output.sum() + sums.sum()).backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[2] < 2.5 * peaks[1] < 6.25 * peaks[0]
+
+
+def test_all_rows_and_more_are_the_rectangle() -> None:
+    case = make_case([[LONG]], 4, 2, 128)
+    layout = AttentionLayout(case.segments, case.query.shape[2], 1)
+    inputs = case.inputs(BF16, "cuda")
+    _, exact = rectangle.attend(*inputs, layout, case.scale)
+    sums = Probe(ALL_ROWS, 0, 0).sums(*inputs[:2], layout, case.scale)
+    torch.testing.assert_close(sums, exact, rtol=1e-3, atol=0)
