@@ -6,6 +6,7 @@ import torch
 from megatron_aia.attention.methods import METHODS, Machine, Method, choose_method
 from megatron_aia.attention.probe import Probe
 from megatron_aia.config.tree import AIAConfig
+from megatron_aia.training.banner import _attention
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -65,6 +66,15 @@ def test_every_method_has_a_flag_and_every_flag_a_method() -> None:
 def test_the_probe_of_a_layer_knows_layer_heads_rows_and_seed() -> None:
     attend = Method("probe", "", probe_rows=7, seed=5).build(layer=3, first_head=16)
     assert attend.__self__ == Probe(7, 5, 3, 16)  # type: ignore[attr-defined]
+
+
+def test_the_banner_names_method_and_reason() -> None:
+    model = torch.nn.Module()
+    model.layer = torch.nn.Module()
+    model.layer.core_attention = torch.nn.Identity()
+    assert _attention(model) == "Identity"
+    model.layer.core_attention.method = choose_method("auto", machine("cpu", FP32))
+    assert _attention(model) == "Identity (rectangle: exact beside the flash kernel of cpu)"
 
 
 @pytest.mark.parametrize(
