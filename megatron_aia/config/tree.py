@@ -91,7 +91,7 @@ class AIAConfig:
 
     aia: bool = True
     """Add the AIA term. Off, megatron-core's own attention runs and nothing is measured."""
-    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
+    aia_preset: Literal["paper", "paper_janus_pro", "janus_released_code"] = "paper"
     """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
     aia_lambda_generation: float = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
