@@ -39,6 +39,13 @@ def test_a_file_names_the_preset_and_a_flag_wins(tmp_path):
     assert (config.run.preset, config.model.num_layers, config.run.seed) == ("emu3_demo", 6, 1)
 
 
+def test_patterns_replace_those_of_the_preset():
+    janus = ["--preset", "janus_demo"]
+    assert parse(janus).training.freeze == ("vision_model.*",)
+    assert parse([*janus, "--freeze", "a.*", "b"]).training.freeze == ("a.*", "b")
+    assert parse([*janus, "--freeze"]).training.freeze == ()
+
+
 def test_an_aia_preset_is_below_the_other_flags():
     config = parse(["--aia-lambda-generation", "7", "--aia-preset", "janus_released_code"])
     assert config.aia.aia_lambda_generation == 7
