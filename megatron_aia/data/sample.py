@@ -30,6 +30,13 @@ class Picture(Protocol):
             ValueError: the file is damaged or no picture that is allowed.
         """
 
+    def pixel_size(self) -> tuple[int, int]:
+        """Return (width, height) of its pixels, from its header.
+
+        Raises:
+            ValueError: as ``decode``, but damage behind the header is not seen.
+        """
+
 
 @dataclass(frozen=True)
 class RawSample:
