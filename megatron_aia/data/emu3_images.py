@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EMU3_IMAGE_AREA = 720 * 720
+_FACTOR = 8
+"""Side of a code in pixels."""
 
 
 class Emu3Quantizer:
@@ -31,6 +33,7 @@ class Emu3Quantizer:
         self.codebook_size: int = model.config.codebook_size
         weights = model.quantize.embedding.weight.detach().float().cpu().numpy()
         self.name = f"emu3_vq-{hashlib.sha256(weights.tobytes()).hexdigest()[:12]}"
+        self.fingerprint = f"{self.name}|{image_area}|{min_pixels}|{max_pixels}"
 
     @classmethod
     def from_folder(
@@ -69,15 +72,24 @@ class Emu3Quantizer:
         max_pixels = settings.get("max_pixels", 1024 * 1024)
         return cls(model.to(device), image_area, min_pixels, max_pixels)
 
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """See ``ImageTokenizer``."""
+        _, (width, height) = self._sizes(width, height)
+        return height // _FACTOR, width // _FACTOR
+
+    def _sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (width, height) at the image area, and then as multiples of a code's side."""
+        scale = math.sqrt(self._image_area / (width * height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        multiples = resize_to_multiples(height, width, _FACTOR, *self._pixel_range)
+        return (width, height), (multiples[1], multiples[0])
+
     def encode(self, image: "Image") -> np.ndarray:
         """See ``ImageTokenizer``."""
         torch = import_optional("torch", "hf")
         bicubic = import_optional("PIL.Image", "hf").Resampling.BICUBIC
-        scale = math.sqrt(self._image_area / (image.width * image.height))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        resized = image.convert("RGB").resize(size, bicubic)
-        height, width = resize_to_multiples(resized.height, resized.width, 8, *self._pixel_range)
-        resized = resized.resize((width, height), bicubic)
+        at_area, (width, height) = self._sizes(image.width, image.height)
+        resized = image.convert("RGB").resize(at_area, bicubic).resize((width, height), bicubic)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
         pixels = (pixels.to(self._model.device).float() / 255 - 0.5) / 0.5
         with torch.no_grad():
