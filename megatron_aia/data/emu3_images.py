@@ -49,10 +49,12 @@ class Emu3Quantizer:
         """
         transformers = import_optional("transformers", "hf")
         try:
-            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-            config = getattr(config, "vq_config", config)
-            if config.model_type != "emu3_vqgan":
-                raise ValueError(f"its model_type is {config.model_type}")
+            # Not by AutoConfig, which knows the tokeniser alone in late versions only.
+            document = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+            document = document.get("vq_config", document)
+            if document.get("model_type") != "emu3_vqgan":
+                raise ValueError(f"its model_type is {document.get('model_type')}")
+            config = transformers.Emu3VQVAEConfig(**document)
             model, report = transformers.Emu3VQVAE.from_pretrained(
                 path,
                 config=config,
@@ -60,7 +62,7 @@ class Emu3Quantizer:
                 output_loading_info=True,
                 local_files_only=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{path} holds no Emu3 image tokeniser in the format of transformers: {error}"
             ) from error
@@ -94,7 +96,8 @@ class Emu3Quantizer:
         pixels = (pixels.to(self._model.device).float() / 255 - 0.5) / 0.5
         with torch.no_grad():
             output = self._model.encode(pixels, torch.tensor([[height, width]]))
-        return output.image_tokens[0].cpu().numpy().astype(np.int64)
+        codes = getattr(output, "image_tokens", output)[0]  # Transformers 4 returns the codes
+        return codes.cpu().numpy().astype(np.int64)
 
     def decode(self, codes: np.ndarray) -> "Image":
         """See ``ImageTokenizer``."""

@@ -59,7 +59,7 @@ _FORMS = {
         ),
         looks_at_pictures=True,
         # Few enough to be learned by heart: the demo ends by drawing one from memory.
-        num_pictures=4,
+        num_pictures=3,
     ),
 }
 
