@@ -4,7 +4,8 @@ A model's prompt builder writes the codes; everything after it works on the code
 cut and packed like the tokens, so no code has to know where in a row its sample stands.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -56,6 +57,11 @@ class Segment:
     start: int
     stop: int
     terms: tuple[Term, ...] = ()
+
+
+def without_terms(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Return the same samples with nothing to measure."""
+    return tuple(replace(segment, terms=()) for segment in segments)
 
 
 def find_terms(roles: np.ndarray, start: int = 0) -> tuple[Term, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel.random import is_checkpointing
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.attention import dense, rectangle
+from megatron_aia.attention.context_parallel import gather_row
 from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.runtime.row_chunks import held_slices
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
 
@@ -73,13 +76,16 @@ class AlignedCoreAttention(MegatronModule):
         """
         super().__init__(config=config)
         assert method in METHODS, method
-        assert config.context_parallel_size == 1, "rows of a sample must be on one rank"
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout:
             raise ValueError(f"attention_dropout is {dropout}; AIA needs --attention-dropout 0")
         self.layer = layer_number - 1
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
+        self.context_group: Optional[dist.ProcessGroup] = None
+        if config.context_parallel_size > 1:
+            assert pg_collection is not None, "ranks that share rows need their group"
+            self.context_group = pg_collection.cp
 
     def forward(
         self,
@@ -94,7 +100,8 @@ class AlignedCoreAttention(MegatronModule):
         """Attend, and record the intensities of this layer in ``attention_bias``.
 
         Args:
-            query: ``[s, b, h, d]``, the heads of this tensor-parallel rank.
+            query: ``[s, b, h, d]``, the heads of this tensor-parallel rank and the tokens of this
+                context-parallel rank.
             key: ``[s, b, g, d]``.
             value: ``[s, b, g, d]``.
             attention_mask: not read.
@@ -113,8 +120,10 @@ class AlignedCoreAttention(MegatronModule):
             raise ValueError(f"attention_bias must be an AlignInput, not {given}; pass the batch's")
         assert packed_seq_params is None, "packing is described by the segments"
         s, b, h, d = query.shape
+        if self.context_group is not None:
+            key, value = gather_row(key, value, self.context_group)
         measure = not _is_first_pass_of_recompute()
-        layout = _layout(attention_bias, s, b, measure)
+        layout = _layout(attention_bias, key.shape[0], b, measure, self.context_group)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         output, sums = METHODS[self.method](q, k, v, layout, self.softmax_scale)
         output = output.permute(2, 0, 1, 3).reshape(s, b, h * d)
@@ -129,11 +138,18 @@ def _is_first_pass_of_recompute() -> bool:
     return not torch.is_grad_enabled() and is_checkpointing()
 
 
-def _layout(align: AlignInput, seq_length: int, batch_size: int, measure: bool) -> AttentionLayout:
+def _layout(
+    align: AlignInput,
+    seq_length: int,
+    batch_size: int,
+    measure: bool,
+    group: Optional[dist.ProcessGroup],
+) -> AttentionLayout:
     """Layout of the micro-batch, shared by its layers; without terms if nothing is measured."""
     key = ("layout", seq_length, batch_size, measure)
     if key not in align.cache:
-        layout = AttentionLayout(align.segments, seq_length, batch_size)
+        held = None if group is None else held_slices(seq_length, group.rank(), group.size())
+        layout = AttentionLayout(align.segments, seq_length, batch_size, held)
         align.cache[key] = layout if measure else layout.without_terms()
     cached: AttentionLayout = align.cache[key]
     return cached

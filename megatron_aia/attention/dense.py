@@ -12,40 +12,41 @@ def attend(
     """Causal attention inside each sample, and the attention mass of each term.
 
     Args:
-        query: ``[b, h, s, d]``, the heads of this rank.
+        query: ``[b, h, held, d]``, the heads and tokens of this rank; ``held`` is s, but for
+            context parallelism.
         key: ``[b, g, s, d]`` with h a multiple of g; query head i uses key head i // (h / g).
         value: as ``key``.
         layout: samples and terms of the micro-batch.
         scale: factor of the scores.
 
     Returns:
-        The output ``[b, h, s, d]``, zero in padding; and for each term the probability summed over
-        heads, rows and keys (the triple sum of Eq. 1), ``[n]``, float32 (float64 for float64
+        The output ``[b, h, held, d]``, zero in padding; and for each term the probability summed
+        over heads, rows and keys (the triple sum of Eq. 1), ``[n]``, float32 (float64 for float64
         inputs). Both are differentiable.
     """
     probability = _probability(query, key, layout, scale)
-    b, h, s, d = query.shape
-    g = key.shape[1]
-    weights = probability.to(value.dtype).view(b, g, h // g, s, s)
-    output = (weights @ value.unsqueeze(2)).view(b, h, s, d)
-    sums = []
+    b, h, held, d = query.shape
+    g, s = key.shape[1:3]
+    weights = probability.to(value.dtype).view(b, g, h // g, held, s)
+    output = (weights @ value.unsqueeze(2)).view(b, h, held, d)
+    sums = [probability.new_zeros(()) for _ in range(layout.num_terms)]
     rectangles = layout.rectangles(query.device)
-    for segment, of_segment in zip(layout.segments, rectangles, strict=True):
-        inside = slice(segment.start, segment.stop)
-        of_sample = probability[segment.batch_index, :, inside, inside]
-        for rectangle in of_segment:
+    for piece, of_piece in zip(layout.pieces, rectangles, strict=True):
+        of_sample = piece.of_rows(probability)[0, :, :, piece.keys]
+        for rectangle in of_piece:
             rows = of_sample.index_select(1, rectangle.rows)
-            sums.append(rows.index_select(2, rectangle.keys).sum())
+            part = rows.index_select(2, rectangle.keys).sum()
+            sums[rectangle.term] = sums[rectangle.term] + part
     return output, torch.stack(sums) if sums else probability.new_zeros(0)
 
 
 def _probability(query: Tensor, key: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
-    """Softmax ``[b, h, s, s]``, at least float32; rows of padding are zero."""
-    b, h, s, d = query.shape
-    g = key.shape[1]
+    """Softmax ``[b, h, held, s]``, at least float32; rows of padding are zero."""
+    b, h, held, d = query.shape
+    g, s = key.shape[1:3]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    grouped = query.to(dtype).view(b, g, h // g, s, d)
-    scores = (grouped @ key.to(dtype).unsqueeze(2).transpose(-1, -2)).view(b, h, s, s) * scale
+    grouped = query.to(dtype).view(b, g, h // g, held, d)
+    scores = (grouped @ key.to(dtype).unsqueeze(2).transpose(-1, -2)).view(b, h, held, s) * scale
     hidden = ~layout.attention_mask(query.device).unsqueeze(1)
     # A padding row sees nothing. A finite filler keeps its softmax, and so its gradient, finite.
     probability = scores.masked_fill(hidden, torch.finfo(dtype).min).softmax(dim=-1)

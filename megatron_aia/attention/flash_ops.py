@@ -2,6 +2,11 @@
 
 ``scaled_dot_product_attention`` may pick another kernel without saying so, keeps the log-sum-exp
 to itself, and hides the backward. The operators below do none of that.
+
+Where context parallelism has cut a sample, its last n tokens attend to all of its m tokens. Kernels
+disagree about a causal mask of unequal lengths (the CPU's starts at the first key, CUDA's ends at
+the last), so none is asked for: the keys in front are one call without a mask, the square at the
+end is another, and the two are merged by their log-sum-exp. Two calls were tested on the CPU only.
 """
 
 from collections.abc import Sequence
@@ -12,14 +17,18 @@ from torch import Tensor
 _aten = torch.ops.aten
 
 
+Extras = tuple[Tensor | int, ...]
+"""What a kernel's backward wants back from its forward."""
+
+
 def forward(
     query: Tensor, key: Tensor, value: Tensor, scale: float
-) -> tuple[Tensor, Tensor, tuple[Tensor | int, ...]]:
-    """Causal attention of one sample.
+) -> tuple[Tensor, Tensor, tuple[Extras, ...]]:
+    """Causal attention of one sample, or of its last n tokens.
 
     Args:
         query: ``[1, h, n, d]``; on CUDA bfloat16 with d a multiple of 8.
-        key: ``[1, g, n, d]`` with h a multiple of g.
+        key: ``[1, g, m, d]`` with h a multiple of g and m >= n: the sample up to its last query.
         value: as ``key``.
         scale: factor of the scores.
 
@@ -27,15 +36,17 @@ def forward(
         The output ``[1, h, n, d]``; the log-sum-exp of the scaled scores ``[1, h, n]``, natural
         logarithm, float32 (float64 for float64 inputs); and what :func:`backward` wants back.
     """
-    if query.device.type == "cpu":
-        output, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, True, scale=scale
-        )
-        return output, lse, ()
-    output, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = (
-        _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)
-    )
-    return output, lse, (cum_q, cum_k, max_q, max_k, seed, offset)
+    before = key.shape[2] - query.shape[2]
+    square = (query, key[:, :, before:], value[:, :, before:])
+    output, lse, extras = _forward(*square, True, scale)
+    if not before:
+        return output, lse, (extras,)
+    front = (query, key[:, :, :before], value[:, :, :before])
+    front_output, front_lse, front_extras = _forward(*front, False, scale)
+    merged_lse = torch.logaddexp(front_lse, lse)
+    merged = front_output * (front_lse - merged_lse).exp().unsqueeze(-1)
+    merged += output * (lse - merged_lse).exp().unsqueeze(-1)
+    return merged.to(query.dtype), merged_lse, (extras, front_extras)
 
 
 def backward(
@@ -45,22 +56,60 @@ def backward(
     value: Tensor,
     output: Tensor,
     lse: Tensor,
-    extras: Sequence[Tensor | int],
+    extras: Sequence[Extras],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
-    The kernels read ``output`` only to form D = rowsum(grad_output * output).
+    The kernels read ``output`` only to form D = rowsum(grad_output * output), and ``lse`` to form
+    the probabilities: with those of the whole sample, each of two calls gives its part exactly.
     """
+    before = key.shape[2] - query.shape[2]
+    square = (query, key[:, :, before:], value[:, :, before:], output, lse)
+    grad_query, grad_key, grad_value = _backward(grad_output, *square, True, extras[0], scale)
+    if not before:
+        return grad_query, grad_key, grad_value
+    front = (query, key[:, :, :before], value[:, :, :before], output, lse)
+    front_query, front_key, front_value = _backward(grad_output, *front, False, extras[1], scale)
+    grad_key = torch.cat((front_key, grad_key), dim=2)
+    grad_value = torch.cat((front_value, grad_value), dim=2)
+    return front_query + grad_query, grad_key, grad_value
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Extras]:
+    if query.device.type == "cpu":
+        output, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, scale=scale
+        )
+        return output, lse, ()
+    output, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = (
+        _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
+    )
+    return output, lse, (cum_q, cum_k, max_q, max_k, seed, offset)
+
+
+def _backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    extras: Extras,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     if query.device.type == "cpu":
         gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_output, query, key, value, output, lse, 0.0, True, scale=scale
+            grad_output, query, key, value, output, lse, 0.0, is_causal, scale=scale
         )
     else:
         cum_q, cum_k, max_q, max_k, seed, offset = extras
         gradients = _aten._scaled_dot_product_flash_attention_backward(
             *(grad_output, query, key, value, output, lse, cum_q, cum_k, max_q, max_k),
-            *(0.0, True, seed, offset),
+            *(0.0, is_causal, seed, offset),
             scale=scale,
         )
     grad_query, grad_key, grad_value = gradients

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.roles import Segment
 from megatron_aia.attention import flash_ops
 from megatron_aia.attention.layout import AttentionLayout, Rectangle
 
@@ -48,16 +47,16 @@ class _RectangleAttention(torch.autograd.Function):
         sums = query.new_zeros(layout.num_terms, dtype=_accumulation_dtype(query))
         lses, masses, ctx.extras = [], [], []
         rectangles = layout.rectangles(query.device)
-        for segment, of_segment in zip(layout.segments, rectangles, strict=True):
-            q, k, v, out = (_sample(x, segment) for x in (query, key, value, output))
-            sample_output, lse, extras = flash_ops.forward(q, k, v, scale)
-            out.copy_(sample_output)
+        for piece, of_piece in zip(layout.pieces, rectangles, strict=True):
+            q, k, v = piece.of_rows(query), piece.of_keys(key), piece.of_keys(value)
+            piece_output, lse, extras = flash_ops.forward(q, k, v, scale)
+            piece.of_rows(output).copy_(piece_output)
             lses.append(lse)
             ctx.extras.append(extras)
-            for rectangle in of_segment:
+            for rectangle in of_piece:
                 blocks = _probability_blocks(q[0], k[0], lse[0], rectangle, scale)
                 mass = torch.cat([block.probability.sum(-1) for block in blocks], dim=1)
-                sums[rectangle.term] = mass.sum()
+                sums[rectangle.term] += mass.sum()
                 masses.append(mass)
         ctx.save_for_backward(query, key, value, output, *lses, *masses)
         ctx.layout = layout
@@ -70,21 +69,20 @@ class _RectangleAttention(torch.autograd.Function):
         ctx: Any, grad_output: Optional[Tensor], grad_sums: Optional[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, output, *saved = ctx.saved_tensors
-        segments = ctx.layout.segments
-        lses, masses = saved[: len(segments)], saved[len(segments) :]
+        pieces = ctx.layout.pieces
+        lses, masses = saved[: len(pieces)], iter(saved[len(pieces) :])
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
         rectangles = ctx.layout.rectangles(query.device)
-        for i, segment in enumerate(segments):
+        for i, piece in enumerate(pieces):
             weighted = [] if grad_sums is None else [(r, grad_sums[r.term]) for r in rectangles[i]]
-            q, k, v, out, d_out = (
-                _sample(x, segment) for x in (query, key, value, output, grad_output)
-            )
+            q, out, d_out = (piece.of_rows(x) for x in (query, output, grad_output))
+            k, v = piece.of_keys(key), piece.of_keys(value)
             if weighted:
                 d_out, out = d_out.clone(), out.clone()
             for rectangle, grad_sum in weighted:
-                shift = grad_sum * masses[rectangle.term]
+                shift = grad_sum * next(masses)
                 _shift_row_sums(d_out[0], out[0], rectangle.rows, shift)
             d_q, d_k, d_v = flash_ops.backward(
                 d_out, q, k, v, out, lses[i], ctx.extras[i], ctx.scale
@@ -92,9 +90,9 @@ class _RectangleAttention(torch.autograd.Function):
             for rectangle, grad_sum in weighted:
                 blocks = _probability_blocks(q[0], k[0], lses[i][0], rectangle, ctx.scale)
                 _add_rectangle(d_q[0], d_k[0], k[0], rectangle, blocks, grad_sum * ctx.scale)
-            _sample(grad_query, segment).copy_(d_q)
-            _sample(grad_key, segment).copy_(d_k)
-            _sample(grad_value, segment).copy_(d_v)
+            piece.of_rows(grad_query).copy_(d_q)
+            piece.of_keys(grad_key).add_(d_k)  # two pieces of a sample share its first keys
+            piece.of_keys(grad_value).add_(d_v)
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -102,7 +100,7 @@ class _Block(NamedTuple):
     """Some rows of a rectangle."""
 
     rows: Tensor
-    """int64 ``[rows]``, positions in the sample."""
+    """int64 ``[rows]``, positions in the piece."""
     query: Tensor
     """``[h, rows, d]``, in the precision of the sums."""
     probability: Tensor
@@ -126,7 +124,7 @@ def _probability_blocks(
         scores = scores.view(heads, len(rows), len(keys)).mul_(scale)
         probability = scores.sub_(lse.index_select(1, rows).unsqueeze(-1)).exp_()
         if rectangle.crosses_diagonal:
-            probability.masked_fill_(keys > rows.unsqueeze(-1), 0)
+            probability.masked_fill_(keys > rows.unsqueeze(-1) + rectangle.offset, 0)
         yield _Block(rows, query_rows, probability)
 
 
@@ -182,12 +180,6 @@ def _add_rectangle(
 def _by_key_head(by_query_head: Tensor, key: Tensor) -> Tensor:
     """Fold ``[h, rows, x]`` into ``[g, h / g * rows, x]``: query heads that share a key head."""
     return by_query_head.reshape(key.shape[0], -1, by_query_head.shape[-1])
-
-
-def _sample(x: Tensor, segment: Segment) -> Tensor:
-    """View ``[1, heads, n, d]`` of a segment in ``[b, heads, s, d]``."""
-    b = segment.batch_index
-    return x[b : b + 1, :, segment.start : segment.stop]
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -134,7 +134,7 @@ def _write_texts(folder: Path, model: ModelConfig) -> None:
         total_skipped=0,
         data_fingerprint="",
         model=architecture(model),
-        layout={"tensor": 1, "pipeline": 1, "virtual": 1, "data": 1},
+        layout={"tensor": 1, "pipeline": 1, "virtual": 1, "data": 1, "context": 1},
         optimizer="",
     )
     config = yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False)

@@ -133,6 +133,7 @@ class CheckpointIO:
             "pipeline": parallel.pipeline_size,
             "virtual": parallel.virtual_stages,
             "data": parallel.data_size,
+            "context": parallel.context_size,
         }
 
     def _model_state(self) -> dict[str, Any]:
@@ -154,11 +155,12 @@ class CheckpointIO:
 
     def _rng_state(self) -> ShardedObject:
         parallel = self._parallel
+        replicas = parallel.groups.dp_cp
         return ShardedObject(
             "rng_state",
             _get_rng_state(),
-            (parallel.pipeline_size, parallel.tensor_size, parallel.data_size),
-            (parallel.pipeline_rank, parallel.tensor_rank, parallel.data_rank),
+            (parallel.pipeline_size, parallel.tensor_size, replicas.size()),
+            (parallel.pipeline_rank, parallel.tensor_rank, replicas.rank()),
         )
 
     def _on_first_rank(self, action: Callable[[], None]) -> None:

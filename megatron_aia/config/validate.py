@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.tree import Config
 from megatron_aia.config.validate_model import (
+    check_context_parallel,
     check_model,
     check_pipeline_parallel,
     check_recompute,
@@ -58,6 +59,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     check_model(config, has_gpu)
     check_vision(config)
     check_tensor_parallel(config)
+    check_context_parallel(config)
     check_pipeline_parallel(config)
     check_world(config, world_size)
     check_recompute(config)

@@ -81,6 +81,28 @@ def check_tensor_parallel(config: Config) -> None:
         )
 
 
+def check_context_parallel(config: Config) -> None:
+    """Check that a row divides into chunks, and that the attention for shared rows can run."""
+    tensor, _, context = config.parallel.layout
+    if context == 1:
+        return
+    name = f"--context-parallel-size {context}"
+    chunks, reason = 2 * context, f"cuts a row into {2 * context} chunks"
+    if config.parallel.sequence_parallel and tensor > 1:
+        chunks *= tensor
+        reason += f" and --sequence-parallel each over {tensor} processes"
+    if config.data.seq_length % chunks:
+        raise ValueError(
+            f"{name} {reason}, and --seq-length {config.data.seq_length} is not a multiple of "
+            f"{chunks}; use {_next_multiple(config.data.seq_length, chunks)}"
+        )
+    if config.model.attention_dropout > 0:
+        raise ValueError(
+            f"--attention-dropout {config.model.attention_dropout} cannot be used with {name}, "
+            "whose attention has none; use 0"
+        )
+
+
 def check_pipeline_parallel(config: Config) -> None:
     """Check that layers divide into stages and chunks."""
     layers, (_, pipeline, _) = config.model.num_layers, config.parallel.layout
@@ -109,17 +131,13 @@ def check_pipeline_parallel(config: Config) -> None:
 def check_world(config: Config, world_size: int) -> None:
     """Check that the layout divides the processes."""
     tensor, pipeline, context = config.parallel.layout
-    if context > 1:
-        raise ValueError(
-            f"--context-parallel-size {context} is not supported by this version; use 1, and "
-            "spread long rows with --tensor-model-parallel-size and --sequence-parallel"
-        )
-    model_size = tensor * pipeline
+    model_size = tensor * pipeline * context
     if world_size % model_size:
+        shared = f"x --context-parallel-size {context} " if context > 1 else ""
         raise ValueError(
             f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} "
-            f"= {model_size} does not divide the number of processes, {world_size}; start a "
-            f"multiple of {model_size} processes (torchrun --nproc-per-node), or lower the sizes"
+            f"{shared}= {model_size} does not divide the number of processes, {world_size}; start "
+            f"a multiple of {model_size} processes (torchrun --nproc-per-node), or lower the sizes"
         )
 
 

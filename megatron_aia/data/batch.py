@@ -1,13 +1,15 @@
 """Rows of packed samples as tensors: what one forward pass of any pipeline stage needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from megatron_aia.aia.roles import Segment, find_terms
 from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.runtime.row_chunks import take_held
 
 PADDING_SEGMENT = -1
 
@@ -38,11 +40,31 @@ class MicroBatch:
     images: torch.Tensor | None = None
     """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, row by row from
     left to right; None for a model without them, and where they were not asked for."""
+    row_tokens: torch.Tensor | None = None
+    """int64 ``[b, whole row]``: tokens of the rows that the other tensors hold a part of; None
+    where they hold all of it."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that belong to samples."""
         return sum(segment.stop - segment.start for segment in self.segments)
+
+
+_BY_TOKEN = ("tokens", "labels", "label_weights", "label_tasks", "position_ids", "segment_ids")
+
+
+def held_by_rank(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
+    """Return what one of ``size`` context-parallel ranks holds of a micro-batch of whole rows.
+
+    Whatever has an entry for each token is cut. What describes the rows stays whole: segments and
+    their terms, tasks, images.
+    """
+    if size == 1:
+        return batch
+    held: dict[str, Any] = {
+        name: take_held(getattr(batch, name), rank, size, dim=1) for name in _BY_TOKEN
+    }
+    return replace(batch, **held, row_tokens=batch.tokens)
 
 
 def build_micro_batch(

@@ -57,6 +57,7 @@ def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
         pipeline_dtype=dtype,
         tensor_model_parallel_size=parallel.tensor_size,
         pipeline_model_parallel_size=parallel.pipeline_size,
+        context_parallel_size=parallel.context_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_stages if interleaved else None,
         sequence_parallel=layout.sequence_parallel and parallel.tensor_size > 1,
         calculate_per_token_loss=True,
@@ -74,7 +75,8 @@ def layer_specs(
 ) -> TransformerBlockSubmodules:
     """Choose the modules of the layers of one model chunk.
 
-    With AIA on, the core attention is this project's. With AIA off, it is megatron-core's.
+    With AIA on, or with rows shared by context-parallel ranks, the core attention is this
+    project's (megatron-core's plain one cannot share rows). Otherwise it is megatron-core's.
 
     Raises:
         ValueError: the attention method or the layer implementation cannot run on this machine.
@@ -88,7 +90,7 @@ def layer_specs(
         layer = get_gpt_layer_local_spec(normalization="RMSNorm")
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
-    if config.aia.aia:
+    if config.aia.aia or core.context_parallel_size > 1:
         method = resolve_method(config.aia.aia_method, device().type, core.params_dtype)
         layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
             module=AlignedCoreAttention, params={"method": method}
@@ -119,7 +121,8 @@ class PackedGPTModel(GPTModel):
     """GPTModel for packed rows and a padded vocabulary.
 
     Two things differ. Rotary angles follow ``position_ids``, which restart with every sample
-    (megatron-core counts along the row). And the columns that pad the vocabulary to a multiple of
+    (megatron-core counts along the row) and are cut like the tokens where several ranks share a
+    row. And the columns that pad the vocabulary to a multiple of
     the tensor-parallel size take no part in the softmax, so the loss does not depend on it.
 
     Args:
@@ -129,6 +132,9 @@ class PackedGPTModel(GPTModel):
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
+        # Built with the rotary embedding, but it must not compute angles along the row: they are
+        # of no use here, and cutting them for context parallelism needs CUDA.
+        self.position_embedding_type = "none"
 
     def real_sizes(self) -> dict[str, int]:
         """Return the rows without padding of every parameter that has some: name to rows."""

@@ -61,6 +61,16 @@ class Parallel:
         return self.groups.pp.size()
 
     @property
+    def context_rank(self) -> int:
+        """Rank among the processes that share one row of tokens."""
+        return self.groups.cp.rank()
+
+    @property
+    def context_size(self) -> int:
+        """Number of processes that share one row of tokens."""
+        return self.groups.cp.size()
+
+    @property
     def is_last_stage(self) -> bool:
         """Whether this process computes the loss (in its last model chunk)."""
         return self.pipeline_rank == self.pipeline_size - 1
@@ -99,7 +109,7 @@ def create_parallel(config: ParallelConfig, num_layers: int, seed: int) -> Paral
     Args:
         config: a validated layout.
         num_layers: decoder layers of the whole model.
-        seed: of the run; data-parallel replicas and tensor ranks draw different dropout.
+        seed: of the run; data-parallel, context-parallel and tensor ranks draw different dropout.
     """
     tensor, pipeline, context = config.layout
     virtual_stages = 1
@@ -118,7 +128,7 @@ def create_parallel(config: ParallelConfig, num_layers: int, seed: int) -> Paral
         virtual_stages=virtual_stages,
         control=dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT),
     )
-    rank_seed = seed + 100 * parallel.pipeline_rank + 10_007 * parallel.data_rank
+    rank_seed = seed + 100 * parallel.pipeline_rank + 10_007 * parallel.groups.dp_cp.rank()
     torch.manual_seed(rank_seed)
     tensor_parallel.model_parallel_cuda_manual_seed(rank_seed, force_reset_rng=True)
     return parallel

@@ -1,7 +1,7 @@
 """The next-token loss and its normalisers, counted over the global batch before the first forward.
 
 Because nothing is averaged later, the loss and every gradient are plain sums over micro-batches and
-data-parallel ranks, and the same numbers in every layout.
+data- and context-parallel ranks, and the same numbers in every layout.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,7 @@ def count_step(batches: Sequence[MicroBatch], data_group: dist.ProcessGroup) -> 
     """Count the micro-batches of this rank and sum over the data-parallel ranks.
 
     One all-reduce of 2 * NUM_TASKS + 4 numbers; every rank of ``data_group`` must call it.
+    Context-parallel ranks have the same rows, still whole, and count them in groups of their own.
     """
     samples = torch.zeros(NUM_TASKS, dtype=torch.float64)
     weights = torch.zeros(NUM_TASKS, dtype=torch.float64)

@@ -53,7 +53,7 @@ class IntervalMetrics:
         total_skipped: int,
         learning_rate: float,
     ) -> LogRecord:
-        """Reduce over data-parallel ranks and pipeline stages, and start a new interval.
+        """Reduce over data- and context-parallel ranks and pipeline stages; start a new interval.
 
         Every rank calls this; all get the same record but for the timings, which are their own.
         """
@@ -89,8 +89,11 @@ class IntervalMetrics:
 
     def _reduce(self) -> list[float]:
         tracked = self._tracker.totals().to(device())
+        if self._parallel.context_rank > 0:
+            # Next-token sums are parts, but every context-parallel rank has the whole intensities.
+            tracked.zero_()
         sums = torch.cat([self._next_token, tracked])
-        for group in (self._parallel.groups.dp, self._parallel.groups.pp):
+        for group in (self._parallel.groups.dp_cp, self._parallel.groups.pp):
             dist.all_reduce(sums, group=group)
         next_token, tracked = sums.split([1 + NUM_TASKS, len(tracked)])
         self._tracker.load_totals(tracked)

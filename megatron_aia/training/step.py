@@ -13,12 +13,13 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.aia.profile import LayerTargets
-from megatron_aia.aia.roles import NUM_TASKS, Task
+from megatron_aia.aia.roles import NUM_TASKS, Task, without_terms
 from megatron_aia.config import Config
-from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.batch import MicroBatch, held_by_rank
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.runtime.row_chunks import take_held
 from megatron_aia.training.losses import StepCounts, count_step, token_coefficients
 
 
@@ -27,8 +28,11 @@ class StepInput:
     """A micro-batch on the device, with what its loss and its intensities need."""
 
     batch: MicroBatch
+    """The tokens that this rank holds, with the segments of whole rows."""
     align: AlignInput | None
+    """None where megatron-core's own attention runs."""
     coefficients: torch.Tensor
+    """fp32, one for each label of ``batch``."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class StepOutput:
     """One a micro-batch, holding the intensities of this rank's layers; empty with AIA off."""
     next_token: torch.Tensor
     """float64 ``[1 + NUM_TASKS]``: this rank's part of the normalised loss, then the sums of
-    w_t * nll_t by task. Zero but on the last pipeline stage."""
+    w_t * nll_t by task, of the tokens it holds. Zero but on the last pipeline stage."""
 
 
 def plan_step(
@@ -49,28 +53,32 @@ def plan_step(
     parallel: Parallel,
     targets: LayerTargets | None,
 ) -> tuple[StepCounts, list[StepInput]]:
-    """Count the global batch and attach the normalisers to this rank's micro-batches.
+    """Count the global batch and attach the normalisers to this rank's part of its micro-batches.
+
+    Context-parallel ranks read the same rows and count them whole. Only then are the rows cut.
 
     Args:
-        batches: this rank's micro-batches, on the host.
+        batches: this rank's micro-batches of whole rows, on the host.
         config: of the run.
         parallel: of the run; all its data-parallel ranks must call this together.
         targets: of the AIA term; None leaves it off.
     """
     counts = count_step(batches, parallel.groups.dp)
     objective = None if targets is None else _objective(config, counts, targets)
+    place = (parallel.context_rank, parallel.context_size)
     inputs = []
     for batch in batches:
         align = None
-        if objective is not None:
+        if objective is not None or parallel.context_size > 1:
             align = AlignInput(
-                segments=batch.segments,
+                segments=batch.segments if objective else without_terms(batch.segments),
                 objective=objective,
                 num_heads=config.model.num_attention_heads,
                 group=parallel.groups.tp_cp,
             )
         coefficients = token_coefficients(batch, counts, config.training.ntp_normalizer)
-        inputs.append(StepInput(_to_device(batch), align, coefficients.to(device())))
+        held = take_held(coefficients, *place, dim=1).to(device())
+        inputs.append(StepInput(_to_device(held_by_rank(batch, *place)), align, held))
     return counts, inputs
 
 
@@ -112,7 +120,7 @@ def run_step(
         spec: of the model family.
         config: of the run.
         parallel: of the run.
-        batches: this rank's micro-batches; every rank has the same number of them.
+        batches: this rank's micro-batches of whole rows; every rank has the same number of them.
         targets: of the AIA term; None leaves it off.
     """
     counts, inputs = plan_step(batches, config, parallel, targets)
@@ -129,12 +137,13 @@ def run_step(
     total = torch.zeros(1 + NUM_TASKS, dtype=torch.float64, device=device())
     for report in reports:
         total += report
-    aligns = tuple(item.align for item in inputs if item.align is not None)
+    measured = targets is not None
+    aligns = tuple(item.align for item in inputs if measured and item.align is not None)
     return StepOutput(counts, aligns, total)
 
 
 def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs: Any) -> None:
-    """Finish the gradients of a step: sums over all ranks, no division by a token count.
+    """Finish the gradients of a step: sums over data- and context-parallel ranks, no average.
 
     Takes the place of megatron-core's function, which would divide by the token count it is given.
     """
@@ -154,9 +163,11 @@ def _next_token_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the loss of a micro-batch, an unused count, and its part of the report.
 
+    The count must be there: without it the schedule multiplies by the context-parallel size.
+
     Args:
         item: the micro-batch.
-        nll: ``[b, s]`` negative log-likelihoods.
+        nll: ``[b, s]`` negative log-likelihoods of the tokens that this rank holds.
     """
     loss = (nll.float() * item.coefficients).sum()
     weighted = (nll.detach() * item.batch.label_weights).double().flatten()

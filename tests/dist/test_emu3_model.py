@@ -144,6 +144,8 @@ def test_without_aia_megatron_cores_own_attention_runs(tmp_path: Path) -> None:
     off = replace(config, aia=replace(config.aia, aia=False))
     assert spawn(core_attention_classes, 1, config) == {"AlignedCoreAttention"}
     assert spawn(core_attention_classes, 1, off) == {"DotProductAttention"}
+    shared_rows = replace(off, parallel=replace(off.parallel, context_parallel_size=2))
+    assert spawn(core_attention_classes, 2, shared_rows) == {"AlignedCoreAttention"}
 
 
 def test_next_token_loss_is_the_same_without_aia(tmp_path: Path) -> None:
@@ -159,10 +161,13 @@ def test_next_token_loss_is_the_same_without_aia(tmp_path: Path) -> None:
 def test_bf16_is_the_same_to_rounding(tmp_path: Path) -> None:
     data = write_shards(tmp_path / "data")
     exact = spawn(run_layout, 1, tiny_config(data, Layout()))
-    layout = Layout({"tensor_model_parallel_size": 2, "sequence_parallel": True})
-    rounded = spawn(run_layout, 2, tiny_config(data, layout, bf16=True))
-    torch.testing.assert_close(rounded.next_token, exact.next_token, rtol=2e-2, atol=0)
-    assert rounded.grad_norms == pytest.approx(exact.grad_norms, rel=5e-2)
+    for parallel in (
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        {"context_parallel_size": 2},
+    ):
+        rounded = spawn(run_layout, 2, tiny_config(data, Layout(parallel), bf16=True))
+        torch.testing.assert_close(rounded.next_token, exact.next_token, rtol=2e-2, atol=0)
+        assert rounded.grad_norms == pytest.approx(exact.grad_norms, rel=5e-2)
 
 
 def test_transformer_engine_without_a_gpu_is_one_clear_line() -> None:

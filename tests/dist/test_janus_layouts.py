@@ -12,6 +12,7 @@ from support.tiny_data import write_shards
 TOLERANCE = 1e-5
 
 TP = {"tensor_model_parallel_size": 2}
+CP = {"context_parallel_size": 2}
 PP = {"pipeline_model_parallel_size": 2}
 SP = {"sequence_parallel": True}
 VPP = {"num_layers_per_virtual_pipeline_stage": 1}
@@ -43,12 +44,19 @@ LAYOUTS = {
         "DP 2": janus(micro_batch_size=2),
         "DP 2 distributed optimizer": janus(ZERO),
         "DP 2 overlapped": janus(OVERLAP, packing=False),
+        "CP 2": janus(CP),
+        "CP 2 unpacked, micro-batch 4": janus(CP, packing=False, micro_batch_size=4),
+        "CP 2 overlapped + selective recompute": janus({**CP, **OVERLAP, **SELECTIVE}),
     },
     4: {
         "TP 2 x PP 2 + SP, distributed optimizer": janus({**TP, **PP, **SP, **ZERO}),
         "TP 2 x PP 2 x VPP 2 + SP + recompute": janus({**TP, **PP, **VPP, **SP, **FULL}),
         "DP 2 x TP 2": janus(TP, packing=False),
         "PP 4": janus({"pipeline_model_parallel_size": 4}),
+        "CP 4": janus({"context_parallel_size": 4}, micro_batch_size=2),
+        "TP 2 x CP 2 + SP": janus({**TP, **CP, **SP}),
+        "PP 2 x CP 2 + full recompute": janus({**PP, **CP, **FULL}),
+        "DP 2 x CP 2": janus(CP, packing=False),
     },
 }
 

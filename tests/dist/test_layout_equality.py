@@ -12,6 +12,7 @@ from support.tiny_data import write_shards
 TOLERANCE = 1e-5
 
 TP = {"tensor_model_parallel_size": 2}
+CP = {"context_parallel_size": 2}
 PP = {"pipeline_model_parallel_size": 2}
 SP = {"sequence_parallel": True}
 VPP = {"num_layers_per_virtual_pipeline_stage": 1}
@@ -44,6 +45,12 @@ LAYOUTS = {
         "TP 2 + SP + full recompute": Layout({**TP, **SP, **FULL}),
         "PP 2 + full recompute": Layout({**PP, **FULL}, packing=False),
         "PP 2 + selective recompute": Layout({**PP, **SELECTIVE}, micro_batch_size=2),
+        "CP 2": Layout(CP),
+        "CP 2 unpacked": Layout(CP, packing=False, micro_batch_size=2),
+        "CP 2 dense attention": Layout(CP, method="dense"),
+        "CP 2 overlapped": Layout({**CP, **OVERLAP}),
+        "CP 2 + full recompute": Layout({**CP, **FULL}),
+        "CP 2 + selective recompute": Layout({**CP, **SELECTIVE}, packing=False),
     },
     4: {
         "TP 2 x PP 2": Layout({**TP, **PP}),
@@ -52,6 +59,34 @@ LAYOUTS = {
         "DP 2 x TP 2": Layout(TP, packing=False),
         "DP 2 x PP 2 x VPP 2": Layout({**PP, **VPP, **ZERO}),
         "PP 4": Layout({"pipeline_model_parallel_size": 4}),
+        "CP 4": Layout({"context_parallel_size": 4}, micro_batch_size=2),
+        "CP 4 dense attention unpacked": Layout(
+            {"context_parallel_size": 4}, packing=False, method="dense"
+        ),
+        "TP 2 x CP 2": Layout({**TP, **CP}),
+        "TP 2 x CP 2 + SP": Layout({**TP, **CP, **SP}, packing=False),
+        "TP 2 x CP 2 + SP + recompute, distributed optimizer": Layout(
+            {**TP, **CP, **SP, **FULL, **ZERO}, method="dense"
+        ),
+        "PP 2 x CP 2": Layout({**PP, **CP}),
+        "PP 2 x VPP 2 x CP 2 + selective recompute": Layout({**PP, **VPP, **CP, **SELECTIVE}),
+        "DP 2 x CP 2": Layout(CP),
+        "DP 2 x CP 2 distributed optimizer": Layout({**CP, **ZERO}, packing=False),
+    },
+    8: {"TP 2 x PP 2 x CP 2 + SP": Layout({**TP, **PP, **CP, **SP})},
+}
+
+WITHOUT_AIA = {
+    1: {"reference without AIA": Layout(packing=False, aia=False)},
+    2: {
+        "CP 2": Layout(CP, aia=False),
+        "CP 2 dense attention unpacked": Layout(CP, packing=False, method="dense", aia=False),
+    },
+    4: {
+        "TP 2 x CP 2 + SP + selective recompute": Layout(
+            {**TP, **CP, **SP, **SELECTIVE}, aia=False
+        ),
+        "PP 2 x CP 2": Layout({**PP, **CP}, micro_batch_size=2, aia=False),
     },
 }
 
@@ -81,19 +116,33 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
-ALL_LAYOUTS = [name for layouts in LAYOUTS.values() for name in layouts]
+ALL_LAYOUTS = {name: layout for layouts in LAYOUTS.values() for name, layout in layouts.items()}
 
 
 @pytest.mark.parametrize("name", ALL_LAYOUTS)
 def test_equal_to_one_process(
     name: str, results: dict[str, StepResult], reference: StepResult
 ) -> None:
-    result = results[name]
+    check(results[name], reference, ALL_LAYOUTS[name])
+
+
+def test_rows_of_several_ranks_without_aia(shards: Path) -> None:
+    """In one process it is megatron-core's own attention, which cannot share rows."""
+    found: dict[str, StepResult] = {}
+    for world_size, layouts in WITHOUT_AIA.items():
+        found.update(spawn(run_layouts, world_size, shards, layouts))
+    expected = found.pop("reference without AIA")
+    assert not expected.aia_loss
+    for result in found.values():
+        check(result, expected, Layout(aia=False))
+
+
+def check(result: StepResult, reference: StepResult, layout: Layout) -> None:
     assert relative_error(result.next_token, reference.next_token) < TOLERANCE
     assert result.aia_loss.keys() == reference.aia_loss.keys()
     for layer, losses in reference.aia_loss.items():
         assert relative_error(result.aia_loss[layer], losses) < TOLERANCE, f"AIA, layer {layer}"
-    if not uses_distributed_optimizer(name):
+    if not layout.parallel.get("use_distributed_optimizer"):
         # With it, a rank keeps the sum of its own shard only; norms and weights show the rest.
         for parameter, gradient in reference.gradients.items():
             error = relative_error(result.gradients[parameter], gradient)
@@ -101,11 +150,6 @@ def test_equal_to_one_process(
     assert result.grad_norms == pytest.approx(reference.grad_norms, rel=TOLERANCE)
     for parameter, weight in reference.weights.items():
         assert relative_error(result.weights[parameter], weight) < TOLERANCE, parameter
-
-
-def uses_distributed_optimizer(name: str) -> bool:
-    layout = next(layouts[name] for layouts in LAYOUTS.values() if name in layouts)
-    return bool(layout.parallel.get("use_distributed_optimizer"))
 
 
 def test_numbers_are_those_of_the_last_release(reference: StepResult) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.context_mistakes import CONTEXT_MISTAKES, CP
 from support.layouts import Layout, StepResult, run_layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import write_shards
@@ -148,6 +149,7 @@ TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
     (plant_summed_gather, 2, Layout({**TP, "sequence_parallel": True}, **JANUS)),
     (plant_images_out_of_order, 1, Layout(micro_batch_size=4, **JANUS)),
     (plant_padding_in_the_softmax_of_codes, 2, Layout(TP, **JANUS)),
+    *CONTEXT_MISTAKES,
 ]
 
 
@@ -192,6 +194,16 @@ def test_mistake_is_seen(
         for name, expected in reference[layout.family].gradients.items()
     ]
     assert max(errors) > VISIBLE
+
+
+@pytest.mark.parametrize("layout", [Layout(TP), Layout(CP)], ids=["TP 2", "CP 2"])
+def test_nothing_is_seen_without_a_mistake(
+    layout: Layout, shards: dict[str, Path], reference: dict[str, StepResult]
+) -> None:
+    """The term is strong here, and the tolerance is that of the suite."""
+    result = spawn(run_with, 2, None, shards["emu3"], layout)
+    for name, expected in reference["emu3"].gradients.items():
+        assert float((result.gradients[name] - expected).norm() / expected.norm()) < 1e-5, name
 
 
 def run_three_steps_without_zero_grad(data: Path, layout: Layout) -> StepResult:

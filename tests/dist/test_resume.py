@@ -1,5 +1,6 @@
 """A run that stops and goes on, under the same or another layout, is the run that never stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron_aia.analysis.records import LogRecord
 STOP, END = 3, 6
 TOLERANCE = 1e-5
 
+CP = {"context_parallel_size": 2}
 FOUR = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
 RESUMED = {
     "TP 2 x PP 2": (4, Layout(FOUR)),
@@ -24,6 +26,9 @@ RESUMED = {
         Layout({"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1}),
     ),
     "DP 2": (2, Layout()),
+    "CP 2": (2, Layout(CP)),
+    "one process, after CP 2": (1, Layout()),
+    "CP 2, after CP 2": (2, Layout(CP)),
 }
 
 
@@ -37,6 +42,10 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         data, Layout({**FOUR, **zero}), END, save=str(folder / "whole"), save_interval=STOP
     )
     uninterrupted = spawn(train, 4, whole)
+    shared_rows = run_config(
+        data, Layout({**CP, **zero}), STOP, save=str(folder / "after CP 2"), save_interval=STOP
+    )
+    spawn(train, 2, shared_rows)
     resumed: dict[str, list[LogRecord]] = {}
     for world_size in (1, 2, 4):
         configs = {
@@ -44,7 +53,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 data,
                 Layout({**layout.parallel, **zero}, layout.micro_batch_size, layout.packing),
                 END,
-                load=str(folder / "whole" / f"iter_{STOP:07d}"),
+                load=str(folder / _source(name) / f"iter_{STOP:07d}"),
                 save=str(folder / name),
             )
             for name, (size, layout) in RESUMED.items()
@@ -52,6 +61,10 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         }
         resumed.update(spawn(train_all, world_size, configs))
     return folder, uninterrupted, resumed
+
+
+def _source(name: str) -> str:
+    return "after CP 2" if name.endswith("after CP 2") else "whole"
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -72,6 +85,23 @@ def test_same_layout_goes_on_bit_for_bit(runs: Any) -> None:
     _, uninterrupted, resumed = runs
     for ours, theirs in zip(resumed["TP 2 x PP 2"], uninterrupted[STOP:], strict=True):
         assert (ours.loss, ours.grad_norm) == (theirs.loss, theirs.grad_norm)
+
+
+def test_dropout_goes_on_where_ranks_share_rows(tmp_path: Path) -> None:
+    """Each rank of a row has random states of its own, in the checkpoint too."""
+    data = write_dataset(tmp_path / "data")
+    whole, resumed = (
+        run_config(data, Layout(CP), STOP, save=str(tmp_path / name), save_interval=1, **more)
+        for name, more in (
+            ("whole", {}),
+            ("resumed", {"load": str(tmp_path / "whole" / "iter_0000001")}),
+        )
+    )
+    expected, found = (
+        spawn(train, 2, replace(config, model=replace(config.model, hidden_dropout=0.2)))
+        for config in (whole, resumed)
+    )
+    assert [(r.loss, r.grad_norm) for r in found] == [(r.loss, r.grad_norm) for r in expected[1:]]
 
 
 def test_folder_is_as_documented(runs: Any) -> None:

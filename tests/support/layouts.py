@@ -50,6 +50,7 @@ class Layout:
     micro_batch_size: int = 1
     packing: bool = True
     method: str = "auto"
+    aia: bool = True
     family: str = "emu3"
 
 
@@ -107,7 +108,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
     parallel = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     return Config(
         model=MODELS[layout.family],
-        aia=AIAConfig(aia_method=layout.method),  # type: ignore[arg-type]
+        aia=AIAConfig(aia=layout.aia, aia_method=layout.method),  # type: ignore[arg-type]
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
         data=DataConfig(
             data_path=(str(data),),
@@ -184,13 +185,13 @@ def _step_losses(
             assert align.objective is not None
             loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
             local.setdefault(layer, []).extend(loss.tolist())
-    for group in (parallel.groups.dp, parallel.groups.pp):
+    for group in (parallel.groups.dp_cp, parallel.groups.pp):
         dist.all_reduce(next_token, group=group)
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (parallel.tensor_rank, local))
+    dist.all_gather_object(parts, (parallel.tensor_rank, parallel.context_rank, local))
     merged: dict[int, list[float]] = {}
-    for tensor_rank, part in parts:
-        if tensor_rank == 0:
+    for *place, part in parts:
+        if place == [0, 0]:
             for layer, values in part.items():
                 merged.setdefault(layer, []).extend(values)
     return next_token, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
@@ -199,7 +200,10 @@ def _step_losses(
 def gather_full(
     models: list[Any], parallel: Parallel, attribute: str, check_replicas: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Gather parameters (or their gradients) in full shape by their global names."""
+    """Gather parameters (or their gradients) in full shape by their global names.
+
+    Checks that replicas are equal bit by bit: all of the weights, tensor ranks' of the gradients.
+    """
     local = {}
     for model in models:
         chunk = unwrap_model(model)
@@ -210,12 +214,17 @@ def gather_full(
             value = getattr(parameter, attribute).detach().float().clone()
             local[name] = (value, split, chunk.real_sizes().get(name))
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (parallel.data_rank, parallel.tensor_rank, local))
+    replica = (parallel.data_rank, parallel.context_rank)
+    dist.all_gather_object(parts, (replica, parallel.tensor_rank, local))
     shards: dict[str, list[Any]] = {}
-    for data_rank, _, part in sorted(parts, key=lambda item: item[:2]):
-        if data_rank == 0:
-            for name, entry in part.items():
+    first: dict[tuple[int, str], torch.Tensor] = {}
+    for place, tensor_rank, part in sorted(parts, key=lambda item: item[:2]):
+        for name, entry in part.items():
+            if place == (0, 0):
                 shards.setdefault(name, []).append(entry)
+                first[tensor_rank, name] = entry[0]
+            elif check_replicas and attribute == "data":
+                assert torch.equal(entry[0], first[tensor_rank, name]), f"{name} of {place}"
     return {name: _join(name, entries, check_replicas) for name, entries in sorted(shards.items())}
 
 

@@ -85,7 +85,33 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
             {"pipeline_model_parallel_size": 8, "num_layers_per_virtual_pipeline_stage": 1},
             "1 does not split the 1 layers of a stage into two or more chunks; leave it out",
         ),
-        (2, {"context_parallel_size": 2}, "--context-parallel-size 2 is not supported.*use 1"),
+        (
+            2,
+            {"context_parallel_size": 2, "seq_length": 1022},
+            "--context-parallel-size 2 cuts a row into 4 chunks, and --seq-length 1022 is not a "
+            "multiple of 4; use 1024",
+        ),
+        (
+            4,
+            {
+                "context_parallel_size": 2,
+                "tensor_model_parallel_size": 2,
+                "sequence_parallel": True,
+                "seq_length": 1020,
+            },
+            "--context-parallel-size 2 cuts .* and --sequence-parallel each over 2 processes, and "
+            "--seq-length 1020 is not a multiple of 8; use 1024",
+        ),
+        (
+            2,
+            {"context_parallel_size": 2, "attention_dropout": 0.1, "aia": False},
+            "--attention-dropout 0.1 cannot be used with --context-parallel-size 2.*use 0",
+        ),
+        (
+            4,
+            {"context_parallel_size": 3, "seq_length": 1020},
+            "1 x --context-parallel-size 3 = 3 does not divide .* 4; start a multiple of 3",
+        ),
         (
             3,
             {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
@@ -192,6 +218,8 @@ def test_every_number_of_the_tree_has_a_range():
 def test_what_may_be_combined_is_not_refused(tmp_path):
     folder = str(tmp_path)
     assert check(attention_dropout=0.1, aia=False) == []
+    assert check(2, context_parallel_size=2, seq_length=1020) == []
+    assert check(4, context_parallel_size=2, aia=False, sequence_parallel=True) == []
     assert check(hidden_size=98, kv_channels=24) == []
     assert check(has_gpu=True, transformer_impl="transformer_engine") == []
     assert check(4, num_layers_per_virtual_pipeline_stage=2, recompute_granularity="full") == []

@@ -28,6 +28,7 @@ def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None)
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if align is None else None,
         images=batch.images,
+        row_tokens=batch.row_tokens,
         labels=batch.labels.where(batch.label_weights > 0, NO_LABEL),
         extra_block_kwargs=None if align is None else {"attention_bias": align},
     )

@@ -28,6 +28,7 @@ from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
 from megatron_aia.models.janus_pro.siglip import SiglipTower
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.runtime.row_chunks import take_held
 
 NO_LABEL = -1
 
@@ -84,6 +85,7 @@ class JanusModel(PackedGPTModel):
         images: Optional[Tensor] = None,
         labels: Optional[Tensor] = None,
         extra_block_kwargs: Optional[dict[str, Any]] = None,
+        row_tokens: Optional[Tensor] = None,
     ) -> Tensor:
         """Run the chunk.
 
@@ -91,21 +93,26 @@ class JanusModel(PackedGPTModel):
             tokens: ``[b, s]`` ids of ``JanusVocabulary``; read on the first stage.
             position_ids: ``[b, s]``, restarting with every sample.
             attention_mask: of megatron-core; None where the core attention has its own.
-            images: uint8 ``[n, 3, side, side]`` in the order of their slots; None where no
-                position is a slot.
+            images: uint8 ``[n, 3, side, side]`` in the order of their slots in whole rows; None
+                where no position is a slot.
             labels: ``[b, s]`` ids, ``NO_LABEL`` where nothing is to be learned.
             extra_block_kwargs: travels to the layers.
+            row_tokens: ``[b, s * cp]`` of whole rows, where context-parallel ranks share them.
 
         Returns:
             Before the last stage, hidden states ``[s, b, h]``. On it, negative log-likelihoods
             ``[b, s]`` (0 without a label), or without labels the hidden states ``[b, s, h]``
             that ``text_logits`` and ``code_logits`` take.
         """
+        decoder_input = None
+        if self.pre_process:
+            features = self._held_features(self._embed_images(images), row_tokens)
+            decoder_input = self._embed(tokens, position_ids, features)
         return super().forward(
             tokens,
             position_ids,
             attention_mask,
-            decoder_input=self._embed(tokens, position_ids, images) if self.pre_process else None,
+            decoder_input=decoder_input,
             labels=labels,
             extra_block_kwargs=extra_block_kwargs,
         )
@@ -115,15 +122,18 @@ class JanusModel(PackedGPTModel):
         names = ("generation_head.output.weight", "generation_head.output.bias")
         return super().real_sizes() | dict.fromkeys(names, self.vocabulary.codebook_size)
 
-    def _embed(self, tokens: Tensor, position_ids: Tensor, images: Optional[Tensor]) -> Tensor:
-        """Return the decoder's input ``[s, b, h]``; under sequence parallelism this rank's part."""
+    def _embed(self, tokens: Tensor, position_ids: Tensor, features: Tensor) -> Tensor:
+        """Return the decoder's input ``[s, b, h]``; under sequence parallelism this rank's part.
+
+        ``features [m, h]`` go to the slots in their order; any that are left have none.
+        """
         ids = self.vocabulary
         is_text = tokens < ids.first_code
         text = self.embedding(tokens.where(is_text, 0), position_ids)  # [s, b, h]
         rows = text.transpose(0, 1).flatten(0, 1)  # [b * s, h]
         codes, is_code = tokens - ids.first_code, ~is_text & (tokens < ids.image_slot)
         rows = _replace(rows, is_code, self._embed_codes(codes[is_code]))
-        rows = _replace(rows, tokens == ids.image_slot, self._embed_images(images))
+        rows = _replace(rows, tokens == ids.image_slot, features)
         embedded = rows.view(*tokens.shape, -1).transpose(0, 1).contiguous()
         if self.config.sequence_parallel:
             embedded = scatter_to_sequence_parallel_region(embedded, group=self.pg_collection.tp)
@@ -148,6 +158,20 @@ class JanusModel(PackedGPTModel):
             features = weight.new_zeros(1, weight.shape[1])
         embedded: Tensor = self.vision_projection(features)
         return embedded
+
+    def _held_features(self, features: Tensor, row_tokens: Optional[Tensor]) -> Tensor:
+        """Return the features of the slots that this rank holds, of all ``[n * slots, h]``.
+
+        Every context-parallel rank has looked at all images of its rows: an image may lie on
+        several of them, and the sum of gradients over the ranks is that of one look.
+        """
+        if row_tokens is None:
+            return features
+        place = (self.pg_collection.cp.rank(), self.pg_collection.cp.size())
+        is_slot = row_tokens == self.vocabulary.image_slot
+        number = is_slot.flatten().cumsum(0).view_as(is_slot) - 1
+        held = take_held(number, *place, dim=1)[take_held(is_slot, *place, dim=1)]
+        return features[held]
 
     @property
     def embedding_device(self) -> torch.device:

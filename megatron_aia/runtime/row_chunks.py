@@ -1,0 +1,39 @@
+"""How the tokens of a row are dealt to context-parallel ranks: the one place that knows the order.
+
+A row is cut into 2 * size chunks, and rank r holds chunks r and 2 * size - 1 - r ("zig-zag", as in
+megatron-core). Under the causal mask a chunk costs the more the later it stands; one early and one
+late chunk give every rank the same work.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def held_slices(length: int, rank: int, size: int) -> tuple[slice, ...]:
+    """Return the positions of a row of ``length`` tokens that a rank holds, in ascending order.
+
+    ``length`` must be a multiple of 2 * size; a single rank holds the whole row in one slice.
+    """
+    if size == 1:
+        return (slice(0, length),)
+    assert length % (2 * size) == 0, (length, size)
+    chunk = length // (2 * size)
+    return tuple(slice(n * chunk, (n + 1) * chunk) for n in (rank, 2 * size - 1 - rank))
+
+
+def take_held(whole: Tensor, rank: int, size: int, dim: int) -> Tensor:
+    """Return the part of ``whole`` that a rank holds; ``dim`` counts the tokens of a row."""
+    if size == 1:
+        return whole
+    slices = held_slices(whole.shape[dim], rank, size)
+    return torch.cat([whole.narrow(dim, s.start, s.stop - s.start) for s in slices], dim)
+
+
+def join_held(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the whole of which ``parts[r]`` is what rank r holds: ``take_held`` undone."""
+    if len(parts) == 1:
+        return parts[0]
+    early, late = zip(*(part.chunk(2, dim) for part in parts), strict=True)
+    return torch.cat([*early, *reversed(late)], dim)
