@@ -108,8 +108,10 @@ class AIAConfig:
     """Rows and keys of the intensity; released_code repeats that code's off-by-ones."""
     aia_count_inactive: bool = False
     """Keep samples without an AIA term in the denominator, as the released code does."""
-    aia_method: Literal["auto", "dense", "rectangle"] = "auto"
+    aia_method: Literal["auto", "dense", "rectangle", "fused", "probe"] = "auto"
     """How attention and intensity are computed; dense holds every map and is the reference."""
+    aia_probe_rows: int = 64
+    """With --aia-method probe: rows a head that each intensity is estimated from."""
 
 
 @dataclass

@@ -103,6 +103,7 @@ class GlobalBatches:
                 self.seq_length,
                 self.pad_id,
                 self.image_size,
+                [[position + offset for offset in row] for row in rows],
             )
             for rows in micro_batches
         ]
