@@ -25,6 +25,11 @@ setup(
         "demo": ["matplotlib", "pillow", "scikit-image", "scikit-learn"],
         "hf": ["pillow", "safetensors", "tiktoken", "transformers>=4.52"],
         "gpu": ["transformer-engine[pytorch]"],
-        "dev": ["hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"],
+        "dev": [
+            *("hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"),
+            # Runs the fused kernels interpreted, and compiles them for a GPU that is not there. No
+            # version in constraints.txt: PyTorch for CUDA brings the one it was built with.
+            "triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        ],
     },
 )

@@ -62,7 +62,7 @@ def make_case(
         start = 0
         for sample in samples:
             terms = find_terms(np.array(sample, np.uint8), start)
-            segments.append(Segment(b, start, start + len(sample), terms))
+            segments.append(Segment(b, start, start + len(sample), terms, len(segments)))
             start += len(sample)
     length = max(segment.stop for segment in segments) + padding
     generator = torch.Generator().manual_seed(seed)

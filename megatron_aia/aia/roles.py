@@ -57,6 +57,8 @@ class Segment:
     start: int
     stop: int
     terms: tuple[Term, ...] = ()
+    position: int = 0
+    """Of the sample in the order of the run; seeds what is drawn at random for it."""
 
 
 def without_terms(segments: Sequence[Segment]) -> tuple[Segment, ...]:

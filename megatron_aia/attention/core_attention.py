@@ -1,6 +1,5 @@
 """The core attention of megatron-core, with intensities: attends, records, injects the gradient."""
 
-from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -11,41 +10,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_aia.aia.inject import AlignInput
-from megatron_aia.attention import dense, rectangle
 from megatron_aia.attention.context_parallel import gather_row
 from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.methods import DEFAULT_METHOD, Method
 from megatron_aia.runtime.row_chunks import held_slices
-
-Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
-
-METHODS: dict[str, Attend] = {"dense": dense.attend, "rectangle": rectangle.attend}
-
-
-def resolve_method(name: str, device_type: str, dtype: torch.dtype) -> str:
-    """Choose how attention is computed.
-
-    Args:
-        name: ``auto`` or a name of :data:`METHODS`.
-        device_type: ``cpu`` or ``cuda``.
-        dtype: precision of the activations.
-
-    Raises:
-        ValueError: the method does not exist, or not on this device in this precision.
-    """
-    if name not in ("auto", *METHODS):
-        raise ValueError(f"--aia-method {name} does not exist; pass auto, {' or '.join(METHODS)}")
-    if dtype == torch.float16:
-        raise ValueError("AIA gradients vanish in float16; pass --bf16")
-    has_flash = device_type == "cpu" or dtype == torch.bfloat16
-    if name == "auto":
-        return "rectangle" if has_flash else "dense"
-    if name == "rectangle" and not has_flash:
-        shown = str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"--aia-method rectangle needs bfloat16 on {device_type}, not {shown}; "
-            "pass --bf16 or --aia-method dense"
-        )
-    return name
 
 
 class AlignedCoreAttention(MegatronModule):
@@ -65,9 +33,9 @@ class AlignedCoreAttention(MegatronModule):
         softmax_scale: Optional[float] = None,
         cp_comm_type: Optional[str] = None,
         pg_collection: Optional[Any] = None,
-        method: str = "rectangle",
+        method: Method = DEFAULT_METHOD,
     ) -> None:
-        """Arguments are megatron-core's; ``method`` is a name of :data:`METHODS`.
+        """Arguments are megatron-core's; ``method`` says how to attend.
 
         ``layer_number`` counts from 1 over the whole model.
 
@@ -75,13 +43,18 @@ class AlignedCoreAttention(MegatronModule):
             ValueError: dropout on attention probabilities, for which Eq. 1 has no meaning.
         """
         super().__init__(config=config)
-        assert method in METHODS, method
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout:
             raise ValueError(f"attention_dropout is {dropout}; AIA needs --attention-dropout 0")
+        # A sink takes probability from the keys, and its gradient is made of the D that we shift.
+        softmax = getattr(config, "softmax_type", "vanilla")
+        assert softmax == "vanilla", f"no intensity is defined beside an attention sink: {softmax}"
         self.layer = layer_number - 1
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
+        tensor_rank = pg_collection.tp.rank() if pg_collection is not None else 0
+        heads_of_rank = config.num_attention_heads // config.tensor_model_parallel_size
+        self.attend = method.build(self.layer, tensor_rank * heads_of_rank)
         self.context_group: Optional[dist.ProcessGroup] = None
         if config.context_parallel_size > 1:
             assert pg_collection is not None, "ranks that share rows need their group"
@@ -125,7 +98,7 @@ class AlignedCoreAttention(MegatronModule):
         measure = not _is_first_pass_of_recompute()
         layout = _layout(attention_bias, key.shape[0], b, measure, self.context_group)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        output, sums = METHODS[self.method](q, k, v, layout, self.softmax_scale)
+        output, sums = self.attend(q, k, v, layout, self.softmax_scale)
         output = output.permute(2, 0, 1, 3).reshape(s, b, h * d)
         return attention_bias.attach(output, sums, self.layer) if measure else output
 

@@ -1,8 +1,8 @@
 """Where the samples and terms of a micro-batch lie, as index tensors every layer shares."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class Piece:
     """Positions in the whole row."""
     terms: tuple[tuple[int, Term], ...]
     """Terms of the sample, each with its number in the micro-batch."""
+    position: int
+    """Of the sample in the order of the run."""
 
     @property
     def offset(self) -> int:
@@ -84,6 +86,8 @@ class AttentionLayout:
         self.num_terms = sum(len(segment.terms) for segment in segments)
         self.held = (slice(0, seq_length),) if held is None else tuple(held)
         self.pieces = tuple(_pieces(self.segments, self.held))
+        self.cache: dict[Hashable, Any] = {}
+        """What a method derives from the samples and terms, for all layers."""
         self._rectangles: dict[torch.device, tuple[tuple[Rectangle, ...], ...]] = {}
         self._mask: dict[torch.device, Tensor] = {}
 
@@ -125,7 +129,7 @@ def _pieces(segments: Sequence[Segment], held: Sequence[slice]) -> Iterator[Piec
             if start < stop:
                 to_rows = held_before - part.start
                 rows, keys = slice(start + to_rows, stop + to_rows), slice(segment.start, stop)
-                yield Piece(segment.batch_index, rows, keys, terms)
+                yield Piece(segment.batch_index, rows, keys, terms, segment.position)
             held_before += part.stop - part.start
 
 

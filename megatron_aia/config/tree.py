@@ -92,7 +92,7 @@ class AIAConfig:
     aia: bool = True
     """Add the AIA term. Off, nothing is measured, and megatron-core's own attention runs unless
     processes share rows."""
-    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
+    aia_preset: Literal["paper", "paper_janus_pro", "janus_released_code"] = "paper"
     """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
     aia_lambda_generation: float = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
@@ -108,8 +108,10 @@ class AIAConfig:
     """Rows and keys of the intensity; released_code repeats that code's off-by-ones."""
     aia_count_inactive: bool = False
     """Keep samples without an AIA term in the denominator, as the released code does."""
-    aia_method: Literal["auto", "dense", "rectangle"] = "auto"
+    aia_method: Literal["auto", "dense", "rectangle", "fused", "probe"] = "auto"
     """How attention and intensity are computed; dense holds every map and is the reference."""
+    aia_probe_rows: int = 64
+    """With --aia-method probe: rows a head that each intensity is estimated from."""
 
 
 @dataclass
@@ -159,6 +161,9 @@ class DataConfig:
     """Folders of WebDataset shards written by tools/build_shards.py."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
+    image_tokenizer: Optional[str] = None
+    """Makes the codes of images that the shards hold as pictures: a model's folder, or a codebook
+    (*.npz)."""
     seq_length: int = 9216
     """Tokens of one row."""
     micro_batch_size: int = 1

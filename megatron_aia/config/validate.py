@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from megatron_aia.config.files import flag, value_of
-from megatron_aia.config.tree import Config
+from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_model import (
     check_context_parallel,
     check_model,
@@ -24,7 +24,7 @@ _AT_LEAST_ONE = (
     *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
     *("num_layers_per_virtual_pipeline_stage", "recompute_num_layers"),
     *("distributed_timeout_minutes", "seq_length", "micro_batch_size", "global_batch_size"),
-    *("train_iters", "lr_decay_iters", "save_interval", "log_interval"),
+    *("train_iters", "lr_decay_iters", "save_interval", "log_interval", "aia_probe_rows"),
 )
 _ABOVE_ZERO = ("norm_epsilon", "adam_eps")
 _NOT_NEGATIVE = (
@@ -114,8 +114,10 @@ def _check_data(config: Config) -> None:
             raise ValueError(
                 f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
             )
-    if data.tokenizer_model is not None and not Path(data.tokenizer_model).exists():
-        raise ValueError(f"--tokenizer-model {data.tokenizer_model} does not exist")
+    for name in ("tokenizer_model", "image_tokenizer"):
+        path = getattr(data, name)
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"{flag(name)} {path} does not exist")
 
 
 def _check_training(config: Config) -> None:
@@ -166,6 +168,8 @@ def _settings_without_effect(config: Config) -> list[str]:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
     if config.checkpoint.keep_checkpoints and config.checkpoint.save is None:
         notes.append("--keep-checkpoints has no effect without --save")
+    if config.aia.aia_probe_rows != AIAConfig.aia_probe_rows and config.aia.aia_method != "probe":
+        notes.append("--aia-probe-rows has no effect without --aia-method probe")
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes

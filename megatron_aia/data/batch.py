@@ -68,7 +68,11 @@ def held_by_rank(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
 
 
 def build_micro_batch(
-    rows: Sequence[Sequence[TokenizedSample]], seq_length: int, pad_id: int, image_size: int = 0
+    rows: Sequence[Sequence[TokenizedSample]],
+    seq_length: int,
+    pad_id: int,
+    image_size: int = 0,
+    run_positions: Sequence[Sequence[int]] | None = None,
 ) -> MicroBatch:
     """Lay samples out in rows, left to right, and load their images.
 
@@ -77,6 +81,8 @@ def build_micro_batch(
         seq_length: tokens of a row; no row's samples may need more.
         pad_id: id written into padding.
         image_size: side in pixels of the images to load; 0 loads none.
+        run_positions: position of each sample in the order of the run, in the shape of ``rows``;
+            without them, samples are counted from 0.
 
     Raises:
         ValueError: the samples of a row are longer than ``seq_length`` together, or a picture is
@@ -93,7 +99,7 @@ def build_micro_batch(
     tasks: list[int] = []
     for b, samples in enumerate(rows):
         start = 0
-        for sample in samples:
+        for number, sample in enumerate(samples):
             stop = start + len(sample)
             if stop > seq_length:
                 raise ValueError(
@@ -106,7 +112,8 @@ def build_micro_batch(
             label_tasks[b, start:stop] = int(sample.task)
             positions[b, start:stop] = np.arange(len(sample))
             segment_ids[b, start:stop] = len(segments)
-            segments.append(Segment(b, start, stop, find_terms(sample.roles, start)))
+            position = run_positions[b][number] if run_positions else len(segments)
+            segments.append(Segment(b, start, stop, find_terms(sample.roles, start), position))
             tasks.append(int(sample.task))
             start = stop
     return MicroBatch(

@@ -16,10 +16,11 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_aia.attention.core_attention import AlignedCoreAttention, resolve_method
+from megatron_aia.attention.core_attention import AlignedCoreAttention
+from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.config import Config
 from megatron_aia.models.norm import RMSNorm
-from megatron_aia.runtime.device import device, has_transformer_engine
+from megatron_aia.runtime.device import device, has_transformer_engine, has_triton
 from megatron_aia.runtime.mcore import transformer_options
 from megatron_aia.runtime.parallel import Parallel
 
@@ -91,15 +92,28 @@ def layer_specs(
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
     if config.aia.aia or core.context_parallel_size > 1:
-        method = resolve_method(config.aia.aia_method, device().type, core.params_dtype)
         layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
-            module=AlignedCoreAttention, params={"method": method}
+            module=AlignedCoreAttention,
+            params={"method": attention_method(config, core.params_dtype)},
         )
     else:
         # megatron-core's kernels for causal masks do not look at the mask, and rows are packed.
         layer.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.arbitrary}
     count = get_num_layers_to_build(core, virtual_stage if core.overlap_p2p_comm else None)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+
+
+def attention_method(config: Config, dtype: torch.dtype) -> Method:
+    """Choose the attention method of a run with AIA.
+
+    Raises:
+        ValueError: the method that is asked for cannot run on this machine.
+    """
+    where = device()
+    capability = torch.cuda.get_device_capability(where) if where.type == "cuda" else (0, 0)
+    machine = Machine(where.type, dtype, config.model.head_size, capability, has_triton())
+    aia = config.aia
+    return choose_method(aia.aia_method, machine, aia.aia_probe_rows, config.run.seed)
 
 
 def uses_transformer_engine(config: Config) -> bool:

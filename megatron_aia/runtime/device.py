@@ -1,11 +1,12 @@
 """The one place that asks which device there is, and which accelerated packages are installed."""
 
 import importlib.metadata
+import importlib.util
 import os
 
 import torch
 
-ACCELERATED_PACKAGES = ("transformer-engine", "apex", "flash-attn")
+ACCELERATED_PACKAGES = ("transformer-engine", "apex", "flash-attn", "triton")
 
 
 def has_cuda() -> bool:
@@ -34,6 +35,12 @@ def collective_backend() -> str:
 def has_transformer_engine() -> bool:
     """Return whether Transformer Engine can run here: it is installed and there is a GPU."""
     return has_cuda() and _version("transformer-engine") is not None
+
+
+def has_triton() -> bool:
+    """Return whether Triton kernels can run here: compiled on a GPU, or interpreted for tests."""
+    runs = has_cuda() or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs and importlib.util.find_spec("triton") is not None
 
 
 def describe() -> str:

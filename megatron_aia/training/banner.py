@@ -39,7 +39,7 @@ def describe_run(
 
 
 def _attention(model: torch.nn.Module) -> str:
-    """Return the class of the core attention, and its method if it has one."""
+    """Return the class of the core attention; its method, if it has one, and why that."""
     for module in model.modules():
         if hasattr(module, "core_attention"):
             core = module.core_attention

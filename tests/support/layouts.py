@@ -50,6 +50,7 @@ class Layout:
     micro_batch_size: int = 1
     packing: bool = True
     method: str = "auto"
+    probe_rows: int = 64
     aia: bool = True
     family: str = "emu3"
 
@@ -108,7 +109,11 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
     parallel = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     return Config(
         model=MODELS[layout.family],
-        aia=AIAConfig(aia=layout.aia, aia_method=layout.method),  # type: ignore[arg-type]
+        aia=AIAConfig(
+            aia=layout.aia,
+            aia_method=layout.method,  # type: ignore[arg-type]
+            aia_probe_rows=layout.probe_rows,
+        ),
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
         data=DataConfig(
             data_path=(str(data),),

@@ -5,15 +5,16 @@ import pytest
 import reference
 import torch
 from attention_cases import Case, make_case
+from attention_checks import METHODS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_aia.attention import dense, flash_ops, rectangle
+from megatron_aia.attention import flash_ops
 from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.probe import Probe
 from megatron_aia.runtime.row_chunks import held_slices, join_held, take_held
 
-METHODS = {"dense": dense.attend, "rectangle": rectangle.attend}
 SIZES = [2, 3, 4]
 
 # One sample over all chunks, samples cut once or twice, chunks of many samples, padding.
@@ -100,6 +101,20 @@ def test_any_roles_and_shapes(rows: list, heads: tuple[int, int], size: int, see
     if any(segment.terms for segment in case.segments):
         for method in METHODS:
             assert max(errors(method, case, size, torch.float64)) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_draw_the_rows_of_one_probe(size: int) -> None:
+    case = shared_case(ROWS, size)
+    b, _, s, _ = case.query.shape
+    probe = Probe(3, seed=0, layer=0)
+    whole = probe.sums(case.query, case.key, AttentionLayout(case.segments, s, b), case.scale)
+    of_ranks = []
+    for rank in range(size):
+        layout = AttentionLayout(case.segments, s, b, held_slices(s, rank, size))
+        held = take_held(case.query, rank, size, dim=2)
+        of_ranks.append(probe.sums(held, case.key, layout, case.scale))
+    torch.testing.assert_close(torch.stack(of_ranks).sum(0), whole)
 
 
 def test_pieces_of_a_sample_and_of_a_term() -> None:

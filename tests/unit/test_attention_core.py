@@ -15,14 +15,16 @@ from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS
 from megatron_aia.attention import core_attention
-from megatron_aia.attention.core_attention import AlignedCoreAttention, resolve_method
+from megatron_aia.attention.core_attention import AlignedCoreAttention
+from megatron_aia.attention.methods import Method
 
 HEADS, HEAD_SIZE, LAYER = 4, 16, 2
 
 
 def config(**changes: Any) -> Any:
-    fields = {"context_parallel_size": 1, "attention_dropout": 0.0, "kv_channels": HEAD_SIZE}
-    return SimpleNamespace(**{**fields, **changes})
+    fields = {"attention_dropout": 0.0, "num_attention_heads": HEADS, "kv_channels": HEAD_SIZE}
+    sizes = {"context_parallel_size": 1, "tensor_model_parallel_size": 1}
+    return SimpleNamespace(**{**fields, **sizes, **changes})
 
 
 def align_input(case: Case) -> AlignInput:
@@ -37,9 +39,14 @@ def case() -> Case:
     return make_case([[cases.GENERATION, cases.TEXT], [cases.INTERLEAVED]])
 
 
-@pytest.fixture(params=["dense", "rectangle"])
+ALL_ROWS = 1000
+"""More than any sample here has, so the probe is exact."""
+
+
+@pytest.fixture(params=["dense", "rectangle", "probe"])
 def module(request: pytest.FixtureRequest) -> AlignedCoreAttention:
-    return AlignedCoreAttention(config(), layer_number=LAYER + 1, method=request.param)
+    method = Method(request.param, "under test", probe_rows=ALL_ROWS)
+    return AlignedCoreAttention(config(), layer_number=LAYER + 1, method=method)
 
 
 def sbhd(case: Case) -> list[Tensor]:
@@ -128,33 +135,3 @@ def test_the_batch_must_come_with_the_call(case: Case, module: AlignedCoreAttent
 def test_dropout_is_refused() -> None:
     with pytest.raises(ValueError, match=r"attention_dropout is 0.1; .*--attention-dropout 0"):
         AlignedCoreAttention(config(attention_dropout=0.1), layer_number=1)
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "dtype", "method"),
-    [
-        ("auto", "cpu", torch.float32, "rectangle"),
-        ("auto", "cpu", torch.float64, "rectangle"),
-        ("auto", "cuda", torch.bfloat16, "rectangle"),
-        ("auto", "cuda", torch.float32, "dense"),
-        ("auto", "cuda", torch.float64, "dense"),
-        ("dense", "cuda", torch.bfloat16, "dense"),
-        ("rectangle", "cpu", torch.bfloat16, "rectangle"),
-    ],
-)
-def test_methods(name: str, device: str, dtype: torch.dtype, method: str) -> None:
-    assert resolve_method(name, device, dtype) == method
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "message"),
-    [
-        ("rectangle", torch.float32, "rectangle needs bfloat16 on cuda, not float32; .*--bf16"),
-        ("eager", torch.bfloat16, "eager does not exist; pass auto, dense or rectangle"),
-        ("auto", torch.float16, "float16; pass --bf16"),
-    ],
-)
-def test_impossible_methods(name: str, dtype: torch.dtype, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        resolve_method(name, "cuda", dtype)
-    assert "\n" not in str(error.value)

@@ -1,13 +1,18 @@
-"""Both attention methods, and the loss through them, against the definition in float64."""
+"""All attention methods, and the loss through them, against the definition in float64.
+
+The probe measures all rows here, which makes it exact; ``test_attention_probe.py`` samples.
+"""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import attention_cases as cases
 import numpy as np
 import pytest
 import reference
 import torch
-from attention_cases import Case, make_case
+from attention_cases import make_case
+from attention_checks import METHODS, TOLERANCE, check, num_terms, run, run_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,12 +21,10 @@ from megatron_aia.aia.inject import AlignInput
 from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Task
-from megatron_aia.attention import dense, rectangle
+from megatron_aia.attention import probe, rectangle
 from megatron_aia.attention.layout import AttentionLayout
 
 torch.set_num_threads(1)
-
-METHODS = {"dense": dense.attend, "rectangle": rectangle.attend}
 
 ROWS = {
     "generation": [[cases.GENERATION]],
@@ -41,62 +44,6 @@ ROWS = {
 
 INACTIVE = [[cases.TEXT, cases.ROWS_WITHOUT_KEYS], [cases.KEYS_ONLY_AFTER_ROWS]]
 
-# Of errors(), below. Largest measured over all these tests: 8e-11, 6e-7 and 1.1e-2; and of the
-# sums, which never pass through bfloat16: 3e-16, 2e-7 and 4e-5.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1.5e-6, torch.bfloat16: 1.5e-2}
-SUMS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1.5e-6, torch.bfloat16: 3e-4}
-
-
-def run(method: str, case: Case, grad_sums: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Output, sums, dQ, dK and dV of <O, dO> + <sums, grad_sums>."""
-    inputs = case.inputs(dtype)
-    b, _, s, _ = case.query.shape
-    layout = AttentionLayout(case.segments, s, b)
-    output, sums = METHODS[method](*inputs, layout, case.scale)
-    ((output * case.grad_output.to(dtype)).sum() + (sums * grad_sums.to(sums)).sum()).backward()
-    return [output.detach(), sums.detach(), *(x.grad for x in inputs)]
-
-
-def run_reference(case: Case, grad_sums: Tensor) -> list[Tensor]:
-    inputs = case.inputs()
-    output, intensities = reference.attention(*inputs, case.segments, case.scale)
-    terms = [term for segment in case.segments for term in segment.terms]
-    pairs = [case.query.shape[1] * len(term.rows) for term in terms]
-    sums = torch.stack([i * n for i, n in zip(intensities, pairs, strict=True)] or [])
-    ((output * case.grad_output).sum() + (sums * grad_sums).sum()).backward()
-    return [output.detach(), sums.detach(), *(x.grad for x in inputs)]
-
-
-def errors(case: Case, got: list[Tensor], expected: list[Tensor], strength: float) -> list[float]:
-    """Norm of each error over the norm of the result, or of its summands where they cancel."""
-    num_rows = sum(len(term.rows) for segment in case.segments for term in segment.terms)
-    grad_probability = case.grad_output.norm() * case.value.norm(dim=-1).max()
-    grad_probability += strength * (num_rows * case.query.shape[1]) ** 0.5
-    summands = [
-        grad_probability * case.key.norm(dim=-1).max() * case.scale,
-        grad_probability * case.query.norm(dim=-1).max() * case.scale,
-        case.grad_output.norm() + strength,
-    ]
-    floors = [0.0, 0.0, *(0.1 * x.item() for x in summands)]
-    return [
-        (a.double() - b).norm().item() / max(b.norm().item(), floor)
-        for a, b, floor in zip(got, expected, floors, strict=True)
-    ]
-
-
-def check(method: str, case: Case, dtype: torch.dtype, strength: float = 1.0) -> None:
-    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(num_terms(case))
-    grad_sums = strength * signs[: num_terms(case)]
-    got = run(method, case, grad_sums, dtype)
-    assert got[1].dtype == torch.promote_types(dtype, torch.float32)
-    found = errors(case, got, run_reference(case, grad_sums), strength)
-    assert max(found) < TOLERANCE[dtype]
-    assert found[1] < SUMS_TOLERANCE[dtype]
-
-
-def num_terms(case: Case) -> int:
-    return sum(len(segment.terms) for segment in case.segments)
-
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("method", METHODS)
@@ -108,7 +55,7 @@ def test_samples_of_every_kind(method: str, rows: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_without_terms(method: str) -> None:
     case = make_case(INACTIVE)
-    got = run(method, case, torch.zeros(0), torch.float64)
+    got = run(METHODS[method], case, torch.zeros(0), torch.float64)
     inputs = case.inputs()
     output, intensities = reference.attention(*inputs, case.segments, case.scale)
     (output * case.grad_output).sum().backward()
@@ -124,6 +71,7 @@ def test_head_sizes_and_query_groups(head_size: int, groups: int) -> None:
     case = make_case(ROWS["packed"], groups=groups, head_size=head_size)
     for dtype in TOLERANCE:
         check("rectangle", case, dtype)
+        check("probe", case, dtype)
     check("dense", case, torch.float64)
 
 
@@ -150,20 +98,22 @@ def test_rows_with_little_or_no_output_gradient(
     changed = DEGENERATE[degenerate](case.grad_output)
     case.grad_output = changed.bfloat16().double()
     check("rectangle", case, dtype, strength)
+    check("probe", case, dtype, strength)
 
 
 def test_rows_that_see_no_key_and_have_no_gradient_stay_finite() -> None:
     late_keys = [cases.UND_ROW, cases.UND_ROW, cases.UND_KEY, cases.UND_ROW]
     case = make_case([[late_keys]])
     case.grad_output = torch.zeros_like(case.grad_output)
-    for dtype in TOLERANCE:
-        check("rectangle", case, dtype)
+    for method in METHODS:
+        for dtype in TOLERANCE:
+            check(method, case, dtype)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_padding_gives_zeros_and_gets_none(method: str) -> None:
     case = make_case(ROWS["packed"])
-    output, _, *gradients = run(method, case, torch.ones(num_terms(case)), torch.float32)
+    output, _, *gradients = run(METHODS[method], case, torch.ones(num_terms(case)), torch.float32)
     inside = torch.zeros(output.shape[0], output.shape[2], dtype=torch.bool)
     for segment in case.segments:
         inside[segment.batch_index, segment.start : segment.stop] = True
@@ -171,9 +121,10 @@ def test_padding_gives_zeros_and_gets_none(method: str) -> None:
         assert (x.transpose(1, 2)[~inside] == 0).all()
 
 
-def test_a_rectangle_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rectangle, "_MAX_BLOCK_ELEMENTS", 50)
-    check("rectangle", make_case(ROWS["packed"]), torch.float64)
+@pytest.mark.parametrize("module", [rectangle, probe])
+def test_in_several_blocks(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_BLOCK_ELEMENTS", 50)
+    check(module.__name__.split(".")[-1], make_case(ROWS["packed"]), torch.float64)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -209,6 +160,37 @@ def test_any_roles_and_shapes(
         check("dense", case, torch.float64, strength)
         for dtype in TOLERANCE:
             check("rectangle", case, dtype, strength)
+            check("probe", case, dtype, strength)
+
+
+@st.composite
+def ragged_samples(draw: st.DrawFn) -> list[int]:
+    """A drawn image after its prompt, or an answer after its image, of any length."""
+    key, row = draw(
+        st.sampled_from([(cases.GEN_KEY, cases.GEN_ROW), (cases.UND_KEY, cases.UND_ROW)])
+    )
+    keys, gap, rows, tail = (draw(st.integers(first, last)) for first, last in RAGGED_LENGTHS)
+    return [key] * keys + [cases.PLAIN] * gap + [row] * rows + [cases.PLAIN] * tail
+
+
+RAGGED_LENGTHS = ((1, 120), (0, 3), (1, 120), (0, 20))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.lists(st.lists(ragged_samples(), min_size=1, max_size=2), min_size=1, max_size=2),
+    heads=st.sampled_from([(2, 1), (4, 2), (4, 4)]),
+    head_size=st.sampled_from([64, 80, 96, 128]),
+    strength=st.sampled_from([1e-6, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_ragged_lengths_and_head_sizes_of_models(
+    rows: list, heads: tuple[int, int], head_size: int, strength: float, seed: int
+) -> None:
+    case = make_case(rows, *heads, head_size, seed=seed)
+    for dtype in TOLERANCE:
+        check("rectangle", case, dtype, strength)
+        check("probe", case, dtype, strength)
 
 
 TARGETS = LayerTargets(

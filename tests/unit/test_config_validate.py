@@ -238,3 +238,5 @@ def test_settings_without_effect_are_noted():
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []
+    assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
+    assert check(aia_probe_rows=16, aia_method="probe") == []

@@ -1,0 +1,60 @@
+"""The probe draws the same rows in every layout, so its estimates are one number there too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.layouts import Layout, StepResult, run_layouts
+from support.spawn import spawn
+from support.tiny_data import write_shards
+
+TOLERANCE = 1e-5
+ROWS = 3
+
+PROBE = {"method": "probe", "probe_rows": ROWS}
+TP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+PP = {"pipeline_model_parallel_size": 2}
+FULL = {"recompute_granularity": "full"}
+SELECTIVE = {"recompute_granularity": "selective"}
+
+ONE_PROCESS = {
+    "exact": Layout(packing=False),
+    "all rows": Layout(method="probe", probe_rows=10_000),
+    "probe": Layout(packing=False, **PROBE),  # type: ignore[arg-type]
+    "packed, selective recompute": Layout(SELECTIVE, 2, **PROBE),  # type: ignore[arg-type]
+}
+TWO_PROCESSES = {
+    "TP 2 + SP + full recompute": Layout({**TP, **FULL}, **PROBE),  # type: ignore[arg-type]
+    "PP 2": Layout(PP, **PROBE),  # type: ignore[arg-type]
+    "CP 2": Layout({"context_parallel_size": 2}, **PROBE),  # type: ignore[arg-type]
+    "DP 2": Layout(**PROBE),  # type: ignore[arg-type]
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StepResult]:
+    shards: Path = write_shards(tmp_path_factory.mktemp("shards"))
+    one: dict[str, StepResult] = spawn(run_layouts, 1, shards, ONE_PROCESS)
+    return {**one, **spawn(run_layouts, 2, shards, TWO_PROCESSES)}
+
+
+def difference(actual: StepResult, expected: StepResult) -> float:
+    """Return the largest relative error over the AIA losses, the gradients and the weights."""
+    pairs = [(actual.aia_loss[layer], loss) for layer, loss in expected.aia_loss.items()]
+    pairs += [(actual.gradients[name], x) for name, x in expected.gradients.items()]
+    pairs += [(actual.weights[name], x) for name, x in expected.weights.items()]
+    errors = [torch.linalg.vector_norm((a - b).double()) / b.double().norm() for a, b in pairs]
+    return max(float(error) for error in errors)
+
+
+@pytest.mark.parametrize("name", ["packed, selective recompute", *TWO_PROCESSES])
+def test_the_same_rows_in_every_layout(name: str, results: dict[str, StepResult]) -> None:
+    assert difference(results[name], results["probe"]) < TOLERANCE
+
+
+def test_all_rows_are_exact(results: dict[str, StepResult]) -> None:
+    assert difference(results["all rows"], results["exact"]) < TOLERANCE
+
+
+def test_few_rows_are_an_estimate(results: dict[str, StepResult]) -> None:
+    assert 1e-3 < difference(results["probe"], results["exact"])
