@@ -1,4 +1,5 @@
 # make demo        a small Emu3 with the AIA loss on four CPU processes, with figures
+# make demo-janus  the same with a small Janus-Pro, which ends by drawing a photograph from memory
 # make test        style, types and the tests of a few minutes; CPU only
 # make test-all    every test that this machine can run
 #
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := demo_output
 
-.PHONY: install demo lint test test-all clean
+.PHONY: install demo demo-janus lint test test-all clean
 
 install: $(INSTALLED)
 
@@ -37,6 +38,21 @@ demo: $(DEMO)/data/dataset.json
 	@echo "checkpoint:  $(DEMO)/run"
 	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/run/tensorboard"
 	@echo "figures:     $(DEMO)/figures"
+
+$(DEMO)/janus/data/dataset.json: $(INSTALLED)
+	rm -rf $(DEMO)/janus/data
+	$(BIN)/python tools/build_shards.py --demo --model janus_pro --output $(DEMO)/janus/data
+
+demo-janus: $(DEMO)/janus/data/dataset.json
+	rm -rf $(DEMO)/janus/run
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 \
+		examples/posttrain_janus_pro_aia.sh --preset janus_demo --data-path $(DEMO)/janus/data \
+		--save $(DEMO)/janus/run --tensorboard-dir $(DEMO)/janus/run/tensorboard
+	$(BIN)/python tools/demo_report.py --run $(DEMO)/janus/run --data $(DEMO)/janus/data \
+		--output $(DEMO)/janus/figures
+	@echo "checkpoint:  $(DEMO)/janus/run"
+	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/janus/run/tensorboard"
+	@echo "figures:     $(DEMO)/janus/figures"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Make a data folder for training: from records and pictures, or the demo's (--demo).
 
-python tools/build_shards.py --records data.json --image-tokenizer FOLDER_OR_NPZ --output DIR
+python tools/build_shards.py --records data.json --output DIR [--image-tokenizer FOLDER_OR_NPZ]
 python tools/build_shards.py --demo --output DIR [--overwrite] [--model janus_pro]
 """
 
@@ -47,6 +47,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             if dropped.reasons:
                 print(dropped.table(), file=sys.stderr)
             print(_describe(options.output, num_samples))
+            if options.image_tokenizer is None:
+                print("every image is stored as a picture; train on them with --image-tokenizer")
     except (ValueError, OSError) as error:
         print(f"build_shards: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

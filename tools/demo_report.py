@@ -14,6 +14,8 @@ import numpy as np
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.plots import plot_intensity, plot_losses, plot_reconstruction
 from megatron_aia.analysis.records import LogRecord, read_records, task_name
+from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
+from megatron_aia.config.files import read_yaml
 from megatron_aia.data.demo import load_photographs
 from megatron_aia.data.images import PatchQuantizer
 
@@ -35,7 +37,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = parser.parse_args(arguments)
     try:
         records = read_records(options.run)
-        figures = draw_run(records) | {"reconstruction": draw_reconstruction(options.data)}
+        figures = draw_run(records) | draw_images(options.run, options.data)
         options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             path = options.output / f"{name}.png"
@@ -58,6 +60,25 @@ def draw_run(records: Sequence[LogRecord]) -> "dict[str, Figure]":
         title = f"Cross-modal attention before and after {records[-1].iteration} iterations"
         figures["intensity"] = plot_intensity(before, after, records[-1].target, title)
     return figures
+
+
+def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
+    """Return what the codebook makes of a picture, or what Janus-Pro draws from its prompt."""
+    path = find_checkpoint(run) / CONFIG_FILE
+    if read_yaml(str(path)).get("model") == "janus_pro":
+        return {"redrawn": draw_from_memory(run, data)}
+    return {"reconstruction": draw_reconstruction(data)}
+
+
+def draw_from_memory(run: Path, data: Path) -> "Figure":
+    """Draw a training picture beside what the trained model draws, greedily, from its prompt."""
+    from megatron_aia.analysis.redraw import redraw  # heavy: torch and megatron-core
+
+    quantizer = PatchQuantizer.load(data / CODEBOOK_FILE)
+    redrawn = redraw(run, data)
+    caption = f'"{redrawn.prompt}": {redrawn.agreement:.0%} of {redrawn.codes.size} codes are equal'
+    pictures = (quantizer.decode(codes) for codes in (redrawn.codes, redrawn.drawn))
+    return plot_reconstruction(*pictures, caption, ("training picture", "drawn by the model"))
 
 
 def draw_reconstruction(data: Path) -> "Figure":

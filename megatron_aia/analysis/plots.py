@@ -102,7 +102,10 @@ def plot_intensity(
 
 
 def plot_reconstruction(
-    original: Union["Image", np.ndarray], reconstruction: Union["Image", np.ndarray], caption: str
+    original: Union["Image", np.ndarray],
+    reconstruction: Union["Image", np.ndarray],
+    caption: str,
+    titles: tuple[str, str] = ("original", "reconstruction"),
 ) -> "Figure":
     """Show a picture beside what its codes decode to.
 
@@ -110,13 +113,14 @@ def plot_reconstruction(
         original: picture or ``[height, width, 3]`` uint8.
         reconstruction: the same kind; it may have another size.
         caption: how the reconstruction was made, above both.
+        titles: above each.
     """
     pictures = [np.asarray(original), np.asarray(reconstruction)]
     figure = _new_figure(8.0, 4.8)
     # Constrained layout does not see how far a picture's fixed aspect shrinks its axes.
     figure.set_layout_engine("compressed")
     panels = figure.subplots(1, 2)
-    for axes, pixels, title in zip(panels, pictures, ("original", "reconstruction"), strict=True):
+    for axes, pixels, title in zip(panels, pictures, titles, strict=True):
         # Each source pixel stays a crisp square: smoothing would flatter the tokeniser.
         axes.imshow(pixels, interpolation="nearest")
         height, width = pixels.shape[:2]

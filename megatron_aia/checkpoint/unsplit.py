@@ -107,7 +107,9 @@ class UnsplitWeights:
     def load_model(self, path: Path) -> PackedGPTModel:
         """Return the model with a checkpoint's weights in fp32, for inference."""
         decoder = self._build()
-        decoder.load_state_dict(read_sharded(decoder.sharded_state_dict(), path))
+        request = decoder.sharded_state_dict()
+        loaded = read_sharded(request, path)
+        decoder.load_state_dict({name: loaded[name] for name in request})
         return decoder.eval()
 
     def _build(self) -> PackedGPTModel:

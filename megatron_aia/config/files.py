@@ -27,7 +27,7 @@ AIA_PRESETS: dict[str, dict[str, Any]] = {
         "aia_sets": "intended",
         "aia_count_inactive": False,
     },
-    "released_code": {
+    "janus_released_code": {
         "aia_lambda_generation": 5.0,
         "aia_lambda_understanding": 10.0,
         "aia_profile": "released_code",

@@ -90,8 +90,9 @@ class AIAConfig:
     """Attention Interaction Alignment (Eq. 1 to 3 of the paper)."""
 
     aia: bool = True
-    """Add the AIA term. Off, megatron-core's own attention runs and nothing is measured."""
-    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
+    """Add the AIA term. Off, nothing is measured, and megatron-core's own attention runs unless
+    processes share rows."""
+    aia_preset: Literal["paper", "paper_janus_pro", "janus_released_code"] = "paper"
     """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
     aia_lambda_generation: float = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
@@ -124,11 +125,11 @@ class ParallelConfig:
     num_layers_per_virtual_pipeline_stage: Optional[int] = None
     """Layers of one model chunk; interleaves the pipeline schedule."""
     context_parallel_size: int = 1
-    """Processes that share one row."""
+    """Processes that share one row of tokens; each holds an early and a late chunk of it."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel processes."""
     use_distributed_optimizer: bool = False
-    """Shard optimizer state over data-parallel processes."""
+    """Shard optimizer state over data- and context-parallel processes."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass still runs."""
     overlap_param_gather: bool = False
@@ -160,6 +161,9 @@ class DataConfig:
     """Folders of WebDataset shards written by tools/build_shards.py."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
+    image_tokenizer: Optional[str] = None
+    """Makes the codes of images that the shards hold as pictures: a model's folder, or a codebook
+    (*.npz)."""
     seq_length: int = 9216
     """Tokens of one row."""
     micro_batch_size: int = 1

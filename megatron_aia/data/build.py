@@ -27,10 +27,11 @@ class BuildOptions:
 
     records: Path
     """JSON list, or JSON lines (*.jsonl), of conversation records."""
-    image_tokenizer: Path
-    """Codebook file (*.npz), or a folder with the image tokeniser of Emu3 or Janus-Pro."""
     output: Path
     """Folder to make."""
+    image_tokenizer: Optional[Path] = None
+    """Codebook file (*.npz), or a folder with the image tokeniser of Emu3 or Janus-Pro. Unset,
+    every image is stored as a picture, for a run that makes codes itself."""
     image_root: Path = Path()
     """Where the image paths of the records start."""
     image_area: Optional[int] = None
@@ -47,6 +48,12 @@ class BuildOptions:
     """Most records that may be left out because they do not fit."""
     device: str = "cpu"
     """Torch device of the image tokeniser."""
+
+    def stores_picture(self, is_drawn: bool) -> bool:
+        """Return whether an image goes into the shards as its picture file alone."""
+        if self.image_tokenizer is None:
+            return True
+        return self.understanding_images == "pictures" and not is_drawn
 
 
 class Dropped:
@@ -94,19 +101,13 @@ def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
     _for_each_record(options.records, "check", check, dropped.add)
     dropped.check()
 
-    tokenizer = load_image_tokenizer(options.image_tokenizer, options.image_area, options.device)
-    stores_pictures = options.understanding_images == "pictures"
-    if isinstance(tokenizer, JanusQuantizer) and not stores_pictures:
-        raise ValueError(
-            f"{options.image_tokenizer} is Janus-Pro's, which does not look at codes; pass "
-            "--understanding-images pictures"
-        )
+    tokenizer = _load_tokenizer(options)
     shards = ShardFolder(
         options.output,
         tokenizer,
         options.samples_per_shard,
         options.overwrite,
-        "janus.npy" if stores_pictures else "emu3.npy",
+        "janus.npy" if options.stores_picture(is_drawn=False) else "emu3.npy",
     )
 
     def write(record: Record) -> None:
@@ -126,6 +127,19 @@ def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
     return shards.num_samples, dropped
 
 
+def _load_tokenizer(options: BuildOptions) -> ImageTokenizer | None:
+    path = options.image_tokenizer
+    if path is None:
+        return None
+    tokenizer = load_image_tokenizer(path, options.image_area, options.device)
+    if isinstance(tokenizer, JanusQuantizer) and not options.stores_picture(is_drawn=False):
+        raise ValueError(
+            f"{path} is Janus-Pro's, which does not look at codes; pass "
+            "--understanding-images pictures"
+        )
+    return tokenizer
+
+
 def _check_images(options: BuildOptions, record: Record) -> None:
     """Check the headers of a record's pictures.
 
@@ -134,7 +148,7 @@ def _check_images(options: BuildOptions, record: Record) -> None:
     """
     for path, is_drawn in zip(record.images, record.drawn, strict=True):
         with _open_image(record, options.image_root / path) as image:
-            if not is_drawn and options.understanding_images == "pictures":
+            if options.stores_picture(is_drawn):
                 try:
                     check_header(image)
                 except ValueError as error:
@@ -143,7 +157,7 @@ def _check_images(options: BuildOptions, record: Record) -> None:
 
 
 def _store(
-    options: BuildOptions, tokenizer: ImageTokenizer, record: Record, number: int
+    options: BuildOptions, tokenizer: ImageTokenizer | None, record: Record, number: int
 ) -> tuple[np.ndarray | None, RawImage | None]:
     """Return the codes and the picture file of one image of a record, None for what it has not.
 
@@ -151,7 +165,7 @@ def _store(
         RecordError: the picture is damaged or cannot be encoded.
     """
     path = options.image_root / record.images[number]
-    if options.understanding_images == "pictures" and not record.drawn[number]:
+    if tokenizer is None or options.stores_picture(record.drawn[number]):
         picture = _keep(record, path)
         try:
             decode_picture(picture.contents)

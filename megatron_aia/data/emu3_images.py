@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EMU3_IMAGE_AREA = 720 * 720
+_FACTOR = 8
+"""Side of a code in pixels."""
 
 
 class Emu3Quantizer:
@@ -31,6 +33,7 @@ class Emu3Quantizer:
         self.codebook_size: int = model.config.codebook_size
         weights = model.quantize.embedding.weight.detach().float().cpu().numpy()
         self.name = f"emu3_vq-{hashlib.sha256(weights.tobytes()).hexdigest()[:12]}"
+        self.fingerprint = f"{self.name}|{image_area}|{min_pixels}|{max_pixels}"
 
     @classmethod
     def from_folder(
@@ -46,10 +49,12 @@ class Emu3Quantizer:
         """
         transformers = import_optional("transformers", "hf")
         try:
-            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-            config = getattr(config, "vq_config", config)
-            if config.model_type != "emu3_vqgan":
-                raise ValueError(f"its model_type is {config.model_type}")
+            # Not by AutoConfig, which knows the tokeniser alone in late versions only.
+            document = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+            document = document.get("vq_config", document)
+            if document.get("model_type") != "emu3_vqgan":
+                raise ValueError(f"its model_type is {document.get('model_type')}")
+            config = transformers.Emu3VQVAEConfig(**document)
             model, report = transformers.Emu3VQVAE.from_pretrained(
                 path,
                 config=config,
@@ -57,7 +62,7 @@ class Emu3Quantizer:
                 output_loading_info=True,
                 local_files_only=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{path} holds no Emu3 image tokeniser in the format of transformers: {error}"
             ) from error
@@ -69,20 +74,30 @@ class Emu3Quantizer:
         max_pixels = settings.get("max_pixels", 1024 * 1024)
         return cls(model.to(device), image_area, min_pixels, max_pixels)
 
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """See ``ImageTokenizer``."""
+        _, (width, height) = self._sizes(width, height)
+        return height // _FACTOR, width // _FACTOR
+
+    def _sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (width, height) at the image area, and then as multiples of a code's side."""
+        scale = math.sqrt(self._image_area / (width * height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        multiples = resize_to_multiples(height, width, _FACTOR, *self._pixel_range)
+        return (width, height), (multiples[1], multiples[0])
+
     def encode(self, image: "Image") -> np.ndarray:
         """See ``ImageTokenizer``."""
         torch = import_optional("torch", "hf")
         bicubic = import_optional("PIL.Image", "hf").Resampling.BICUBIC
-        scale = math.sqrt(self._image_area / (image.width * image.height))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        resized = image.convert("RGB").resize(size, bicubic)
-        height, width = resize_to_multiples(resized.height, resized.width, 8, *self._pixel_range)
-        resized = resized.resize((width, height), bicubic)
+        at_area, (width, height) = self._sizes(image.width, image.height)
+        resized = image.convert("RGB").resize(at_area, bicubic).resize((width, height), bicubic)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
         pixels = (pixels.to(self._model.device).float() / 255 - 0.5) / 0.5
         with torch.no_grad():
             output = self._model.encode(pixels, torch.tensor([[height, width]]))
-        return output.image_tokens[0].cpu().numpy().astype(np.int64)
+        codes = getattr(output, "image_tokens", output)[0]  # Transformers 4 returns the codes
+        return codes.cpu().numpy().astype(np.int64)
 
     def decode(self, codes: np.ndarray) -> "Image":
         """See ``ImageTokenizer``."""

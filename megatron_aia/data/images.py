@@ -21,15 +21,26 @@ _JANUS_TYPES = ("multi_modality", "janus", "janus_vqgan")
 
 
 class ImageTokenizer(Protocol):
-    """What the shard builder needs of an image tokeniser."""
+    """What the shard builder and the prompts need of an image tokeniser."""
 
     @property
     def name(self) -> str:
         """Kind and content hash; equal names make and read the same codes."""
 
     @property
+    def fingerprint(self) -> str:
+        """The name, and the sizes that decide how many codes a picture gets."""
+
+    @property
     def codebook_size(self) -> int:
         """Every code is below it."""
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Return (h, w) of the codes of a picture of ``width`` x ``height`` pixels.
+
+        Raises:
+            ValueError: the picture is too narrow or too small.
+        """
 
     def encode(self, image: "Image") -> np.ndarray:
         """Return the codes of a picture of any size and mode, int64 ``[h, w]``.
@@ -40,6 +51,19 @@ class ImageTokenizer(Protocol):
 
     def decode(self, codes: np.ndarray) -> "Image":
         """Return the RGB picture of integer codes ``[h, w]``."""
+
+
+def encode_picture(tokenizer: ImageTokenizer, pixels: np.ndarray) -> np.ndarray:
+    """Return the codes of a decoded picture, those of the file it comes from.
+
+    Args:
+        tokenizer: makes the codes.
+        pixels: uint8 ``[height, width, 3]``, turned as its camera meant it.
+
+    Raises:
+        ValueError: the picture is too narrow or too small.
+    """
+    return tokenizer.encode(import_optional("PIL.Image", "hf").fromarray(pixels))
 
 
 def load_image_tokenizer(
@@ -150,6 +174,11 @@ class PatchQuantizer:
         np.savez(path, **arrays)
 
     @property
+    def fingerprint(self) -> str:
+        """See ``ImageTokenizer``."""
+        return f"{self.name}|{self.image_area}|{self.is_square}"
+
+    @property
     def codebook_size(self) -> int:
         """See ``ImageTokenizer``."""
         return len(self.codebook)
@@ -159,23 +188,29 @@ class PatchQuantizer:
         """Side of a square in pixels."""
         return self.codebook.shape[1]
 
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """See ``ImageTokenizer``."""
+        if self.is_square:
+            side = max(1, round(math.sqrt(self.image_area) / self.patch_size))
+            return side, side
+        scale = math.sqrt(self.image_area / (width * height)) / self.patch_size
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
     def encode(self, image: "Image") -> np.ndarray:
         """See ``ImageTokenizer``."""
-        resized = self._resize(image.convert("RGB"))
-        width, height = resized.width // self.patch_size, resized.height // self.patch_size
+        height, width = self.grid(image.width, image.height)
+        resized = self._resize(image.convert("RGB"), height, width)
         patches = _cut_patches(np.asarray(resized, np.float32), self.patch_size)
         codes = self.codebook.reshape(self.codebook_size, -1).astype(np.float32)
         # |patch|^2 is the same for every code and does not change which is nearest.
         distances = (codes**2).sum(1) - 2 * patches @ codes.T
         return distances.argmin(1).reshape(height, width)
 
-    def _resize(self, image: "Image") -> "Image":
-        """Return a picture whose sides are whole squares."""
+    def _resize(self, image: "Image", height: int, width: int) -> "Image":
+        """Return the picture as ``height`` x ``width`` squares."""
         side = self.patch_size
         if self.is_square:
-            return crop_to_square(image, max(1, round(math.sqrt(self.image_area) / side)) * side)
-        scale = math.sqrt(self.image_area / (image.width * image.height)) / side
-        width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+            return crop_to_square(image, height * side)
         bicubic = import_optional("PIL.Image", "demo").Resampling.BICUBIC
         return image.resize((width * side, height * side), bicubic)
 

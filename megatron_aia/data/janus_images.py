@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class JanusQuantizer:
         self.codebook_size: int = len(rows)
         self._directions = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
         self.name = f"janus_vq-{hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()[:12]}"
+        self.fingerprint = f"{self.name}|{side}"
 
     @classmethod
     def from_folder(
@@ -71,7 +72,7 @@ class JanusQuantizer:
             sizes = _sizes(weights)
         except KeyError as error:
             raise ValueError(f"{path} lacks weights: {error} ...") from None
-        factor = 2 ** (len(sizes["channel_multiplier"]) - 1)
+        factor = _factor_of(sizes["channel_multiplier"])
         side = _side_of(image_area, factor)
         config = transformers.JanusVQVAEConfig(num_patches=side // factor, **sizes)
         model = transformers.JanusVQVAE(config)
@@ -81,6 +82,11 @@ class JanusQuantizer:
             raise ValueError(f"{path} lacks weights: {[name for name, _ in lacking[:3]]} ...")
         model.load_state_dict({name: weights[name] for name in expected})
         return cls(model.to(device), side)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """See ``ImageTokenizer``."""
+        codes = self._side // _factor_of(self._model.config.channel_multiplier)
+        return codes, codes
 
     def encode(self, image: "Image") -> np.ndarray:
         """See ``ImageTokenizer``."""
@@ -108,6 +114,11 @@ class JanusQuantizer:
         pixels = ((pixels.permute(1, 2, 0) * 0.5 + 0.5) * 255).round().clamp(0, 255)
         image_module = import_optional("PIL.Image", "hf")
         return image_module.fromarray(pixels.cpu().numpy().astype(np.uint8))
+
+
+def _factor_of(channel_multiplier: Sequence[int]) -> int:
+    """Return the side of a code in pixels: every level but the last halves a picture."""
+    return 2 ** (len(channel_multiplier) - 1)
 
 
 def _side_of(image_area: int, factor: int) -> int:

@@ -1,8 +1,9 @@
 """Picture files: decoded when somebody asks, in three formats only, and cut to squares."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,11 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """PIL's other decoders are less used, and a shard may come from elsewhere."""
 MAX_PIXELS = 80_000_000
 """A small file may announce a picture that fills the memory."""
+_ORIENTATION = 0x0112
+"""EXIF's tag for how the camera was held."""
+_TURNED = (5, 6, 7, 8)
+"""Its values for a picture whose sides change places."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,16 @@ class ShardPicture:
 
     def decode(self) -> np.ndarray:
         """See ``Picture``."""
+        return self._read(decode_picture)
+
+    def pixel_size(self) -> tuple[int, int]:
+        """See ``Picture``."""
+        return self._read(read_pixel_size)
+
+    def _read(self, look: Callable[[bytes], _T]) -> _T:
         data = self.shard.read(self.offset, self.size)
         try:
-            return decode_picture(data)
+            return look(data)
         except ValueError as error:
             raise damaged(self.shard.path, f"{self.name} {error}") from None
 
@@ -46,12 +59,30 @@ def decode_picture(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the file is damaged, of another format or too large.
     """
-    image_module = import_optional("PIL.Image", "hf")
     operations = import_optional("PIL.ImageOps", "hf")
+    return _open(data, lambda image: np.array(operations.exif_transpose(image).convert("RGB")))
+
+
+def read_pixel_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of the picture that ``decode_picture`` would decode.
+
+    Raises:
+        ValueError: the header is damaged, of another format or announces too large a picture.
+    """
+    return _open(data, _upright_size)
+
+
+def _upright_size(image: "Image") -> tuple[int, int]:
+    is_turned = image.getexif().get(_ORIENTATION) in _TURNED
+    return (image.height, image.width) if is_turned else (image.width, image.height)
+
+
+def _open(data: bytes, look: "Callable[[Image], _T]") -> _T:
+    image_module = import_optional("PIL.Image", "hf")
     try:
         with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
             check_header(image)
-            return np.array(operations.exif_transpose(image).convert("RGB"))
+            return look(image)
     except image_module.UnidentifiedImageError:
         raise ValueError(f"is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a damaged file makes PIL raise much else than OSError

@@ -45,7 +45,7 @@ class ShardFolder:
 
     Args:
         output: the folder to make.
-        image_tokenizer: made the codes; named in ``dataset.json``.
+        image_tokenizer: made the codes; named in ``dataset.json``. None where there are none.
         samples_per_shard: samples of one tar file.
         overwrite: replace ``output`` if it is a data folder.
         codes_suffix: file type of image codes.
@@ -57,14 +57,14 @@ class ShardFolder:
     def __init__(
         self,
         output: str | Path,
-        image_tokenizer: ImageTokenizer,
+        image_tokenizer: ImageTokenizer | None,
         samples_per_shard: int = 5000,
         overwrite: bool = False,
         codes_suffix: str = "emu3.npy",
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard {samples_per_shard} must be at least 1")
-        if image_tokenizer.codebook_size > 1 << 16:
+        if image_tokenizer and image_tokenizer.codebook_size > 1 << 16:
             raise ValueError(f"codes of {image_tokenizer.name} do not fit 16 bits")
         self._output = Path(output).absolute()
         check_output(self._output, overwrite)
@@ -140,11 +140,12 @@ class ShardFolder:
             if error is None:
                 raise ValueError(f"no sample to write to {self._output}")
             return
+        tokenizer = self._image_tokenizer
         description = {
             "format_version": FORMAT_VERSION,
             "num_samples": dict(sorted(self.num_samples.items())),
-            "codebook_size": self._image_tokenizer.codebook_size,
-            "image_tokenizer": self._image_tokenizer.name,
+            "codebook_size": tokenizer.codebook_size if tokenizer else 0,
+            "image_tokenizer": tokenizer.name if tokenizer else "",
             "dropped": dict(sorted(self.dropped.items())),
         }
         (self.folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")

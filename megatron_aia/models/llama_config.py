@@ -87,6 +87,10 @@ def write_llama(model: ModelConfig, vocab_size: int, dtype: str) -> dict[str, An
     }
 
 
-def rope_parameters(model: ModelConfig) -> dict[str, Any]:
-    """Return the rotary embedding as Transformers 5 writes it, beside the older two fields."""
-    return {"rope_type": "default", "rope_theta": float(model.rotary_base)}
+def newer_fields(model: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Return what Transformers 5 reads in place of ``rope_theta`` and of ``torch_dtype``.
+
+    It prefers its own fields, so one that was left from a source would outweigh the older ones.
+    """
+    rope = {"rope_type": "default", "rope_theta": float(model.rotary_base)}
+    return {"rope_parameters": rope, "dtype": dtype}

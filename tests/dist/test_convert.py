@@ -90,9 +90,12 @@ def test_configuration_and_files_come_back(name: str, converted: Any) -> None:
         json.loads((folder / name / part / "config.json").read_text()) for part in ("hf", "back")
     )
     assert hf_config.model_config(before) == hf_config.model_config(after)
+    dtype = str(FIXTURES[name].dtype).removeprefix("torch.")
+    for part in (after, after.get("text_config", after)):
+        assert {part.get("torch_dtype"), part.get("dtype", dtype)} == {dtype}
     assert before["model_type"] == after["model_type"]
     assert after.get("vocabulary_map") == before.get("vocabulary_map")
-    assert after.get("text_config", after)["attention_dropout"] == 0.1
+    assert after.get("text_config", after)["attention_dropout"] == 0.2
     assert (folder / name / "back" / "tokenizer_config.json").is_file()
     assert not (folder / name / "back" / "README.md").exists()
 
@@ -107,7 +110,9 @@ def test_export_loads_in_transformers(name: str, converted: Any) -> None:
     ids = torch.randint(500, (2, 60), generator=torch.Generator().manual_seed(1))
     logits = []
     for part in ("hf", "back"):
-        model, info = cls.from_pretrained(folder / name / part, output_loading_info=True)
+        model, info = cls.from_pretrained(
+            folder / name / part, output_loading_info=True, torch_dtype="auto"
+        )
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert model.dtype == FIXTURES[name].dtype
         with torch.no_grad():

@@ -58,7 +58,7 @@ def hugging_face_model(config: Config) -> Any:
         num_key_value_heads=m.num_query_groups,
         max_position_embeddings=m.max_position_embeddings,
         rms_norm_eps=m.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": float(m.rotary_base)},
+        rope_theta=float(m.rotary_base),
         attention_dropout=0.0,
         pad_token_id=vocabulary(config).pad,
         tie_word_embeddings=False,

@@ -17,11 +17,11 @@ from support.tiny_data import CODEBOOK_SIZE, JANUS_GRID, ByteTokenizer
 
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.aia.roles import Task
-from megatron_aia.config import Config
+from megatron_aia.config import Config, ParallelConfig
 from megatron_aia.config.files import with_aia_preset
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.sample import RawSample, TokenizedSample, Turn
-from megatron_aia.models import load_model_spec
+from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.runtime.parallel import Parallel, create_parallel, initialize_process_group
 from megatron_aia.training.step import plan_step
@@ -143,7 +143,7 @@ def released_loss(
 def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, float, float, float]:
     """Return ours and the authors': the weighted term, then the next-token loss."""
     config = tiny_config(None, Layout(family="janus_pro"))  # type: ignore[arg-type]
-    config = with_aia_preset(config, "released_code")
+    config = with_aia_preset(config, "janus_released_code")
     config = replace(config, model=replace(config.model, num_layers=PUBLISHED_DEPTH))
     spec, ours, parallel = build(config)
     written = write(config, samples)
@@ -212,3 +212,21 @@ def tower_features() -> tuple[torch.Tensor, torch.Tensor]:
 def test_tower_is_siglip() -> None:
     actual, expected = spawn(tower_features, 1)
     assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-6
+
+
+def count_parameters(preset: str) -> int:
+    config = preset_table()[preset]()
+    one = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    initialize_process_group(1)
+    parallel = create_parallel(one, config.model.num_layers, seed=0)
+    with torch.device("meta"):
+        model = load_model_spec("janus_pro").build(replace(config, parallel=one), parallel, 0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"), [("janus_pro_7b", 7_420_368_523), ("janus_pro_1b", 2_089_232_011)]
+)
+def test_presets_have_the_published_size(preset: str, published: int) -> None:
+    """Less the image tokeniser and the tower's unused head, counted in the authors' classes."""
+    assert spawn(count_parameters, 1, preset) == published - 71_883_403 - 12_595_200

@@ -106,7 +106,7 @@ def reference(shards: Path) -> StepResult:
 def results(shards: Path) -> dict[str, StepResult]:
     found: dict[str, Any] = {}
     for world_size, layouts in LAYOUTS.items():
-        found.update(spawn(run_layouts, world_size, shards, layouts))
+        found.update(spawn(run_layouts, world_size, shards, layouts, timeout=900))
     return found
 
 

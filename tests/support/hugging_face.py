@@ -37,7 +37,7 @@ def text_values(fixture: Fixture) -> dict[str, Any]:
         "pad_token_id": VOCAB_SIZE,
         "bos_token_id": VOCAB_SIZE + 206,
         "eos_token_id": VOCAB_SIZE + 207,
-        "attention_dropout": 0.1,
+        "attention_dropout": 0.2,
         "tie_word_embeddings": False,
         "rope_theta": 12345.0,
     }

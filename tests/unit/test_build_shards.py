@@ -171,6 +171,29 @@ def test_drawn_pictures_may_be_kept_beside_stored_ones(tool, source):
     assert made.shape == (2, 2)
 
 
+def test_without_a_tokeniser_every_image_is_a_picture(tool, source, capsys):
+    paths = ("--records", source / "records.json", "--image-root", source / "pictures")
+    arguments = [str(part) for part in (*paths, "--output", source / "data")]
+    assert tool.main(arguments) == 0
+    assert "train on them with --image-tokenizer" in capsys.readouterr().out
+    dark, what, edit, talk = read_shards(source / "data").values()
+    assert [set(members) for members in (dark, what, edit, talk)] == [
+        {"json", "png"},
+        {"json", "jpg"},
+        {"json", "0.png", "1.jpg"},
+        {"json"},
+    ]
+    assert dark["png"] == (source / "pictures" / "dark.png").read_bytes()
+    assert json.loads(edit["json"])["codes"] == []
+    index = open_index(source / "data")
+    drawn, made = index.read(0, 16).images[0], index.read(2, 16).images[1]
+    assert drawn.decode()[0, 0, 0] == 16 and made.decode()[0, 0, 0] == 240
+    # What training could not read is not stored, be it to look at or to draw.
+    image_module.new("RGB", (30, 30)).save(source / "pictures" / "dark.png", format="bmp")
+    assert tool.main([*arguments, "--overwrite"]) == 2
+    assert "the image is no picture to store" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "kept_bytes", "reason"),
     [

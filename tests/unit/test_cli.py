@@ -39,15 +39,22 @@ def test_a_file_names_the_preset_and_a_flag_wins(tmp_path):
     assert (config.run.preset, config.model.num_layers, config.run.seed) == ("emu3_demo", 6, 1)
 
 
+def test_patterns_replace_those_of_the_preset():
+    janus = ["--preset", "janus_demo"]
+    assert parse(janus).training.freeze == ("vision_model.*",)
+    assert parse([*janus, "--freeze", "a.*", "b"]).training.freeze == ("a.*", "b")
+    assert parse([*janus, "--freeze"]).training.freeze == ()
+
+
 def test_an_aia_preset_is_below_the_other_flags():
-    config = parse(["--aia-lambda-generation", "7", "--aia-preset", "released_code"])
+    config = parse(["--aia-lambda-generation", "7", "--aia-preset", "janus_released_code"])
     assert config.aia.aia_lambda_generation == 7
     assert config.aia.aia_lambda_understanding == 10
     assert config.aia.aia_sets == "released_code"
 
 
 def test_an_aia_preset_of_a_file_is_below_its_other_keys(tmp_path):
-    file = write(tmp_path, "aia: {aia_lambda_generation: 7, aia_preset: released_code}")
+    file = write(tmp_path, "aia: {aia_lambda_generation: 7, aia_preset: janus_released_code}")
     config = parse(["--config", file])
     assert (config.aia.aia_lambda_generation, config.aia.aia_lambda_understanding) == (7, 10)
     config = parse(["--config", file, "--aia_preset=paper"])
@@ -75,7 +82,7 @@ def test_the_layout_is_fitted_where_the_world_is_known():
 
 
 def test_a_dumped_configuration_reads_back(tmp_path):
-    config = parse(["--lr", "1e-3", "--data-path", "a", "--aia-preset", "released_code"])
+    config = parse(["--lr", "1e-3", "--data-path", "a", "--aia-preset", "janus_released_code"])
     again = parse(["--config", write(tmp_path, dump(config))])
     again.run.config = None
     assert again == config

@@ -108,15 +108,15 @@ def test_with_values_leaves_its_input_alone():
 
 
 def test_aia_presets():
-    config = with_aia_preset(Config(), "released_code")
-    assert config.aia.aia_preset == "released_code"
+    config = with_aia_preset(Config(), "janus_released_code")
+    assert config.aia.aia_preset == "janus_released_code"
     assert config.aia.aia_lambda_generation == 5
     assert config.aia.aia_lambda_understanding == 10
     assert config.aia.aia_profile == "released_code"
     assert config.aia.aia_sets == "released_code"
     assert config.aia.aia_count_inactive
     assert with_aia_preset(config, "paper") == Config()
-    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["released_code"])
+    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["janus_released_code"])
 
 
 def test_every_field_has_a_help_text():

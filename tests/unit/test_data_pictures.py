@@ -11,7 +11,7 @@ from toy_data import CODEBOOK_SIZE, npy, toy_prompt, toy_sample, toy_samples, wr
 
 from megatron_aia.data import pictures
 from megatron_aia.data.index import open_index
-from megatron_aia.data.pictures import crop_to_square, decode_picture
+from megatron_aia.data.pictures import crop_to_square, decode_picture, read_pixel_size
 from megatron_aia.data.reader import CodesEntry, PictureEntry, parse_description
 
 image_module = pytest.importorskip("PIL.Image")
@@ -145,6 +145,31 @@ def test_a_picture_is_turned_as_its_camera_meant(kind: str) -> None:
     decoded = decode_picture(picture_file(pixels, kind, exif=exif))
     assert decoded.shape == (32, 16, 3)
     assert decoded[:12].max() < 30 and decoded[20:].min() > 225
+
+
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_size_in_the_header_is_that_of_the_pixels(kind: str, orientation: int | None) -> None:
+    exif = image_module.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    contents = picture_file(noise(16, 32), kind, exif=exif)
+    height, width, _ = decode_picture(contents).shape
+    assert read_pixel_size(contents) == (width, height)
+
+
+def test_a_size_is_read_without_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = picture_file(noise(40, 60), "JPEG")[:900]
+    (picture,) = read_only(tmp_path / "cut", seen_sample(contents=cut)).images
+    assert picture.pixel_size() == (60, 40)
+    with pytest.raises(ValueError, match=r"a\.tar: sample a: png is no picture"):
+        picture.decode()
+    (words,) = read_only(tmp_path / "words", seen_sample(contents=b"words")).images
+    with pytest.raises(ValueError, match=r"a\.tar: sample a: png is none of JPEG"):
+        words.pixel_size()
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 80)
+    with pytest.raises(ValueError, match="60 x 40 pixels are over 80"):
+        picture.pixel_size()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])

@@ -51,7 +51,7 @@ class _Form:
 _FORMS = {
     "emu3": _Form(GRID_SIDE, ("You are a helpful assistant. USER: . ASSISTANT:", "0123456789*")),
     "janus_pro": _Form(
-        grid_side=12,
+        grid_side=8,
         template_texts=(": \n\n",),
         special_tokens=(
             *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),  # noqa: RUF001
@@ -59,7 +59,7 @@ _FORMS = {
         ),
         looks_at_pictures=True,
         # Few enough to be learned by heart: the demo ends by drawing one from memory.
-        num_pictures=6,
+        num_pictures=3,
     ),
 }
 
@@ -163,7 +163,7 @@ def build_demo(
     check_output(Path(output), overwrite)
     form = _FORMS[model]
     side = (grid_side or form.grid_side) * PATCH_SIZE
-    pictures = read_pictures()[: form.num_pictures]
+    pictures = read_pictures()
     squares = [picture.load(side + _MARGIN) for picture in pictures]
     quantizer = PatchQuantizer.train(
         squares, CODEBOOK_SIZE, PATCH_SIZE, side * side, is_square=form.looks_at_pictures
@@ -174,7 +174,7 @@ def build_demo(
         tokenizer_file = shards.folder / "tokenizer.model"
         texts = _texts(pictures, form)
         train_sentencepiece(texts, tokenizer_file, VOCAB_SIZE, form.special_tokens)
-        for picture, square in zip(pictures, squares, strict=True):
+        for picture, square in islice(zip(pictures, squares, strict=True), form.num_pictures):
             for crop in islice(_crops(square, side), 1 if form.num_pictures else None):
                 codes, stored = quantizer.encode(crop), _store(crop)
                 for record in picture.records():

@@ -7,8 +7,8 @@ from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.hugging_face import JSON, HFTarget
 from megatron_aia.models.llama_config import (
     check_size,
+    newer_fields,
     read_llama,
-    rope_parameters,
     write_llama,
 )
 
@@ -68,12 +68,13 @@ def document(target: HFTarget) -> JSON:
             "AutoModelForCausalLM": "modeling_emu3.Emu3ForCausalLM",
         }
         return {"auto_map": classes, **dropout, **(base or {}), **text, "model_type": "Emu3"}
-    text |= {"model_type": "emu3_text_model", "rope_parameters": rope_parameters(model)}
+    text |= {"model_type": "emu3_text_model", **newer_fields(model, target.dtype)}
     if not target.carried:
         return {**dropout, **(base if base and not whole else {}), **text}
     assert base is not None
     inner = {**base["text_config"], **text}
-    return {**base, "text_config": inner, "torch_dtype": target.dtype, "tie_word_embeddings": False}
+    types = {"torch_dtype": target.dtype, "dtype": target.dtype}
+    return {**base, "text_config": inner, **types, "tie_word_embeddings": False}
 
 
 def _text_document(model: ModelConfig, dtype: str) -> JSON:

@@ -7,7 +7,7 @@ from megatron_aia.config import ModelConfig
 from megatron_aia.models.hugging_face import JSON, HFTarget
 from megatron_aia.models.janus_pro.hf_config import PROJECTOR, TOWERS, VISION_FIXED
 from megatron_aia.models.janus_pro.hf_processor import find_image_token_id
-from megatron_aia.models.llama_config import rope_parameters, write_llama
+from megatron_aia.models.llama_config import newer_fields, write_llama
 
 
 def document(target: HFTarget) -> JSON:
@@ -23,7 +23,7 @@ def document(target: HFTarget) -> JSON:
         fresh = _original_parts(target.model)
         inner = {**base.get("language_config", {}), **text}
         return {**fresh, **base, "language_config": inner, "torch_dtype": target.dtype}
-    text |= {"rope_parameters": rope_parameters(target.model)}
+    text |= newer_fields(target.model, target.dtype)
     inner = {**base.get("text_config", {}), **text}
     fresh = _transformers_parts(target)
     return {
@@ -32,6 +32,7 @@ def document(target: HFTarget) -> JSON:
         "text_config": inner,
         "tie_word_embeddings": False,
         "torch_dtype": target.dtype,
+        "dtype": target.dtype,
     }
 
 

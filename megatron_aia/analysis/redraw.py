@@ -1,0 +1,61 @@
+"""What a trained Janus-Pro draws from a prompt of its training data: has it learned the picture?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_aia.aia.roles import Task
+from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
+from megatron_aia.checkpoint.unsplit import UnsplitWeights
+from megatron_aia.config import Config
+from megatron_aia.config.files import read_yaml, with_values
+from megatron_aia.data.index import open_index
+from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.models import load_model_spec
+from megatron_aia.models.janus_pro.draw import draw_greedily
+from megatron_aia.models.janus_pro.network import JanusModel
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """One image of the data and what the model makes of its prompt."""
+
+    prompt: str
+    codes: np.ndarray
+    """int64 ``[h, w]`` of the data."""
+    drawn: np.ndarray
+    """int64 ``[h, w]``, the most probable code at each position."""
+
+    @property
+    def agreement(self) -> float:
+        """Share of equal codes."""
+        return float((self.codes == self.drawn).mean())
+
+
+def redraw(run: Path, data: Path) -> Redrawn:
+    """Draw the first generation sample of a data folder.
+
+    Args:
+        run: folder of a run's checkpoints; the newest is taken.
+        data: shards, with their tokeniser beside them.
+
+    Raises:
+        ValueError: no checkpoint of Janus-Pro, or no generation sample.
+    """
+    path = find_checkpoint(run)
+    config = with_values(Config(), read_yaml(str(path / CONFIG_FILE)))
+    index = open_index(data)
+    numbers = np.flatnonzero(index.tasks == int(Task.GENERATION))
+    if config.model.model != "janus_pro" or not len(numbers):
+        raise ValueError(f"{run} and {data} are no Janus-Pro with images to draw")
+    sample = index.read(int(numbers[0]), config.model.codebook_size)
+    (codes,) = sample.codes
+    prompt = load_model_spec("janus_pro").prompt(config, load_text_tokenizer(data))
+    tokens = torch.from_numpy(prompt(sample, False).tokens[: -codes.size])
+    with UnsplitWeights(config.model) as weights:
+        model = weights.load_model(path)
+        assert isinstance(model, JanusModel)
+        drawn = draw_greedily(model, tokens, codes.size)
+    return Redrawn(sample.turns[0].text, codes, drawn.numpy().reshape(codes.shape))
