@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from support.layouts import MODELS
 from support.picture_data import build_twice, write_codebook, write_janus_tokeniser
 from support.runs import VOCAB_SIZE
-from support.tiny_data import CODEBOOK_SIZE
+from support.tiny_data import CODEBOOK_SIZE, ByteTokenizer
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, DataConfig
@@ -183,13 +183,17 @@ def test_the_tokeniser_is_part_of_the_fingerprint(janus: Config, tmp_path: Path)
     assert len(without | {first.prompt_fingerprint, second.prompt_fingerprint}) == 3
 
 
-@pytest.mark.parametrize("area", [16 * 16, 24 * 24])
-def test_the_size_of_emu3s_images_is_part_of_it_too(tmp_path: Path, area: int) -> None:
-    """Equal fingerprints stand for equal lengths, which are kept."""
-    path = write_codebook(tmp_path / "codebook.npz", False)
-    sizes = [setup.load_image_tokenizer(path, size) for size in (area, 8 * 8)]
-    assert sizes[0].name == sizes[1].name
-    assert sizes[0].fingerprint != sizes[1].fingerprint
+def test_the_size_of_emu3s_images_is_part_of_it_too(tmp_path: Path) -> None:
+    """Lengths are kept under the fingerprint, and depend on the size."""
+    codebook = write_codebook(tmp_path / "codebook.npz", False)
+    vq = write_emu3_tokeniser(tmp_path / "vq")
+    images: list[Any] = [None]
+    for path in (codebook, vq):
+        images += [setup.load_image_tokenizer(path, area) for area in (16 * 16, 24 * 24)]
+    assert images[1].name == images[2].name and images[3].name == images[4].name
+    spec, config = load_model_spec("emu3"), Config(model=MODELS["emu3"])
+    prompts = [spec.prompt(config, ByteTokenizer(), tokenizer) for tokenizer in images]
+    assert len({prompt.fingerprint for prompt in prompts}) == len(prompts)
 
 
 def test_it_runs_on_the_device_and_draws_no_random_number_of_the_run(
