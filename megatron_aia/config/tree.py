@@ -158,6 +158,9 @@ class DataConfig:
     """Folders of WebDataset shards written by tools/build_shards.py."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
+    image_tokenizer: Optional[str] = None
+    """Makes the codes of images that the shards hold as pictures: a model's folder, or a codebook
+    (*.npz)."""
     seq_length: int = 9216
     """Tokens of one row."""
     micro_batch_size: int = 1

@@ -112,8 +112,10 @@ def _check_data(config: Config) -> None:
             raise ValueError(
                 f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
             )
-    if data.tokenizer_model is not None and not Path(data.tokenizer_model).exists():
-        raise ValueError(f"--tokenizer-model {data.tokenizer_model} does not exist")
+    for name in ("tokenizer_model", "image_tokenizer"):
+        path = getattr(data, name)
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"{flag(name)} {path} does not exist")
 
 
 def _check_training(config: Config) -> None:

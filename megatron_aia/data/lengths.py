@@ -17,8 +17,8 @@ def token_lengths(
 ) -> np.ndarray:
     """Return the tokens of every sample, its prompt not dropped: int32 ``[len(index)]``.
 
-    The first call reads and tokenises the whole folder, so it also finds every sample that
-    cannot be read. The table is kept beside the index for later calls.
+    The first call reads and tokenises the whole folder, but decodes no picture, so it also finds
+    every sample that cannot be read. The table is kept beside the index for later calls.
 
     Args:
         index: the samples.
@@ -39,7 +39,7 @@ def token_lengths(
     except (OSError, ValueError, EOFError):
         pass
     logger.info("counting the tokens of %d samples of %s", len(index), index.folder)
-    counts = (len(prompt(index.read(i, codebook_size), False)) for i in range(len(index)))
+    counts = (len(prompt.outline(index.read(i, codebook_size))) for i in range(len(index)))
     lengths = np.fromiter(counts, np.int32, len(index))
     replace_file(path, lambda file: np.save(file, lengths))
     return lengths

@@ -20,7 +20,7 @@ from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.mixture import RATIO_ORDER, Mixture, SampleAddress, parse_task_ratio
 from megatron_aia.data.packing import Row, deal_rows, plan_rows, truncate
-from megatron_aia.data.sample import PromptBuilder, TokenizedSample
+from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
 
 _DESCRIBED_STEPS = 4
 
@@ -73,7 +73,8 @@ class GlobalBatches:
                 longest, address = int(lengths.max()), (number, int(samples[lengths.argmax()]))
             if self.overlong == "truncate":
                 for sample in overlong:
-                    self._tokenize(number, int(sample), drop=False)
+                    raw = self._read_raw(number, int(sample))
+                    truncate(self.prompt.outline(raw), self.seq_length)
         if count and self.overlong == "error":
             index_number, sample_number = address
             raise ValueError(
@@ -166,14 +167,15 @@ class GlobalBatches:
     def _read(self, position: int) -> TokenizedSample:
         address = self.mixture.locate(position)
         drop = self.mixture.drops_prompt(position, self.prompt_drop)
-        sample = self._tokenize(address.index_number, address.sample_number, drop)
+        raw = self._read_raw(address.index_number, address.sample_number)
+        sample = self.prompt(raw, drop)
+        if self.overlong == "truncate":
+            sample = truncate(sample, self.seq_length)
         assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
         return sample
 
-    def _tokenize(self, index_number: int, sample_number: int, drop: bool) -> TokenizedSample:
-        raw = self.mixture.indexes[index_number].read(sample_number, self.codebook_size)
-        sample = self.prompt(raw, drop)
-        return truncate(sample, self.seq_length) if self.overlong == "truncate" else sample
+    def _read_raw(self, index_number: int, sample_number: int) -> RawSample:
+        return self.mixture.indexes[index_number].read(sample_number, self.codebook_size)
 
 
 def build_global_batches(

@@ -61,7 +61,8 @@ class RawSample:
         if len(codes) < len(self.images):
             raise ValueError(
                 f"sample {self.key}: an image is stored as a picture, and this model reads codes; "
-                "build the shards again with --understanding-images codes"
+                "pass --image-tokenizer, or build the shards again with it and with "
+                "--understanding-images codes"
             )
         return codes
 
@@ -98,5 +99,22 @@ class TokenizedSample:
         return len(self.tokens)
 
 
-PromptBuilder = Callable[[RawSample, bool], TokenizedSample]
-"""``(sample, drop_prompt) -> tokens``: a model's way to write a sample. Pure: same in, same out."""
+class PromptBuilder(Protocol):
+    """A model's way to write a sample. Pure: same in, same out."""
+
+    def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
+        """Write ``sample`` as tokens; without its prompt if ``drop_prompt``.
+
+        Raises:
+            ValueError: it cannot be written; the text names it.
+        """
+
+    def outline(self, sample: RawSample) -> TokenizedSample:
+        """Write ``sample`` with its prompt, but decode no picture: rows are planned with this.
+
+        Everything is as in the sample itself, but any code may stand for one that would have to be
+        made of a picture.
+
+        Raises:
+            ValueError: it cannot be written; the text names it.
+        """

@@ -9,19 +9,30 @@ import torch
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.sample import RawSample, TokenizedSample
+from megatron_aia.data.images import ImageTokenizer
+from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
 from megatron_aia.runtime.parallel import Parallel
 
 
-class ModelPrompt(Protocol):
+class ModelPrompt(PromptBuilder, Protocol):
     """A model's way to write a sample, and a name for that way."""
 
     fingerprint: str
 
-    def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
-        """Write ``sample`` as tokens; without its prompt if ``drop_prompt``."""
+
+class MakesPrompt(Protocol):
+    """How a family makes its prompt builder."""
+
+    def __call__(
+        self, config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
+    ) -> ModelPrompt:
+        """Return the prompt builder; ``images`` makes the codes that the shards do not have.
+
+        Raises:
+            ValueError: a tokeniser does not fit the model.
+        """
 
 
 @dataclass(frozen=True)
@@ -33,5 +44,5 @@ class ModelSpec:
     """``(config, parallel, virtual_stage)`` to one model chunk; its weights are set afterwards."""
     forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor]
     """Run a chunk: ``[b, s]`` negative log-likelihoods on the last one, hidden states before."""
-    prompt: Callable[[Config, TextTokenizer], ModelPrompt]
+    prompt: MakesPrompt
     pad_id: Callable[[Config], int]

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.config import Config
+from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.initialize import initialize_weights
@@ -26,7 +28,7 @@ def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBat
         ValueError: data or tokeniser are missing, damaged, or do not fit the model.
     """
     tokenizer = load_text_tokenizer(_tokenizer_path(config))
-    prompt = spec.prompt(config, tokenizer)
+    prompt = spec.prompt(config, tokenizer, _image_tokenizer(config))
     data = build_global_batches(
         config,
         prompt=prompt,
@@ -52,6 +54,27 @@ def _tokenizer_path(config: Config) -> str:
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
     return str(path)
+
+
+def _image_tokenizer(config: Config) -> ImageTokenizer | None:
+    """Load what makes codes while the run reads its samples, on this process's device."""
+    path = config.data.image_tokenizer
+    if path is None:
+        return None
+    # A model that draws images of one size has them encoded at that size.
+    image_area = config.model.image_size**2 or None
+    try:
+        # Loading draws weights before it replaces them; the run's own random states stay.
+        with torch.random.fork_rng(devices=[]):
+            tokenizer = load_image_tokenizer(path, image_area, str(device()))
+    except ValueError as error:
+        raise ValueError(f"--image-tokenizer {path} cannot be used: {error}") from None
+    if tokenizer.codebook_size != config.model.codebook_size:
+        raise ValueError(
+            f"--image-tokenizer {path} has a codebook of {tokenizer.codebook_size}, and "
+            f"--codebook-size is {config.model.codebook_size}; name the model's own image tokeniser"
+        )
+    return tokenizer
 
 
 def build_models(

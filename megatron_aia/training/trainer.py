@@ -175,10 +175,10 @@ class Trainer:
             return
         if state.data_fingerprint != self.data.fingerprint:
             raise ValueError(
-                f"--load {folder} was trained on other data, another tokeniser, --seed, "
-                "--seq-length, --task-ratio, --prompt-drop, --overlong-samples or --aia-sets, so "
-                "its sample position means nothing here; restore them, or pass --finetune to "
-                "start from its weights alone"
+                f"--load {folder} was trained on other data, another tokeniser, "
+                "--image-tokenizer, --seed, --seq-length, --task-ratio, --prompt-drop, "
+                "--overlong-samples or --aia-sets, so its sample position means nothing here; "
+                "restore them, or pass --finetune to start from its weights alone"
             )
         self.iteration = state.iteration
         self.consumed_samples = state.consumed_samples

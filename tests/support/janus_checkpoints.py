@@ -161,14 +161,18 @@ _RULES = (
 )
 
 
+def original_name(name: str) -> str:
+    """Return the authors' name of a tensor of Transformers' model."""
+    for pattern, replacement in _RULES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def original_state(model: Any) -> dict[str, torch.Tensor]:
     """Return the weights by the authors' names, with what only their checkpoints hold."""
     state: dict[str, torch.Tensor] = {}
-    for old_name, tensor in model.state_dict().items():
-        name = old_name
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
-        state[name] = tensor.contiguous()
+    for name, tensor in model.state_dict().items():
+        state[original_name(name)] = tensor.contiguous()
     position = "vision_model.vision_tower.pos_embed"
     state[position] = state[position][None]
     for i in range(TOWER["layers"]):

@@ -21,13 +21,18 @@ VOCAB_SIZE = 311
 def write_dataset(folder: Path, family: str = "emu3") -> Path:
     """Write shards with a tokeniser beside them, as tools/build_shards.py does."""
     write_shards(folder, family=family)
+    write_tokenizer(folder, family)
+    return folder
+
+
+def write_tokenizer(folder: Path, family: str) -> None:
+    """Write a text tokeniser of ``VOCAB_SIZE`` ids, special tokens of Janus-Pro included."""
     words = [
         "abc def fed cba a b c d e f",
         "You are a helpful assistant. USER: ASSISTANT: 0123456789*",
     ]
     special = tuple(NAMES.values()) if family == "janus_pro" else ()
     train_sentencepiece(words * 20, folder / "tokenizer.model", VOCAB_SIZE, special)
-    return folder
 
 
 def run_config(data: Path, layout: Layout, train_iters: int, **checkpoint: Any) -> Config:

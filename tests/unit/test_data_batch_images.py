@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, write_folder
+from toy_data import (
+    CODEBOOK_SIZE,
+    PAD,
+    ToyPrompt,
+    toy_prompt,
+    toy_sample,
+    toy_samples,
+    write_folder,
+)
 
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config.tree import Config
@@ -48,6 +56,7 @@ def load(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(picture.decode().transpose(2, 0, 1))
 
 
+@ToyPrompt
 def looking_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     """Write [1], then for each image its slots and its gray, and the answer."""
     if sample.task is not Task.UNDERSTANDING:
@@ -200,11 +209,7 @@ def test_a_run_loads_images_on_its_first_stage(
     config.data.data_path = (str(folder),)
     config.data.tokenizer_model = str(tmp_path)
 
-    class Prompt:
-        fingerprint = "looking"
-        __call__ = staticmethod(looking_prompt)
-
-    spec: Any = SimpleNamespace(prompt=lambda *_: Prompt(), pad_id=lambda config: PAD)
+    spec: Any = SimpleNamespace(prompt=lambda *_: looking_prompt, pad_id=lambda config: PAD)
     parallel: Any = SimpleNamespace(
         data_rank=0,
         data_size=1,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from toy_data import (
     CODEBOOK_SIZE,
+    ToyPrompt,
     member_ends,
     npy,
     toy_prompt,
@@ -239,6 +240,7 @@ def test_reading_goes_on_after_fork_and_after_pickling(folder: Path) -> None:
 def test_lengths_are_kept_for_one_prompt_and_one_index(folder: Path) -> None:
     calls = []
 
+    @ToyPrompt
     def counting(sample, drop_prompt):
         calls.append(drop_prompt)
         return toy_prompt(sample, drop_prompt)

@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,22 @@ def member_ends(path: Path) -> list[tuple[str, int, int]]:
     return [(i.name, i.offset_data, i.offset_data + -(-i.size // 512) * 512) for i in infos]
 
 
+class ToyPrompt:
+    """The ``PromptBuilder`` of a function that decodes no picture."""
+
+    fingerprint = "toy"
+
+    def __init__(self, write: Callable[[RawSample, bool], TokenizedSample]) -> None:
+        self._write = write
+
+    def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
+        return self._write(sample, drop_prompt)
+
+    def outline(self, sample: RawSample) -> TokenizedSample:
+        return self._write(sample, False)
+
+
+@ToyPrompt
 def toy_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     """Write [1] and the turns: bytes as they are, codes from FIRST_VISUAL, [2] after each image."""
     codes = iter(sample.codes)

@@ -5,6 +5,7 @@ import torch
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, decoder_arguments, packed_causal_mask
 from megatron_aia.models.emu3.prompt import Emu3Prompt
@@ -41,7 +42,9 @@ def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None)
     )
 
 
-def prompt(config: Config, tokenizer: TextTokenizer) -> Emu3Prompt:
+def prompt(
+    config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
+) -> Emu3Prompt:
     """Return the prompt builder.
 
     Raises:
@@ -52,7 +55,7 @@ def prompt(config: Config, tokenizer: TextTokenizer) -> Emu3Prompt:
             f"the tokeniser has {tokenizer.vocab_size} ids but --text-vocab-size is "
             f"{config.model.text_vocab_size}; point --tokenizer-model to the model's own tokeniser"
         )
-    return Emu3Prompt(vocabulary(config), tokenizer, config.aia.aia_sets)
+    return Emu3Prompt(vocabulary(config), tokenizer, config.aia.aia_sets, images)
 
 
 SPEC = ModelSpec(

@@ -18,6 +18,7 @@ import hashlib
 import numpy as np
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import RawSample, TokenizedSample
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
@@ -31,6 +32,7 @@ from megatron_aia.models.draft import (
     split_at_tags,
 )
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.picture_codes import PictureCodes
 
 _FIRST_LEAD = "You are a helpful assistant. USER: "
 _LATER_LEAD = " USER: "
@@ -53,6 +55,7 @@ class Emu3Prompt:
             ``released_code`` carries over the off-by-ones of the authors' Janus-Pro code: the last
             drawn code is no row, and both sets of keys lie one token to the left. So generation
             loses img, and understanding gains img and loses the last row end.
+        images: makes the codes of images that are stored as pictures.
 
     Raises:
         ValueError: the tokeniser has more ids than the vocabulary has text ids.
@@ -63,6 +66,7 @@ class Emu3Prompt:
         vocabulary: Emu3Vocabulary,
         tokenizer: TextTokenizer,
         sets: Sets = "intended",
+        images: ImageTokenizer | None = None,
     ) -> None:
         if tokenizer.vocab_size > vocabulary.text_size:
             raise ValueError(
@@ -72,7 +76,9 @@ class Emu3Prompt:
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.sets = sets
+        self._codes = PictureCodes(images)
         described = f"emu3 prompt 1|{vocabulary}|{tokenizer.fingerprint}|{sets}"
+        described += self._codes.fingerprint
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
 
@@ -83,9 +89,18 @@ class Emu3Prompt:
         sample has no AIA roles. Samples of other tasks than generation ignore ``drop_prompt``.
 
         Raises:
-            ValueError: turns or image tags do not fit the task, or a code is out of range.
+            ValueError: turns or image tags do not fit the task, a code is out of range, or an
+                image is stored as a picture that is damaged or that nothing makes codes of.
         """
         check_turns(sample)
+        return self._write(self._codes.encode(sample), drop_prompt)
+
+    def outline(self, sample: RawSample) -> TokenizedSample:
+        """See ``PromptBuilder``."""
+        check_turns(sample)
+        return self._write(self._codes.stand_in(sample), drop_prompt=False)
+
+    def _write(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         for codes in sample.codes:
             check_codes(sample, codes, self.vocabulary.codebook_size)
         if sample.task == Task.GENERATION:

@@ -6,6 +6,7 @@ from torch import Tensor
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
 from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
@@ -33,11 +34,14 @@ def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None)
     return losses
 
 
-def prompt(config: Config, tokenizer: TextTokenizer) -> JanusPrompt:
+def prompt(
+    config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
+) -> JanusPrompt:
     """Return the prompt builder.
 
     Raises:
-        ValueError: the tokeniser is not Janus-Pro's, or larger than the configured vocabulary.
+        ValueError: a tokeniser is not Janus-Pro's, or the text's is larger than the configured
+            vocabulary.
     """
     model = config.model
     return JanusPrompt(
@@ -47,6 +51,7 @@ def prompt(config: Config, tokenizer: TextTokenizer) -> JanusPrompt:
         config.aia.aia_sets,
         model.image_size,
         model.patch_size,
+        images,
     )
 
 

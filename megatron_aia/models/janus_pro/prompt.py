@@ -27,6 +27,7 @@ from functools import partial
 import numpy as np
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import ImageSource, Picture, RawSample, TokenizedSample
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
@@ -42,6 +43,7 @@ from megatron_aia.models.draft import (
 from megatron_aia.models.janus_pro.images import load_square
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.models.picture_codes import PictureCodes
 
 Image = np.ndarray | Picture
 
@@ -64,10 +66,11 @@ class JanusPrompt:
             and all slots but the last.
         image_size: side in pixels of an image, to look at or to draw.
         patch_size: side in pixels of what a slot or a code stands for.
+        images: makes the codes of images to draw that are stored as pictures.
 
     Raises:
-        ValueError: the tokeniser has more ids than the vocabulary has text ids, or patches do not
-            fill an image.
+        ValueError: the tokeniser has more ids than the vocabulary has text ids, patches do not
+            fill an image, or ``images`` makes others than the model draws.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class JanusPrompt:
         sets: Sets = "intended",
         image_size: int = 384,
         patch_size: int = 16,
+        images: ImageTokenizer | None = None,
     ) -> None:
         highest = max(tokenizer.vocab_size - 1, *vars(special_tokens).values())
         if highest >= vocabulary.text_size:
@@ -94,8 +98,9 @@ class JanusPrompt:
         self.image_size = image_size
         self.grid = image_size // patch_size
         """Slots, or codes, along a side of an image."""
+        self._codes = PictureCodes(images, drawn_only=True, side=self.grid)
         described = f"janus_pro prompt 1|{vocabulary}|{tokenizer.fingerprint}|{special_tokens}"
-        described += f"|{sets}|{image_size}|{self.grid}"
+        described += f"|{sets}|{image_size}|{self.grid}{self._codes.fingerprint}"
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
 
@@ -111,6 +116,14 @@ class JanusPrompt:
                 of another size, or an image is stored as what the model cannot use in its place.
         """
         check_turns(sample)
+        return self._write(self._codes.encode(sample), drop_prompt)
+
+    def outline(self, sample: RawSample) -> TokenizedSample:
+        """See ``PromptBuilder``; not even the header of a picture is read."""
+        check_turns(sample)
+        return self._write(self._codes.stand_in(sample), drop_prompt=False)
+
+    def _write(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         draft = Draft()
         draft.add([self.special_tokens.bos], Kind.PROMPT)
         if sample.task == Task.GENERATION:
@@ -177,8 +190,8 @@ class JanusPrompt:
     def _write_drawn(self, draft: Draft, sample: RawSample, codes: Image) -> None:
         if not isinstance(codes, np.ndarray):
             raise ValueError(
-                f"sample {sample.key}: an image to draw is stored as a picture; build the shards "
-                "again with an --image-tokenizer, which gives it codes"
+                f"sample {sample.key}: an image to draw is stored as a picture; pass "
+                "--image-tokenizer, or build the shards again with it, to give the image codes"
             )
         check_codes(sample, codes, self.vocabulary.codebook_size)
         if codes.shape != (self.grid, self.grid):
