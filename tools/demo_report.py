@@ -14,7 +14,7 @@ import numpy as np
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.plots import plot_intensity, plot_losses, plot_reconstruction
 from megatron_aia.analysis.records import LogRecord, read_records, task_name
-from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
+from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint, has_checkpoint
 from megatron_aia.config.files import read_yaml
 from megatron_aia.data.demo import load_photographs
 from megatron_aia.data.images import PatchQuantizer
@@ -64,9 +64,10 @@ def draw_run(records: Sequence[LogRecord]) -> "dict[str, Figure]":
 
 def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
     """Return what the codebook makes of a picture, or what Janus-Pro draws from its prompt."""
-    path = find_checkpoint(run) / CONFIG_FILE
-    if read_yaml(str(path)).get("model") == "janus_pro":
-        return {"redrawn": draw_from_memory(run, data)}
+    if has_checkpoint(run):
+        config = read_yaml(str(find_checkpoint(run) / CONFIG_FILE))
+        if config.get("model") == "janus_pro":
+            return {"redrawn": draw_from_memory(run, data)}
     return {"reconstruction": draw_reconstruction(data)}
 
 

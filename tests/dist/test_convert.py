@@ -23,6 +23,7 @@ from support.tools import TOOLS, Result, export_hf, import_hf
 
 from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config.files import read_yaml
+from megatron_aia.models import llama_config
 from megatron_aia.models.emu3 import hf_config
 
 HALF = torch.bfloat16
@@ -312,12 +313,12 @@ def refuse_targets(source: Path, ours: Path, folder: Path) -> list[Result]:
         export_hf(folder / "mine", folder / "new", "original"),
         export_hf(ours, source, "original", "--overwrite"),
     ]
-    original = hf_config._rotary_base
-    hf_config._rotary_base = lambda text: 10_000
+    original = llama_config._rotary_base
+    llama_config._rotary_base = lambda text: 10_000
     try:
         results.append(import_hf(source, folder / "new", "--verify"))
     finally:
-        hf_config._rotary_base = original
+        llama_config._rotary_base = original
     shutil.copytree(ours, folder / "damaged")
     for file in (folder / "damaged" / "release").glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
