@@ -108,7 +108,7 @@ def janus_demo() -> Config:
         data=DataConfig(seq_length=640, global_batch_size=12, prompt_drop=0.1),
         training=TrainingConfig(
             freeze=("vision_model.*",),
-            train_iters=240,
+            train_iters=300,
             lr=5e-3,
             min_lr=1e-4,
             lr_warmup_iters=20,
