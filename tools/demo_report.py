@@ -18,6 +18,7 @@ from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint, has_che
 from megatron_aia.config.files import read_yaml
 from megatron_aia.data.demo import load_photographs
 from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.runtime.log import quiet_imports
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +74,7 @@ def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
 
 def draw_from_memory(run: Path, data: Path) -> "Figure":
     """Draw a training picture beside what the trained model draws, greedily, from its prompt."""
+    quiet_imports()
     from megatron_aia.analysis.redraw import redraw  # heavy: torch and megatron-core
 
     quantizer = PatchQuantizer.load(data / CODEBOOK_FILE)
