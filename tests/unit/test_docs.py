@@ -12,7 +12,7 @@ import yaml
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config.files import GROUP_OF_FIELD, flag
-from megatron_aia.data.build import BuildOptions
+from megatron_aia.data.building.options import BuildOptions
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(
