@@ -25,6 +25,17 @@ from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
 _DESCRIBED_STEPS = 4
 
 
+@dataclass(frozen=True)
+class PlacedSample:
+    """What a run reads at one position."""
+
+    address: SampleAddress
+    raw: RawSample
+    """As stored."""
+    tokens: TokenizedSample
+    """As the model reads it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GlobalBatches:
     """The samples of every step, as the micro-batches of one data-parallel rank."""
@@ -107,6 +118,16 @@ class GlobalBatches:
             )
             for rows in micro_batches
         ]
+
+    def sample_at(self, position: int) -> PlacedSample:
+        """Read the sample at one position of the run.
+
+        Raises:
+            ValueError: as ``step``.
+        """
+        address = self.mixture.locate(position)
+        raw = self._read_raw(address.index_number, address.sample_number)
+        return PlacedSample(address, raw, self._read(position))
 
     @cached_property
     def fingerprint(self) -> str:
