@@ -1,7 +1,9 @@
-"""PyTorch's flash attention kernels, called directly.
+"""PyTorch's fast attention kernels, called directly.
 
 ``scaled_dot_product_attention`` may pick another kernel without saying so, keeps the log-sum-exp
-to itself, and hides the backward. The operators below do none of that.
+to itself, and hides the backward. The operators below do none of that. There are two backends:
+``flash``, on a CPU and on CUDA, and ``cudnn``, on CUDA alone. On CUDA neither was ever run; the
+arguments of ``cudnn`` are checked on PyTorch's meta device.
 
 Where context parallelism has cut a sample, its last n tokens attend to all of its m tokens. Kernels
 disagree about a causal mask of unequal lengths (the CPU's starts at the first key, CUDA's ends at
@@ -10,6 +12,7 @@ end is another, and the two are merged by their log-sum-exp. Two calls were test
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +20,14 @@ from torch import Tensor
 _aten = torch.ops.aten
 
 
-Extras = tuple[Tensor | int, ...]
+Backend = Literal["flash", "cudnn"]
+
+Extras = tuple[Tensor | int | None, ...]
 """What a kernel's backward wants back from its forward."""
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, scale: float, backend: Backend = "flash"
 ) -> tuple[Tensor, Tensor, tuple[Extras, ...]]:
     """Causal attention of one sample, or of its last n tokens.
 
@@ -31,6 +36,7 @@ def forward(
         key: ``[1, g, m, d]`` with h a multiple of g and m >= n: the sample up to its last query.
         value: as ``key``.
         scale: factor of the scores.
+        backend: which kernel.
 
     Returns:
         The output ``[1, h, n, d]``; the log-sum-exp of the scaled scores ``[1, h, n]``, natural
@@ -38,11 +44,11 @@ def forward(
     """
     before = key.shape[2] - query.shape[2]
     square = (query, key[:, :, before:], value[:, :, before:])
-    output, lse, extras = _forward(*square, True, scale)
+    output, lse, extras = _forward(*square, True, scale, backend)
     if not before:
         return output, lse, (extras,)
     front = (query, key[:, :, :before], value[:, :, :before])
-    front_output, front_lse, front_extras = _forward(*front, False, scale)
+    front_output, front_lse, front_extras = _forward(*front, False, scale, backend)
     merged_lse = torch.logaddexp(front_lse, lse)
     merged = front_output * (front_lse - merged_lse).exp().unsqueeze(-1)
     merged += output * (lse - merged_lse).exp().unsqueeze(-1)
@@ -58,6 +64,7 @@ def backward(
     lse: Tensor,
     extras: Sequence[Extras],
     scale: float,
+    backend: Backend = "flash",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
@@ -66,27 +73,42 @@ def backward(
     """
     before = key.shape[2] - query.shape[2]
     square = (query, key[:, :, before:], value[:, :, before:], output, lse)
-    grad_query, grad_key, grad_value = _backward(grad_output, *square, True, extras[0], scale)
+    grad_query, grad_key, grad_value = _backward(
+        grad_output, *square, True, extras[0], scale, backend
+    )
     if not before:
         return grad_query, grad_key, grad_value
     front = (query, key[:, :, :before], value[:, :, :before], output, lse)
-    front_query, front_key, front_value = _backward(grad_output, *front, False, extras[1], scale)
+    front_query, front_key, front_value = _backward(
+        grad_output, *front, False, extras[1], scale, backend
+    )
     grad_key = torch.cat((front_key, grad_key), dim=2)
     grad_value = torch.cat((front_value, grad_value), dim=2)
     return front_query + grad_query, grad_key, grad_value
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, backend: Backend
 ) -> tuple[Tensor, Tensor, Extras]:
     if query.device.type == "cpu":
         output, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, is_causal, scale=scale
         )
         return output, lse, ()
-    output, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = (
-        _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
-    )
+    if backend == "cudnn":
+        output, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = (
+            _aten._scaled_dot_product_cudnn_attention(
+                query, key, value, None, True, 0.0, is_causal, scale=scale
+            )
+        )
+        # cuDNN's has a last dimension of 1.
+        lse = lse.view(output.shape[:3])
+    else:
+        output, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = (
+            _aten._scaled_dot_product_flash_attention(
+                query, key, value, 0.0, is_causal, scale=scale
+            )
+        )
     return output, lse, (cum_q, cum_k, max_q, max_k, seed, offset)
 
 
@@ -100,16 +122,24 @@ def _backward(
     is_causal: bool,
     extras: Extras,
     scale: float,
+    backend: Backend,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (grad_output, query, key, value, output)
     if query.device.type == "cpu":
         gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_output, query, key, value, output, lse, 0.0, is_causal, scale=scale
+            *inputs, lse, 0.0, is_causal, scale=scale
+        )
+    elif backend == "cudnn":
+        cum_q, cum_k, max_q, max_k, seed, offset = extras
+        gradients = _aten._scaled_dot_product_cudnn_attention_backward(
+            *(*inputs, lse.unsqueeze(-1), seed, offset, None, cum_q, cum_k, max_q, max_k),
+            *(0.0, is_causal),
+            scale=scale,
         )
     else:
         cum_q, cum_k, max_q, max_k, seed, offset = extras
         gradients = _aten._scaled_dot_product_flash_attention_backward(
-            *(grad_output, query, key, value, output, lse, cum_q, cum_k, max_q, max_k),
-            *(0.0, is_causal, seed, offset),
+            *(*inputs, lse, cum_q, cum_k, max_q, max_k, 0.0, is_causal, seed, offset),
             scale=scale,
         )
     grad_query, grad_key, grad_value = gradients

@@ -28,21 +28,32 @@ _SMALLEST_GRADIENT = 2.0**-40
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: AttentionLayout,
+    scale: float,
+    backend: flash_ops.Backend = "flash",
 ) -> tuple[Tensor, Tensor]:
     """Causal attention inside each sample, and the attention mass of each term.
 
-    Arguments and results are those of :func:`megatron_aia.attention.dense.attend`. On CUDA the
-    inputs must be bfloat16 with a head size that is a multiple of 8.
+    Arguments and results are those of :func:`megatron_aia.attention.dense.attend`; ``backend``
+    names the kernel. On CUDA the inputs must be bfloat16 with a head size that is a multiple of 8.
     """
-    output, sums = _RectangleAttention.apply(query, key, value, layout, scale)
+    output, sums = _RectangleAttention.apply(query, key, value, layout, scale, backend)
     return output, sums
 
 
 class _RectangleAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: AttentionLayout,
+        scale: float,
+        backend: flash_ops.Backend,
     ) -> tuple[Optional[Tensor], Tensor]:
         # A single piece needs no copy: kernels give their output in the memory order of the query.
         output = None if layout.is_one_piece else torch.zeros_like(query)
@@ -51,7 +62,7 @@ class _RectangleAttention(torch.autograd.Function):
         rectangles = layout.rectangles(query.device)
         for piece, of_piece in zip(layout.pieces, rectangles, strict=True):
             q, k, v = piece.of_rows(query), piece.of_keys(key), piece.of_keys(value)
-            piece_output, lse, extras = flash_ops.forward(q, k, v, scale)
+            piece_output, lse, extras = flash_ops.forward(q, k, v, scale, backend)
             output = _place(output, piece_output, piece.of_rows)
             lses.append(lse)
             ctx.extras.append(extras)
@@ -63,6 +74,7 @@ class _RectangleAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, output, *lses, *masses)
         ctx.layout = layout
         ctx.scale = scale
+        ctx.backend = backend
         ctx.set_materialize_grads(False)
         return output, sums
 
@@ -88,7 +100,7 @@ class _RectangleAttention(torch.autograd.Function):
             for rectangle, grad_sum in weighted:
                 _shift_row_sums(d_out[0], out[0], rectangle.rows, grad_sum * next(masses))
             d_q, d_k, d_v = flash_ops.backward(
-                d_out, q, k, v, out, lses[i], ctx.extras[i], ctx.scale
+                d_out, q, k, v, out, lses[i], ctx.extras[i], ctx.scale, ctx.backend
             )
             for rectangle, grad_sum in weighted:
                 blocks = _probability_blocks(q[0], k[0], lses[i][0], rectangle, ctx.scale)
@@ -96,7 +108,7 @@ class _RectangleAttention(torch.autograd.Function):
             views = (piece.of_rows, piece.of_keys, piece.of_keys)
             parts = zip(gradients, (d_q, d_k, d_v), views, strict=True)
             gradients = [_place(*part) for part in parts]
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 def _place(whole: Optional[Tensor], part: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:

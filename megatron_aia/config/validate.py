@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.tree import AIAConfig, Config
+from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
     check_context_parallel,
     check_model,
@@ -25,6 +26,7 @@ _AT_LEAST_ONE = (
     *("num_layers_per_virtual_pipeline_stage", "recompute_num_layers"),
     *("distributed_timeout_minutes", "seq_length", "micro_batch_size", "global_batch_size"),
     *("train_iters", "lr_decay_iters", "save_interval", "log_interval", "aia_probe_rows"),
+    "fp8_amax_history_len",
 )
 _ABOVE_ZERO = ("norm_epsilon", "adam_eps")
 _NOT_NEGATIVE = (
@@ -63,6 +65,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     check_pipeline_parallel(config)
     check_world(config, world_size)
     check_recompute(config)
+    check_fp8(config, has_gpu)
     _check_data(config)
     _check_training(config)
     _check_checkpoint(config)
@@ -157,7 +160,7 @@ def _check_checkpoint(config: Config) -> None:
 
 
 def _settings_without_effect(config: Config) -> list[str]:
-    notes = []
+    notes = notes_on_fp8(config)
     figures = config.logging.aia_figure_interval
     if figures % config.logging.log_interval:
         notes.append(

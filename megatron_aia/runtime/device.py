@@ -6,6 +6,8 @@ import os
 
 import torch
 
+_CUDNN_9_15 = 91500
+
 ACCELERATED_PACKAGES = ("transformer-engine", "apex", "flash-attn", "triton")
 
 
@@ -17,6 +19,11 @@ def has_cuda() -> bool:
 def device() -> torch.device:
     """Return the device of this process: its CUDA device, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def compute_capability() -> tuple[int, int]:
+    """Return the compute capability of this process's GPU; (0, 0) on a CPU."""
+    return torch.cuda.get_device_capability() if has_cuda() else (0, 0)
 
 
 def bind_device() -> None:
@@ -35,6 +42,12 @@ def collective_backend() -> str:
 def has_transformer_engine() -> bool:
     """Return whether Transformer Engine can run here: it is installed and there is a GPU."""
     return has_cuda() and _version("transformer-engine") is not None
+
+
+def has_cudnn_attention() -> bool:
+    """Return whether cuDNN has a fast attention for this GPU, by PyTorch's own rule."""
+    version = torch.backends.cudnn.version() if has_cuda() else None
+    return version is not None and version > _CUDNN_9_15 and compute_capability() >= (9, 0)
 
 
 def has_triton() -> bool:

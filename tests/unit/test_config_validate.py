@@ -57,6 +57,7 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (1, {"kv_channels": 25}, "the head size 25 is odd.*use --kv-channels 26"),
         (1, {"attention_dropout": 0.1}, "--attention-dropout 0.1 cannot be used with AIA"),
         (1, {"transformer_impl": "transformer_engine"}, "needs a GPU and there is none; use local"),
+        (1, {"attention_backend": "cudnn"}, "needs a GPU and there is none; use auto"),
         (
             3,
             {"pipeline_model_parallel_size": 3},
