@@ -1,9 +1,13 @@
 """PyTorch's fast attention kernels, called directly.
 
 ``scaled_dot_product_attention`` may pick another kernel without saying so, keeps the log-sum-exp
-to itself, and hides the backward. The operators below do none of that. There are two backends:
-``flash``, on a CPU and on CUDA, and ``cudnn``, on CUDA alone. On CUDA neither was ever run; the
-arguments of ``cudnn`` are checked on PyTorch's meta device.
+to itself, and hides the backward. The operators below do none of that. Backends: ``flash`` is
+PyTorch's own, on a CPU and on CUDA; ``flash3`` and ``flash4`` are the packages of that generation,
+which PyTorch puts behind the same operators (``runtime.device.use_flash_attention``); ``cudnn`` is
+cuDNN's. On CUDA none was ever run; that the arguments fit is checked on PyTorch's meta device.
+
+On CUDA neighbouring samples are one call of the flash operators, with their boundaries. On a CPU,
+and for cuDNN, each is a call of its own.
 
 Where context parallelism has cut a sample, its last n tokens attend to all of its m tokens. Kernels
 disagree about a causal mask of unequal lengths (the CPU's starts at the first key, CUDA's ends at
@@ -20,16 +24,31 @@ from torch import Tensor
 _aten = torch.ops.aten
 
 
-Backend = Literal["flash", "cudnn"]
+Backend = Literal["flash", "flash3", "flash4", "cudnn"]
+
+Boundaries = tuple[Tensor | None, int]
+"""Where several samples begin and the last ends, int32 ``[samples + 1]``, None for a single one;
+and the tokens of the longest."""
+_ONE_SAMPLE: Boundaries = (None, 0)
 
 Extras = tuple[Tensor | int | None, ...]
 """What a kernel's backward wants back from its forward."""
 
 
+def joins_samples(device: torch.device, backend: Backend) -> bool:
+    """Return whether one call attends to several samples, each inside itself."""
+    return device.type != "cpu" and backend != "cudnn"
+
+
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, backend: Backend = "flash"
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    backend: Backend = "flash",
+    boundaries: Boundaries = _ONE_SAMPLE,
 ) -> tuple[Tensor, Tensor, tuple[Extras, ...]]:
-    """Causal attention of one sample, or of its last n tokens.
+    """Causal attention of one sample, of its last n tokens, or of several whole ones.
 
     Args:
         query: ``[1, h, n, d]``; on CUDA bfloat16 with d a multiple of 8.
@@ -37,11 +56,14 @@ def forward(
         value: as ``key``.
         scale: factor of the scores.
         backend: which kernel.
+        boundaries: of the samples.
 
     Returns:
         The output ``[1, h, n, d]``; the log-sum-exp of the scaled scores ``[1, h, n]``, natural
         logarithm, float32 (float64 for float64 inputs); and what :func:`backward` wants back.
     """
+    if boundaries[0] is not None:
+        return _forward_joined(query, key, value, scale, boundaries)
     before = key.shape[2] - query.shape[2]
     square = (query, key[:, :, before:], value[:, :, before:])
     output, lse, extras = _forward(*square, True, scale, backend)
@@ -65,12 +87,16 @@ def backward(
     extras: Sequence[Extras],
     scale: float,
     backend: Backend = "flash",
+    boundaries: Boundaries = _ONE_SAMPLE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
     The kernels read ``output`` only to form D = rowsum(grad_output * output), and ``lse`` to form
     the probabilities: with those of the whole sample, each of two calls gives its part exactly.
     """
+    if boundaries[0] is not None:
+        inputs = (grad_output, query, key, value, output)
+        return _backward_joined(*inputs, lse, extras[0], scale, boundaries)
     before = key.shape[2] - query.shape[2]
     square = (query, key[:, :, before:], value[:, :, before:], output, lse)
     grad_query, grad_key, grad_value = _backward(
@@ -143,4 +169,34 @@ def _backward(
             scale=scale,
         )
     grad_query, grad_key, grad_value = gradients
+    return grad_query, grad_key, grad_value
+
+
+def _forward_joined(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, boundaries: Boundaries
+) -> tuple[Tensor, Tensor, tuple[Extras, ...]]:
+    cumulative, longest = boundaries
+    by_token = [x[0].transpose(0, 1) for x in (query, key, value)]
+    output, lse, seed, offset, _ = _aten._flash_attention_forward(
+        *(*by_token, cumulative, cumulative, longest, longest, 0.0, True, False), scale=scale
+    )
+    return output.transpose(0, 1).unsqueeze(0), lse.unsqueeze(0), ((seed, offset),)
+
+
+def _backward_joined(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    extras: Extras,
+    scale: float,
+    boundaries: Boundaries,
+) -> tuple[Tensor, Tensor, Tensor]:
+    cumulative, longest = boundaries
+    by_token = [x[0].transpose(0, 1) for x in (grad_output, query, key, value, output)]
+    ends = (cumulative, cumulative, longest, longest, 0.0, True)
+    gradients = _aten._flash_attention_backward(*by_token, lse[0], *ends, *extras, scale=scale)
+    grad_query, grad_key, grad_value = (x.transpose(0, 1).unsqueeze(0) for x in gradients)
     return grad_query, grad_key, grad_value

@@ -20,6 +20,9 @@ from megatron_aia.attention.probe import Probe
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
 
+AskedBackend = Literal["auto", "flash", "flash3", "flash4", "cudnn"]
+"""``--attention-backend``."""
+
 METHODS = ("dense", "rectangle", "fused", "probe")
 
 _LARGEST_HEAD_OF_CUDNN = 128
@@ -42,6 +45,8 @@ class Machine:
     """Triton is installed and runs on the device."""
     has_cudnn_attention: bool = False
     """cuDNN has an attention for this GPU that PyTorch calls."""
+    flash_packages: tuple[str, ...] = ()
+    """``flash3`` and ``flash4`` where they are installed."""
     attends_in_fp8: bool = False
     """The attention is Transformer Engine's FP8 kernel, beside which only ``probe`` measures."""
 
@@ -92,7 +97,7 @@ def choose_method(
     machine: Machine,
     probe_rows: int = 64,
     seed: int = 0,
-    backend: Literal["auto", "flash", "cudnn"] = "auto",
+    backend: AskedBackend = "auto",
 ) -> Method:
     """Choose how attention and intensities are computed.
 
@@ -140,16 +145,21 @@ def choose_method(
     return Method("dense", f"exact with whole maps, {because}")
 
 
-def _choose_backend(asked: Literal["auto", "flash", "cudnn"], machine: Machine) -> Backend:
+def _choose_backend(asked: AskedBackend, machine: Machine) -> Backend:
     """Return the kernel to attend with: cuDNN's where it runs, which is the fastest on Hopper."""
-    can_run = machine.has_cudnn_attention and machine.head_size <= _LARGEST_HEAD_OF_CUDNN
-    if asked == "cudnn" and not can_run:
+    can_run_cudnn = machine.has_cudnn_attention and machine.head_size <= _LARGEST_HEAD_OF_CUDNN
+    if asked == "auto":
+        return "cudnn" if can_run_cudnn else "flash"
+    if asked == "cudnn" and not can_run_cudnn:
         raise ValueError(
             "--attention-backend cudnn needs a GPU of compute capability 9.0, cuDNN 9.15 and a "
             f"head size of at most {_LARGEST_HEAD_OF_CUDNN}; pass auto"
         )
-    if asked == "auto":
-        return "cudnn" if can_run else "flash"
+    if asked not in ("flash", "cudnn", *machine.flash_packages):
+        raise ValueError(
+            f"--attention-backend {asked} needs a GPU of compute capability 9.0, the flash-attn "
+            "package of that generation and PyTorch 2.10; install it, or pass auto"
+        )
     return asked
 
 

@@ -71,8 +71,9 @@ class ModelConfig:
     """Side of a patch in pixels; each gives one position of a row."""
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
-    attention_backend: Literal["auto", "flash", "cudnn"] = "auto"
-    """Kernel that this project's attention calls on a GPU (Megatron-LM calls cudnn fused)."""
+    attention_backend: Literal["auto", "flash", "flash3", "flash4", "cudnn"] = "auto"
+    """Kernel that this project's attention calls on a GPU: PyTorch's flash, a flash-attn package,
+    or cuDNN's (Megatron-LM's fused)."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer implementation; auto takes Transformer Engine on a GPU where it is installed."""
 

@@ -173,6 +173,9 @@ def _settings_without_effect(config: Config) -> list[str]:
         notes.append("--keep-checkpoints has no effect without --save")
     if config.aia.aia_probe_rows != AIAConfig.aia_probe_rows and config.aia.aia_method != "probe":
         notes.append("--aia-probe-rows has no effect without --aia-method probe")
+    method = config.aia.aia_method
+    if config.model.attention_backend != "auto" and method in ("dense", "fused"):
+        notes.append(f"--attention-backend has no effect with --aia-method {method}")
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes

@@ -24,10 +24,12 @@ from megatron_aia.models.norm import RMSNorm
 from megatron_aia.runtime.device import (
     compute_capability,
     device,
+    flash_attention_packages,
     has_cuda,
     has_cudnn_attention,
     has_transformer_engine,
     has_triton,
+    use_flash_attention,
 )
 
 
@@ -92,6 +94,7 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
         capability=compute_capability(),
         has_triton=has_triton(),
         has_cudnn_attention=has_cudnn_attention(),
+        flash_packages=flash_attention_packages(),
         attends_in_fp8=config.training.fp8_dot_product_attention,
     )
     method = choose_method(
@@ -99,6 +102,7 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
     )
     if torch.get_default_device().type == "meta":
         return method  # nobody asks this model for numbers
+    use_flash_attention(method.backend)
     heads = model.num_attention_heads // tensor_parallel_size
     groups = model.num_query_groups // tensor_parallel_size
     may_change = model.attention_backend == "auto"

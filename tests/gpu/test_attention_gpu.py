@@ -15,7 +15,12 @@ from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Method
 from megatron_aia.attention.probe import Probe
 from megatron_aia.attention.self_check import check_method
-from megatron_aia.runtime.device import has_cudnn_attention, has_triton
+from megatron_aia.runtime.device import (
+    flash_attention_packages,
+    has_cudnn_attention,
+    has_triton,
+    use_flash_attention,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,12 +53,26 @@ def method(name: str) -> Attend:
     return fused.attend if name == "fused" else METHODS[name]
 
 
-@pytest.mark.parametrize("backend", ["flash", pytest.param("cudnn", marks=CUDNN)])
+PACKAGES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name not in flash_attention_packages(), reason="needs the package and Hopper"
+        ),
+    )
+    for name in ("flash3", "flash4")
+]
+
+
+@pytest.mark.parametrize("backend", ["flash", pytest.param("cudnn", marks=CUDNN), *PACKAGES])
 @pytest.mark.parametrize("shape", [(8, 2, 64), (32, 8, 128), (32, 32, 128)])
 def test_a_run_would_take_this_kernel(backend: Backend, shape: tuple[int, int, int]) -> None:
+    use_flash_attention(backend)
     for name in ("rectangle", "probe"):
         given = Method(name, "under test", backend=backend)
         assert check_method(given, torch.device("cuda"), BF16, *shape, False) is given
+    if backend in ("flash3", "flash4"):
+        torch.nn.attention.restore_flash_attention_impl()
 
 
 @pytest.mark.parametrize(("name", "dtype"), RUNS)

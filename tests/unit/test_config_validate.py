@@ -239,5 +239,8 @@ def test_settings_without_effect_are_noted():
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []
+    assert check(attention_backend="flash", aia_method="dense") == [
+        "--attention-backend has no effect with --aia-method dense"
+    ]
     assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
     assert check(aia_probe_rows=16, aia_method="probe") == []

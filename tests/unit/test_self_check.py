@@ -9,6 +9,7 @@ import torch
 from megatron_aia.attention import flash_ops, rectangle, self_check
 from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.attention.self_check import TOLERANCES, check_method, largest_error
+from megatron_aia.runtime.device import use_flash_attention
 
 FP32, BF16 = torch.float32, torch.bfloat16
 CPU = torch.device("cpu")
@@ -129,6 +130,8 @@ def hopper(**changes: Any) -> Machine:
         (hopper(), "cudnn", "cudnn"),
         (hopper(head_size=256), "auto", "flash"),
         (hopper(has_cudnn_attention=False), "auto", "flash"),
+        (hopper(flash_packages=("flash3", "flash4")), "auto", "cudnn"),
+        (hopper(flash_packages=("flash3", "flash4")), "flash4", "flash4"),
         (Machine("cpu", FP32, 128), "auto", "flash"),
     ],
 )
@@ -144,15 +147,13 @@ def test_which_kernel(machine: Machine, asked: Any, backend: str) -> None:
 def test_a_kernel_that_cannot_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--attention-backend cudnn needs a GPU of compute cap"):
         choose_method("auto", hopper(has_cudnn_attention=False), backend="cudnn")
+    with pytest.raises(ValueError, match=r"--attention-backend flash4 needs .* or pass auto"):
+        choose_method("auto", hopper(flash_packages=("flash3",)), backend="flash4")
 
 
-@pytest.mark.parametrize("length", [8, 12])
-def test_arguments_of_cudnn_fit_its_operators(length: int) -> None:
-    """Shapes alone: PyTorch's meta device runs its operators without numbers and without a GPU."""
-    query = torch.empty(1, 8, 8, 64, dtype=BF16, device="meta")
-    key, value = (torch.empty(1, 2, length, 64, dtype=BF16, device="meta") for _ in range(2))
-    output, lse, extras = flash_ops.forward(query, key, value, 0.1, "cudnn")
-    assert (output.shape, lse.shape, lse.dtype) == (query.shape, (1, 8, 8), FP32)
-    assert len(extras) == (1 if length == 8 else 2)
-    gradients = flash_ops.backward(output, query, key, value, output, lse, extras, 0.1, "cudnn")
-    assert [x.shape for x in gradients] == [query.shape, key.shape, value.shape]
+def test_a_package_that_does_not_load_is_one_line() -> None:
+    for name in ("flash3", "flash4"):
+        with pytest.raises(ValueError, match=f"--attention-backend {name} cannot load flash_attn"):
+            use_flash_attention(name)
+    use_flash_attention("cudnn")
+    use_flash_attention("flash")
