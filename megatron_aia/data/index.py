@@ -28,8 +28,15 @@ import numpy as np
 
 from megatron_aia.data.cache import cache_folder, replace_file
 from megatron_aia.data.pictures import ShardPicture
-from megatron_aia.data.reader import CodesEntry, Shard, damaged, decode_codes, parse_description
-from megatron_aia.data.sample import Picture, RawSample
+from megatron_aia.data.reader import (
+    CodesEntry,
+    Shard,
+    damaged,
+    damaged_sample,
+    decode_codes,
+    parse_description,
+)
+from megatron_aia.data.sample import DamagedSample, Picture, RawSample
 from megatron_aia.data.scan import SampleEntry, scan_shard
 
 _FORMAT_VERSION = 2
@@ -106,8 +113,10 @@ class ShardIndex:
         """Read one sample, but no picture of it.
 
         Raises:
-            ValueError: its codes are not uint16 arrays of the announced size, or hold a code
-                outside ``[0, codebook_size)``, or the shard has changed.
+            DamagedSample: its codes are not uint16 arrays of the announced size, or hold a code
+                outside ``[0, codebook_size)``.
+            ValueError: the shard has changed.
+            OSError: the shard cannot be read.
         """
         shard, key = self._shard(number), self._key_in_shard(number)
         first, stop = self.table.member_starts[number : number + 2]
@@ -137,8 +146,8 @@ def _decode(shard: Shard, key: str, decode: Callable[..., _T], *arguments: Any) 
     """Call ``decode``; its errors name the sample."""
     try:
         return decode(*arguments)
-    except ValueError as error:
-        raise damaged(shard.path, f"sample {key}: {error}") from None
+    except DamagedSample as error:
+        raise damaged_sample(shard.path, f"sample {key}: {error}") from None
 
 
 def open_index(folder: str | Path) -> ShardIndex:

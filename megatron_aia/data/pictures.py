@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from megatron_aia.data.optional import import_optional
-from megatron_aia.data.reader import Shard, damaged
+from megatron_aia.data.reader import Shard, damaged_sample
+from megatron_aia.data.sample import DamagedSample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,8 +47,8 @@ class ShardPicture:
         data = self.shard.read(self.offset, self.size)
         try:
             return look(data)
-        except ValueError as error:
-            raise damaged(self.shard.path, f"{self.name} {error}") from None
+        except DamagedSample as error:
+            raise damaged_sample(self.shard.path, f"{self.name} {error}") from None
 
 
 def decode_picture(data: bytes) -> np.ndarray:
@@ -57,7 +58,7 @@ def decode_picture(data: bytes) -> np.ndarray:
         uint8 ``[height, width, 3]``, red, green, blue; transparency is left out.
 
     Raises:
-        ValueError: the file is damaged, of another format or too large.
+        DamagedSample: the file is damaged, of another format or too large.
     """
     operations = import_optional("PIL.ImageOps", "hf")
     return _open(data, lambda image: np.array(operations.exif_transpose(image).convert("RGB")))
@@ -67,7 +68,7 @@ def read_pixel_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the picture that ``decode_picture`` would decode.
 
     Raises:
-        ValueError: the header is damaged, of another format or announces too large a picture.
+        DamagedSample: the header is damaged, of another format or announces too large a picture.
     """
     return _open(data, _upright_size)
 
@@ -84,21 +85,23 @@ def _open(data: bytes, look: "Callable[[Image], _T]") -> _T:
             check_header(image)
             return look(image)
     except image_module.UnidentifiedImageError:
-        raise ValueError(f"is none of {', '.join(FORMATS)}") from None
+        raise DamagedSample(f"is none of {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes PIL raise much else than OSError
-        raise ValueError(f"is no picture that can be read ({error})") from None
+        raise DamagedSample(f"is no picture that can be read ({error})") from None
 
 
 def check_header(image: "Image") -> None:
     """Check an opened picture before its pixels are decoded.
 
     Raises:
-        ValueError: its format is not allowed, or it has too many pixels.
+        DamagedSample: its format is not allowed, or it has too many pixels.
     """
     if image.format not in FORMATS:
-        raise ValueError(f"its format {image.format} is none of {', '.join(FORMATS)}")
+        raise DamagedSample(f"its format {image.format} is none of {', '.join(FORMATS)}")
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
+        raise DamagedSample(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
 
 
 def crop_to_square(image: "Image", side: int) -> "Image":

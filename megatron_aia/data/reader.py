@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.sample import IMAGE_TAG, Turn
+from megatron_aia.data.sample import IMAGE_TAG, DamagedSample, Turn
 
 ROLES = ("human", "gpt")
 _OPEN_SHARDS = 256
@@ -23,7 +23,16 @@ _OPEN_SHARDS = 256
 
 def damaged(shard: Path, what: str) -> ValueError:
     """Return the error of a shard that cannot be used: file, what is wrong, remedy."""
-    return ValueError(f"{shard}: {what}; rebuild or delete the shard")
+    return ValueError(_with_remedy(shard, what))
+
+
+def damaged_sample(shard: Path, what: str) -> DamagedSample:
+    """Return the error of one sample that cannot be used: file, sample and damage, remedy."""
+    return DamagedSample(_with_remedy(shard, what))
+
+
+def _with_remedy(shard: Path, what: str) -> str:
+    return f"{shard}: {what}; rebuild or delete the shard"
 
 
 @dataclass(frozen=True)
@@ -47,13 +56,17 @@ class Shard:
 
         Raises:
             ValueError: the file is not the one that was indexed.
+            OSError: the file cannot be read, or not all of it.
         """
         descriptor = _open(self)
         status = os.fstat(descriptor.number)
         if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
             raise ValueError(f"{self.path}: changed since it was indexed; start the run again")
         # pread moves no file position, so a forked process may go on with the same descriptor.
-        return os.pread(descriptor.number, size, offset)
+        data = os.pread(descriptor.number, size, offset)
+        if len(data) < size:
+            raise OSError(f"{self.path}: {len(data)} of {size} bytes could be read at {offset}")
+        return data
 
 
 class _Descriptor:
@@ -102,18 +115,18 @@ def parse_description(data: bytes) -> Description:
     """Read the JSON member of a sample.
 
     Raises:
-        ValueError: it is not JSON, or not the JSON of a sample. The text names neither shard nor
-            sample; the caller does.
+        DamagedSample: it is not JSON, or not the JSON of a sample. The text names neither shard
+            nor sample; the caller does.
     """
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its json does not parse ({error})") from None
+        raise DamagedSample(f"its json does not parse ({error})") from None
     if not isinstance(fields, dict):
-        raise ValueError("its json is not an object")
+        raise DamagedSample("its json is not an object")
     turns = tuple(_parse_turn(turn) for turn in _list_of_objects(fields, "conversations"))
     if not turns:
-        raise ValueError("it has no conversations")
+        raise DamagedSample("it has no conversations")
     tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
     return Description(_parse_task(fields.get("task")), turns, _parse_images(fields, tags))
 
@@ -121,7 +134,7 @@ def parse_description(data: bytes) -> Description:
 def _list_of_objects(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
     items = fields.get(name, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise ValueError(f"{name!r} is not a list of objects")
+        raise DamagedSample(f"{name!r} is not a list of objects")
     return items
 
 
@@ -137,7 +150,7 @@ def _parse_images(fields: dict[str, Any], tags: int) -> tuple[CodesEntry | Pictu
         elif picture_entry is not None:
             images.append(_parse_picture(picture_entry))
     if len(images) < tags:
-        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
+        raise DamagedSample(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
     return tuple(images)
 
 
@@ -145,38 +158,38 @@ def _entries_by_tag(fields: dict[str, Any], name: str, tags: int) -> list[dict[s
     """Return the entry of each tag, None for a tag that has none in this list."""
     items = fields.get(name) or [None] * tags
     if not isinstance(items, list) or not all(isinstance(item, dict | None) for item in items):
-        raise ValueError(f"{name!r} is not a list of objects")
+        raise DamagedSample(f"{name!r} is not a list of objects")
     if len(items) != tags:
-        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
+        raise DamagedSample(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
     return items
 
 
 def _parse_task(name: object) -> Task:
     tasks = {task.name.lower(): task for task in Task}
     if not isinstance(name, str) or name not in tasks:
-        raise ValueError(f"task {name!r} is none of {', '.join(tasks)}")
+        raise DamagedSample(f"task {name!r} is none of {', '.join(tasks)}")
     return tasks[name]
 
 
 def _parse_turn(turn: dict[str, Any]) -> Turn:
     role, text = turn.get("from"), turn.get("value")
     if role not in ROLES:
-        raise ValueError(f"a turn is from {role!r}, which is none of {', '.join(ROLES)}")
+        raise DamagedSample(f"a turn is from {role!r}, which is none of {', '.join(ROLES)}")
     if not isinstance(text, str):
-        raise ValueError("the value of a turn is not text")
+        raise DamagedSample("the value of a turn is not text")
     return Turn(role, text)
 
 
 def _parse_codes(entry: dict[str, Any]) -> CodesEntry:
     member, height, width = (entry.get(name) for name in ("member", "height", "width"))
     if not isinstance(member, str) or not isinstance(height, int) or not isinstance(width, int):
-        raise ValueError("an entry of 'codes' lacks member, height or width")
+        raise DamagedSample("an entry of 'codes' lacks member, height or width")
     return CodesEntry(member, height, width)
 
 
 def _parse_picture(entry: dict[str, Any]) -> PictureEntry:
     if not isinstance(entry.get("member"), str):
-        raise ValueError("an entry of 'images' lacks member")
+        raise DamagedSample("an entry of 'images' lacks member")
     return PictureEntry(entry["member"])
 
 
@@ -187,19 +200,19 @@ def decode_codes(data: bytes, entry: CodesEntry, codebook_size: int) -> np.ndarr
         int64 ``[height, width]``, every value in ``[0, codebook_size)``.
 
     Raises:
-        ValueError: anything else; the text names neither shard nor sample, the caller does.
+        DamagedSample: anything else; the text names neither shard nor sample, the caller does.
     """
     try:
         codes = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception:  # a damaged header makes numpy raise much else than ValueError
-        raise ValueError(f"{entry.member} is no plain npy array") from None
+        raise DamagedSample(f"{entry.member} is no plain npy array") from None
     if codes.dtype != np.uint16 or codes.shape != (entry.height, entry.width) or not codes.size:
-        raise ValueError(
+        raise DamagedSample(
             f"{entry.member} is {codes.dtype} {list(codes.shape)}, "
             f"not uint16 [{entry.height}, {entry.width}]"
         )
     if codes.max() >= codebook_size:
-        raise ValueError(
+        raise DamagedSample(
             f"{entry.member} holds code {codes.max()}, outside a codebook of {codebook_size}"
         )
     return codes.astype(np.int64)
