@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from megatron_aia.data.checksum import fits
+from megatron_aia.data.damage import damaged_sample
 from megatron_aia.data.optional import import_optional
-from megatron_aia.data.reader import Shard, damaged_sample
 from megatron_aia.data.sample import DamagedSample
+from megatron_aia.data.shard import Shard
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +20,10 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """PIL's other decoders are less used, and a shard may come from elsewhere."""
 MAX_PIXELS = 80_000_000
 """A small file may announce a picture that fills the memory."""
+_MAX_SCANS = 200
+"""Of a progressive JPEG: each takes the time of a whole picture, and may be a few bytes long."""
+_START_OF_SCAN = b"\xff\xda"
+_START_OF_JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112
 """EXIF's tag for how the camera was held."""
 _TURNED = (5, 6, 7, 8)
@@ -32,8 +38,11 @@ class ShardPicture:
     shard: Shard
     offset: int
     size: int
-    name: str
-    """Sample and member, for errors."""
+    key: str
+    """Of the sample."""
+    member: str
+    checksum: str | None = None
+    """CRC-32 of the file, where its sample tells it."""
 
     def decode(self) -> np.ndarray:
         """See ``Picture``."""
@@ -46,9 +55,12 @@ class ShardPicture:
     def _read(self, look: Callable[[bytes], _T]) -> _T:
         data = self.shard.read(self.offset, self.size)
         try:
+            if not fits(data, self.checksum):
+                raise DamagedSample("does not fit its checksum")
             return look(data)
         except DamagedSample as error:
-            raise damaged_sample(self.shard.path, f"{self.name} {error}") from None
+            text = f"sample {self.key}: {self.member} {error}"
+            raise damaged_sample(str(self.shard), text) from None
 
 
 def decode_picture(data: bytes) -> np.ndarray:
@@ -80,6 +92,8 @@ def _upright_size(image: "Image") -> tuple[int, int]:
 
 def _open(data: bytes, look: "Callable[[Image], _T]") -> _T:
     image_module = import_optional("PIL.Image", "hf")
+    if data.count(_START_OF_SCAN) > _MAX_SCANS and data.startswith(_START_OF_JPEG):
+        raise DamagedSample(f"is a JPEG of more than {_MAX_SCANS} scans")
     try:
         with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
             check_header(image)

@@ -21,8 +21,8 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.data import index as index_module
 from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.reader import Shard
 from megatron_aia.data.sample import DamagedSample
+from megatron_aia.data.shard import LocalShard
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_images_come_in_the_order_of_their_tags(tmp_path: Path) -> None:
 def test_index_is_kept_until_a_shard_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_index(folder)
     scanned: list[str] = []
-    scan = index_module.scan_shard
+    walk = index_module.walk_shard
     monkeypatch.setattr(
-        index_module, "scan_shard", lambda shard: scanned.append(shard.path.name) or scan(shard)
+        index_module, "walk_shard", lambda shard: scanned.append(shard.name) or walk(shard)
     )
     again = open_index(folder)
     assert not scanned and again.fingerprint == first.fingerprint
@@ -208,7 +208,7 @@ def test_incomplete_samples_are_found_by_the_index(
         (npy(np.zeros((2, 3), np.int64)), "int64"),
         (npy(np.zeros(6, np.uint16)), "[6], not uint16 [2, 3]"),
         (npy(np.zeros((3, 2), np.uint16)), "[3, 2], not uint16 [2, 3]"),
-        (npy(np.array([[{}]])), "no plain npy array"),
+        (npy(np.array([[{}]])), "object [1, 1], not uint16 [2, 3]"),
         (npy(np.zeros((2, 3), np.uint16))[:-2], "no plain npy array"),
         (b"words", "no plain npy array"),
     ],
@@ -224,7 +224,7 @@ def test_bad_codes_are_found_by_reading(tmp_path: Path, content: bytes, words: s
 
 
 def test_a_short_read_is_no_damage_of_the_sample(folder: Path) -> None:
-    shard = Shard.at(folder / "part-00000.tar")
+    shard = LocalShard.at(folder / "part-00000.tar")
     with pytest.raises(OSError, match="10 of 20 bytes could be read"):
         shard.read(shard.size - 10, 20)
 
