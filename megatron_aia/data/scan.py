@@ -102,7 +102,7 @@ class _Sample:
             self._report_sample("missing member", f"its {names} is missing")
             return None
         found = tuple(members[suffix] for suffix in used)
-        if not all(self._is_small(member, MAX_MEMBER_BYTES) for member in found):
+        if not all(self._is_small(member, MAX_MEMBER_BYTES) for member in found[1:]):
             return None
         others = tuple(member for suffix, member in members.items() if suffix not in used)
         return SampleEntry(self.key, self.offset, data, description, found, others)
