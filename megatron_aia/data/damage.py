@@ -36,12 +36,30 @@ class Problem:
     shard: str
     """Path or URL."""
     offset: int
-    """Byte of the shard where the damage, or the sample that has it, begins."""
+    """Byte of the shard where the damage, or the sample that has it, begins. Of a duplicate key,
+    where the content of its first file does."""
     key: str
     """Key of the sample; empty where the damage belongs to none."""
     kind: Kind
     text: str
     """What is wrong, in words; names the sample."""
+
+
+_COPY_AGAIN = "copy the shard again, or rebuild it"
+_REMEDIES: dict[Kind, str] = {
+    "cut": _COPY_AGAIN,
+    "header": _COPY_AGAIN,
+    "trailing data": _COPY_AGAIN,
+    "checksum": _COPY_AGAIN,
+    "unreadable": "check the disk and the permissions, then copy the shard again",
+    "duplicate key": "give the two data sets folders of their own, or leave one sample out",
+    "dataset.json": "copy what is missing, or build the folder again",
+}
+
+
+def remedy(kind: Kind) -> str:
+    """Return what to do about a problem."""
+    return _REMEDIES.get(kind, "correct the sample's source, or leave it out, and rebuild")
 
 
 Report = Callable[[Problem], None]
