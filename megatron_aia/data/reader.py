@@ -72,10 +72,8 @@ def parse_description(data: bytes) -> Description:
 
 def _load_json(data: bytes) -> object:
     try:
-        # json.loads would guess the encoding of bytes, and lets surrogates pass.
-        return json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
+        # json.loads would guess the encoding of bytes, and let surrogates pass.
+        return _DECODER.decode(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DamagedSample(f"its json does not parse ({error})") from None
 
@@ -90,6 +88,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
 def _list_of_objects(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
