@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron_aia.config.locations import is_url
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,12 +19,19 @@ def cache_folder(data_folder: str | Path, cache_path: str | Path | None = None) 
     Args:
         data_folder: path or URL of the shards.
         cache_path: has a folder for each data folder; None for ``.index`` inside the data folder.
+
+    Raises:
+        ValueError: there is no ``cache_path``, and the data folder is not here.
     """
+    location = str(data_folder)
+    if not is_url(location):
+        location = str(Path(location).resolve())
+    elif cache_path is None:
+        raise ValueError(
+            f"{location}: a URL cannot keep its index; name a folder for it by --data-cache-path"
+        )
     if cache_path is None:
         return Path(data_folder) / ".index"
-    location = str(data_folder)
-    if "://" not in location:
-        location = str(Path(location).resolve())
     name = location.rstrip("/").rpartition("/")[-1]
     return Path(cache_path) / f"{name}-{hashlib.sha256(location.encode()).hexdigest()[:16]}"
 

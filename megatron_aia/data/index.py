@@ -93,6 +93,7 @@ class ShardIndex:
                 else:
                     images.append(decode_codes(next(contents), entry, codebook_size, checksum))
         except DamagedSample as error:
+            shard.check_unchanged()
             raise damaged_sample(str(shard), f"sample {key}: {error}") from None
         return RawSample(self.key(number), description.task, description.turns, tuple(images))
 
@@ -128,8 +129,8 @@ def open_index(
             sample is not complete, or two samples have the same key.
         OSError: a shard cannot be read.
     """
-    shards = list_shards(folder)
     cache = cache_folder(folder, cache_path)
+    shards = list_shards(folder)
     kept = _load(str(folder), shards, cache)
     if kept is not None:
         return kept

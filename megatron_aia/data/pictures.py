@@ -59,6 +59,7 @@ class ShardPicture:
                 raise DamagedSample("does not fit its checksum")
             return look(data)
         except DamagedSample as error:
+            self.shard.check_unchanged()
             text = f"sample {self.key}: {self.member} {error}"
             raise damaged_sample(str(self.shard), text) from None
 

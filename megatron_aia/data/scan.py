@@ -8,7 +8,7 @@ from itertools import groupby
 from megatron_aia.data.damage import Kind, Problem, Report, printable, refuse
 from megatron_aia.data.reader import Description, parse_description
 from megatron_aia.data.sample import DamagedSample
-from megatron_aia.data.shard import Shard
+from megatron_aia.data.shard import Read, Shard
 from megatron_aia.data.tar import list_members
 
 MAX_JSON_BYTES = 1 << 24
@@ -44,21 +44,27 @@ class SampleEntry:
     """Files that nobody reads, such as a picture beside codes."""
 
 
-def scan_shard(shard: Shard, report: Report = refuse) -> Iterator[SampleEntry]:
+def scan_shard(
+    shard: Shard, report: Report = refuse, read: Read | None = None
+) -> Iterator[SampleEntry]:
     """Yield the samples of a shard in order.
 
     Args:
         shard: a shard.
         report: is told what is wrong. Samples with a problem are left out if it returns.
+        read: reads the shard, if the caller reads along.
 
     Raises:
         ValueError: by default, if the shard is cut short or damaged, or a sample of it is not
             complete.
         OSError: it cannot be read.
     """
-    for key, group in groupby(_list_named(shard, report), key=lambda named: named[0]):
+    read = read or shard.front_to_back()
+    for key, group in groupby(_list_named(shard, report, read), key=lambda named: named[0]):
         files = [(member, header) for _, member, header in group]
-        entry = _Sample(shard, report, key, files[0][1]).assemble([member for member, _ in files])
+        entry = _Sample(shard, report, read, key, files[0][1]).assemble(
+            [member for member, _ in files]
+        )
         if entry is not None:
             yield entry
 
@@ -69,6 +75,7 @@ class _Sample:
 
     shard: Shard
     tell: Report
+    read: Read
     key: str
     offset: int
 
@@ -84,7 +91,7 @@ class _Sample:
             return None
         if not self._is_small(members["json"], MAX_JSON_BYTES):
             return None
-        data = self.shard.read(members["json"].offset, members["json"].size)
+        data = self.read(members["json"].offset, members["json"].size)
         try:
             description = parse_description(data)
         except DamagedSample as error:
@@ -120,9 +127,9 @@ class _Sample:
         self.tell(Problem(str(self.shard), self.offset, self.key, kind, text))
 
 
-def _list_named(shard: Shard, report: Report) -> Iterator[tuple[str, Member, int]]:
+def _list_named(shard: Shard, report: Report, read: Read) -> Iterator[tuple[str, Member, int]]:
     """Yield (sample key, member, byte of its header) of every file with a proper name."""
-    for file in list_members(shard, report):
+    for file in list_members(shard, report, read):
         match = _MEMBER_NAME.fullmatch(file.name)
         if match is None:
             fault = "not named KEY.SUFFIX"

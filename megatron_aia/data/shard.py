@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 _OPEN_SHARDS = 256
+Read = Callable[[int, int], bytes]
+"""Returns the bytes of (offset, size), or raises."""
 
 
 class Shard(ABC):
@@ -15,16 +17,13 @@ class Shard(ABC):
 
     size: int
     """Bytes."""
+    version: int | str
+    """Changes whenever the file is written anew."""
 
     @property
     @abstractmethod
     def name(self) -> str:
         """File name in its folder."""
-
-    @property
-    @abstractmethod
-    def version(self) -> int | str:
-        """Changes whenever the file is written anew."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -39,7 +38,16 @@ class Shard(ABC):
             OSError: the file cannot be read, or not all of it.
         """
 
-    def front_to_back(self) -> Callable[[int, int], bytes]:
+    def check_unchanged(self) -> None:
+        """Check that the file is still the one that was indexed, where ``read`` does not always.
+
+        Raises:
+            ValueError: it is not.
+            OSError: it cannot be reached.
+        """
+        return
+
+    def front_to_back(self) -> Read:
         """Return another ``read`` for small pieces in the order in which they stand."""
         return self.read
 
@@ -50,7 +58,7 @@ class LocalShard(Shard):
 
     path: Path
     size: int
-    modified: int
+    version: int
     """Modification time in nanoseconds."""
 
     @classmethod
@@ -64,11 +72,6 @@ class LocalShard(Shard):
         """See ``Shard``."""
         return self.path.name
 
-    @property
-    def version(self) -> int:
-        """See ``Shard``."""
-        return self.modified
-
     def __str__(self) -> str:
         return str(self.path)
 
@@ -76,7 +79,7 @@ class LocalShard(Shard):
         """See ``Shard``."""
         descriptor = _open(self)
         status = os.fstat(descriptor.number)
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.version):
             raise changed(self)
         # pread moves no file position, so a forked process may go on with the same descriptor.
         data = os.pread(descriptor.number, size, offset)

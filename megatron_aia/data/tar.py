@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_aia.data.damage import Kind, Problem, Report
-from megatron_aia.data.shard import Shard
+from megatron_aia.data.shard import Read, Shard
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
@@ -48,20 +48,20 @@ class TarMember:
     """Bytes of its content."""
 
 
-def list_members(shard: Shard, report: Report) -> Iterator[TarMember]:
+def list_members(shard: Shard, report: Report, read: Read) -> Iterator[TarMember]:
     """Yield the regular files of a tar file in order, and check that the archive is whole.
 
     Folders are left out. Anything else that is no regular file is a problem: samples have no links
     or devices.
     """
-    return _Walk(shard, report).members()
+    return _Walk(shard, report, read).members()
 
 
 class _Walk:
-    def __init__(self, shard: Shard, report: Report) -> None:
+    def __init__(self, shard: Shard, report: Report, read: Read) -> None:
         self._shard = shard
         self._tell = report
-        self._read = shard.front_to_back()
+        self._read = read
         self._metadata: dict[str, str] = {}
         """Of the next member: what its header has no room for."""
         self._first_header = 0

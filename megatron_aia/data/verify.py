@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.cache import cache_folder
 from megatron_aia.data.damage import Problem, quote
-from megatron_aia.data.folder import DESCRIPTION_FILE, list_shards, read_description
+from megatron_aia.data.folder import DESCRIPTION_FILE, list_shards, listed_shards, read_description
 from megatron_aia.data.index import ShardIndex, save_index
 from megatron_aia.data.shard import Shard
 from megatron_aia.data.verify_shard import ShardJob, verify_shard
@@ -69,6 +69,9 @@ class VerifyOptions:
                 f"--codebook-size {self.codebook_size} is out of range; use 1 to "
                 f"{_LARGEST_CODEBOOK}"
             )
+        if self.write_index:
+            for folder in self.folders:
+                cache_folder(folder, self.data_cache_path)
 
 
 def verify_folder(folder: str, options: VerifyOptions) -> FolderReport:
@@ -129,15 +132,15 @@ def _compare(
     if noted != found:
         text = f"it counts {quote(noted)} samples, and {dict(found)} are there"
         yield Problem(name, 0, "", "dataset.json", text)
-    listed = description.get("shards")
+    try:
+        listed = listed_shards(description)
+    except ValueError as error:
+        text = str(error).removeprefix(f"{DESCRIPTION_FILE}: ")
+        yield Problem(name, 0, "", "dataset.json", text)
+        return
     if listed is None:
         return
-    sizes = {shard.name: shard.size for shard in shards}
-    try:
-        expected = {str(entry["name"]): int(entry["size"]) for entry in listed}
-    except (TypeError, LookupError, ValueError):
-        yield Problem(name, 0, "", "dataset.json", "its list of shards is none")
-        return
+    expected, sizes = dict(listed), {shard.name: shard.size for shard in shards}
     for shard in sorted(expected.keys() | sizes.keys()):
         if shard not in sizes:
             text = "is in the list of dataset.json, and is not there"

@@ -10,7 +10,7 @@ from megatron_aia.data.pictures import decode_picture
 from megatron_aia.data.reader import CodesEntry, PictureEntry
 from megatron_aia.data.sample import DamagedSample
 from megatron_aia.data.scan import MAX_MEMBER_BYTES, Member, SampleEntry, scan_shard
-from megatron_aia.data.shard import Shard
+from megatron_aia.data.shard import Read, Shard
 from megatron_aia.data.walk import ShardPart
 
 
@@ -41,11 +41,12 @@ def verify_shard(job: ShardJob) -> ShardResult:
     result = ShardResult(ShardPart.collect(job.shard, iter(())))
     without_checksum: list[SampleEntry] = []
     num_samples = 0
+    read = job.shard.front_to_back()
 
     def verified() -> Iterator[SampleEntry]:
         nonlocal num_samples
-        for sample in scan_shard(job.shard, result.against_index.append):
-            result.in_samples += _verify_sample(job, sample)
+        for sample in scan_shard(job.shard, result.against_index.append, read):
+            result.in_samples += _verify_sample(job, sample, read)
             num_samples += 1
             if not has_checksum(sample.json):
                 without_checksum.append(sample)
@@ -64,7 +65,7 @@ def verify_shard(job: ShardJob) -> ShardResult:
     return result
 
 
-def _verify_sample(job: ShardJob, sample: SampleEntry) -> Iterator[Problem]:
+def _verify_sample(job: ShardJob, sample: SampleEntry, read: Read) -> Iterator[Problem]:
     """Yield what is wrong with the files of a sample whose JSON is right."""
     entries = {entry.member: entry for entry in sample.description.images}
     for member in (*sample.members[1:], *sample.others):
@@ -75,7 +76,7 @@ def _verify_sample(job: ShardJob, sample: SampleEntry) -> Iterator[Problem]:
             text = f"its {member.suffix} has {member.size} bytes, over {MAX_MEMBER_BYTES}"
             yield _problem(job, sample, "member size", text)
             continue
-        data = job.shard.read(member.offset, member.size)
+        data = read(member.offset, member.size)
         if not fits(data, checksum):
             text = f"{member.suffix} does not fit its checksum"
             yield _problem(job, sample, "checksum", text)
