@@ -161,7 +161,10 @@ class DataConfig:
     """Samples and rows."""
 
     data_path: tuple[str, ...] = ()
-    """Folders of WebDataset shards written by tools/build_shards.py."""
+    """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
+    https://)."""
+    data_cache_path: Optional[str] = None
+    """Folder for the index and tables of the data folders; unset, each keeps its own inside."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
     image_tokenizer: Optional[str] = None

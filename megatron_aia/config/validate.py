@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from megatron_aia.config.files import flag, value_of
+from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
@@ -113,14 +114,28 @@ def _check_data(config: Config) -> None:
             "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
         )
     for folder in data.data_path:
-        if not Path(folder).is_dir():
-            raise ValueError(
-                f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
-            )
+        _check_data_folder(folder, data.data_cache_path)
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise ValueError(f"{flag(name)} {path} does not exist")
+
+
+def _check_data_folder(folder: str, cache_path: str | None) -> None:
+    if is_url(folder):
+        try:
+            check_location(folder)
+        except ValueError as error:
+            raise ValueError(f"--data-path {error}") from None
+        if cache_path is None:
+            raise ValueError(
+                f"--data-path {folder} is a URL and cannot keep its index; name a folder for it by "
+                "--data-cache-path"
+            )
+    elif not Path(folder).is_dir():
+        raise ValueError(
+            f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
+        )
 
 
 def _check_training(config: Config) -> None:

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 
-from megatron_aia.data.cache import cache_folder, replace_file
+from megatron_aia.data.cache import replace_file
 from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.sample import PromptBuilder
 
@@ -31,7 +31,7 @@ def token_lengths(
     """
     source = f"{index.fingerprint}/{prompt_fingerprint}/{codebook_size}"
     name = f"lengths-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
-    path = cache_folder(index.folder) / name
+    path = index.cache / name
     try:
         lengths = np.load(path, allow_pickle=False)
         if lengths.dtype == np.int32 and lengths.shape == (len(index),):

@@ -5,10 +5,8 @@ size only lay these samples out, so they may all change when a run goes on from 
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from megatron_aia.aia.roles import Task
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
+from megatron_aia.data.folder import DESCRIPTION_FILE, read_description
 from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.mixture import RATIO_ORDER, Mixture, SampleAddress, parse_task_ratio
@@ -206,8 +205,8 @@ def build_global_batches(
             "tools/build_shards.py writes them"
         )
     for folder in data.data_path:
-        _check_codebook(Path(folder) / "dataset.json", codebook_size)
-    indexes = [open_index(folder) for folder in data.data_path]
+        _check_codebook(folder, codebook_size)
+    indexes = [open_index(folder, data.data_cache_path) for folder in data.data_path]
     sources = {task: indexes for task in Task}
     return GlobalBatches(
         mixture=Mixture(sources, parse_task_ratio(data.task_ratio), config.run.seed),
@@ -228,16 +227,18 @@ def build_global_batches(
     )
 
 
-def _check_codebook(path: Path, codebook_size: int) -> None:
+def _check_codebook(folder: str, codebook_size: int) -> None:
     """Compare what the writer of a folder noted; the codes themselves are checked when read."""
-    if not path.exists():
+    description = read_description(folder)
+    if description is None:
         return
-    try:
-        written_with = int(json.loads(path.read_bytes())["codebook_size"])
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path}: no codebook_size in it; build the folder again") from None
+    written_with = description.get("codebook_size")
+    if not isinstance(written_with, int):
+        raise ValueError(
+            f"{folder}/{DESCRIPTION_FILE}: no codebook_size in it; build the folder again"
+        )
     if written_with > codebook_size:
         raise ValueError(
-            f"{path.parent}: its images have codes of a codebook of {written_with}, the model's "
+            f"{folder}: its images have codes of a codebook of {written_with}, the model's "
             f"has {codebook_size}; set --codebook-size or take data made for this model"
         )

@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from megatron_aia.data.checksum import checksum, dump_with_checksum
 from megatron_aia.data.convert_records import Record
 from megatron_aia.data.images import ImageTokenizer
 
@@ -124,7 +125,7 @@ class ShardFolder:
         }
         if any(picture_entries):
             description["images"] = picture_entries
-        members["json"] = json.dumps(description, ensure_ascii=False).encode()
+        members["json"] = dump_with_checksum(description)
         self._shards.write({"__key__": f"{self.num_samples.total():09d}", **members})
         self.num_samples[description["task"]] += 1
 
@@ -147,6 +148,10 @@ class ShardFolder:
             "codebook_size": tokenizer.codebook_size if tokenizer else 0,
             "image_tokenizer": tokenizer.name if tokenizer else "",
             "dropped": dict(sorted(self.dropped.items())),
+            "shards": [
+                {"name": path.name, "size": path.stat().st_size}
+                for path in sorted(self.folder.glob("*.tar"))
+            ],
         }
         (self.folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
         if self._output.exists():
@@ -178,7 +183,9 @@ def _add_codes(
     if grid is None:
         return None
     members[member] = _to_npy(grid)
-    return {"member": member, "height": grid.shape[0], "width": grid.shape[1]}
+    height, width = grid.shape
+    crc32 = checksum(members[member])
+    return {"member": member, "height": height, "width": width, "crc32": crc32}
 
 
 def _add_picture(
@@ -189,7 +196,8 @@ def _add_picture(
         return None
     member = prefix + image.suffix
     members[member] = image.contents
-    return {"member": member, "width": image.width, "height": image.height}
+    crc32 = checksum(image.contents)
+    return {"member": member, "width": image.width, "height": image.height, "crc32": crc32}
 
 
 def _to_npy(codes: np.ndarray) -> bytes:

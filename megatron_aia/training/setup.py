@@ -8,6 +8,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.config import Config
+from megatron_aia.config.locations import is_url
 from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.tokenizer import load_text_tokenizer
@@ -50,6 +51,11 @@ def _tokenizer_path(config: Config) -> str:
         return config.data.tokenizer_model
     if not config.data.data_path:
         raise ValueError("--data-path is empty; give folders written by tools/build_shards.py")
+    if is_url(config.data.data_path[0]):
+        raise ValueError(
+            f"--data-path {config.data.data_path[0]} is a URL, and a tokeniser is read from files "
+            "only; name the model's by --tokenizer-model"
+        )
     path = Path(config.data.data_path[0]) / DATA_TOKENIZER
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
