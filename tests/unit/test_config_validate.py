@@ -238,5 +238,7 @@ def test_settings_without_effect_are_noted():
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []
+    (note,) = check(num_workers=2, image_tokenizer=__file__)
+    assert note.startswith("--num-workers 2 reads nothing ahead with --image-tokenizer")
     assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
     assert check(aia_probe_rows=16, aia_method="probe") == []
