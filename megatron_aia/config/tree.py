@@ -184,6 +184,10 @@ class DataConfig:
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
     """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
+    num_workers: int = 2
+    """Processes, of each rank, that read the next steps while one is computed; 0: none."""
+    max_damaged_samples: int = 100
+    """Damaged samples get stand-ins; more of them than this stop the run."""
 
 
 @dataclass

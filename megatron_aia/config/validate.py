@@ -35,7 +35,7 @@ _NOT_NEGATIVE = (
     *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
     *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size"),
+    *("image_size", "patch_size", "num_workers", "max_damaged_samples"),
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
@@ -181,6 +181,11 @@ def _settings_without_effect(config: Config) -> list[str]:
         notes.append(
             f"--aia-figure-interval {figures} is no multiple of --log-interval "
             f"{config.logging.log_interval}: figures are drawn only where both meet"
+        )
+    if config.data.num_workers and config.data.image_tokenizer:
+        notes.append(
+            f"--num-workers {config.data.num_workers} reads nothing ahead with --image-tokenizer: "
+            "codes are made in the main processes"
         )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")

@@ -242,5 +242,7 @@ def test_settings_without_effect_are_noted():
     assert check(attention_backend="flash", aia_method="dense") == [
         "--attention-backend has no effect with --aia-method dense"
     ]
+    (note,) = check(num_workers=2, image_tokenizer=__file__)
+    assert note.startswith("--num-workers 2 reads nothing ahead with --image-tokenizer")
     assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
     assert check(aia_probe_rows=16, aia_method="probe") == []
