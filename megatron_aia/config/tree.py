@@ -158,7 +158,10 @@ class DataConfig:
     """Samples and rows."""
 
     data_path: tuple[str, ...] = ()
-    """Folders of WebDataset shards written by tools/build_shards.py."""
+    """Folders of WebDataset shards written by tools/build_shards.py, or a mixture file (*.yaml)."""
+    blend: tuple[str, ...] = ()
+    """In place of --data-path: a weight and a folder, again and again, as 2 A 1 B; exact in every
+    period of that many samples, whatever their tasks."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
     image_tokenizer: Optional[str] = None
@@ -173,7 +176,8 @@ class DataConfig:
     packing: bool = True
     """Put several samples into one row; they never see each other."""
     task_ratio: str = "1:1"
-    """generation:understanding[:text[:mixed]], exact in every period of that many samples."""
+    """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
+    folders of --data-path; a mixture file and --blend have weights of their own."""
     prompt_drop: float = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from megatron_aia.config.data_sources import check_data_sources, named_folders
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_model import (
@@ -71,13 +72,17 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_inputs(config: Config) -> None:
     missing = []
-    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
+    if config.run.preset not in _DEMO_PRESETS and not _names_data(config):
         missing.append("--data-path (shards written by tools/build_shards.py)")
     start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
     if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
         missing.append("--load (a checkpoint to start from)")
     if missing:
         raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
+
+
+def _names_data(config: Config) -> bool:
+    return bool(config.data.data_path or config.data.blend)
 
 
 def _check_ranges(config: Config) -> None:
@@ -109,10 +114,12 @@ def _check_data(config: Config) -> None:
             f"--task-ratio {data.task_ratio} is not a ratio of whole numbers; write "
             "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
         )
-    for folder in data.data_path:
+    check_data_sources(data)
+    for folder in named_folders(data):
         if not Path(folder).is_dir():
+            name = "--blend" if data.blend else "--data-path"
             raise ValueError(
-                f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
+                f"{name} {folder} is not a folder; write one with tools/build_shards.py"
             )
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)

@@ -5,22 +5,20 @@ size only lay these samples out, so they may all change when a run goes on from 
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from megatron_aia.aia.roles import Task
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.mixture import RATIO_ORDER, Mixture, SampleAddress, parse_task_ratio
+from megatron_aia.data.mixture import Mixture, SampleAddress
+from megatron_aia.data.open_mixture import open_mixture
 from megatron_aia.data.packing import Row, deal_rows, plan_rows, truncate
 from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
+from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
 
@@ -196,21 +194,12 @@ def build_global_batches(
     first, which alone needs the images.
 
     Raises:
-        ValueError: no data folder is given, one is damaged or made for a larger codebook, or a
-            task of the ratio has no samples.
+        ValueError: no data folder is given, one is damaged or made for a larger codebook, a
+            mixture file is wrong, or a source has no samples.
     """
     data = config.data
-    if not data.data_path:
-        raise ValueError(
-            "--data-path is missing: name one or more folders of shards; "
-            "tools/build_shards.py writes them"
-        )
-    for folder in data.data_path:
-        _check_codebook(Path(folder) / "dataset.json", codebook_size)
-    indexes = [open_index(folder) for folder in data.data_path]
-    sources = {task: indexes for task in Task}
     return GlobalBatches(
-        mixture=Mixture(sources, parse_task_ratio(data.task_ratio), config.run.seed),
+        mixture=open_mixture(data, config.run.seed, codebook_size),
         prompt=prompt,
         prompt_fingerprint=prompt_fingerprint,
         seq_length=data.seq_length,
@@ -226,18 +215,3 @@ def build_global_batches(
         overlong=data.overlong_samples,
         image_size=image_size,
     )
-
-
-def _check_codebook(path: Path, codebook_size: int) -> None:
-    """Compare what the writer of a folder noted; the codes themselves are checked when read."""
-    if not path.exists():
-        return
-    try:
-        written_with = int(json.loads(path.read_bytes())["codebook_size"])
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path}: no codebook_size in it; build the folder again") from None
-    if written_with > codebook_size:
-        raise ValueError(
-            f"{path.parent}: its images have codes of a codebook of {written_with}, the model's "
-            f"has {codebook_size}; set --codebook-size or take data made for this model"
-        )

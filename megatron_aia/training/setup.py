@@ -10,6 +10,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_aia.config import Config
 from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.open_mixture import data_folders
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.spec import ModelSpec
@@ -48,9 +49,7 @@ def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBat
 def _tokenizer_path(config: Config) -> str:
     if config.data.tokenizer_model:
         return config.data.tokenizer_model
-    if not config.data.data_path:
-        raise ValueError("--data-path is empty; give folders written by tools/build_shards.py")
-    path = Path(config.data.data_path[0]) / DATA_TOKENIZER
+    path = Path(data_folders(config.data)[0]) / DATA_TOKENIZER
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
     return str(path)

@@ -1,0 +1,155 @@
+"""Opening the data of a run: plain folders with a task ratio, a blend, or a mixture file."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from megatron_aia.config import DataConfig
+from megatron_aia.config.data_sources import blend_pairs, mixture_file
+from megatron_aia.data.index import ShardIndex, open_index
+from megatron_aia.data.mixture import Mixture
+from megatron_aia.data.mixture_file import MixturePlan, Source, read_mixture_file
+from megatron_aia.data.permutation import hash_integers, splitmix64_array
+from megatron_aia.data.phases import Phase
+from megatron_aia.data.sample_pool import SamplePool
+from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
+
+# Keeps the choice of a source's samples apart from their orders.
+_LIMIT_STREAM = 103
+
+
+def open_mixture(data: DataConfig, seed: int, codebook_size: int) -> Mixture:
+    """Open the data folders of a run and mix them.
+
+    Args:
+        data: names folders, a blend or a mixture file.
+        seed: of the run.
+        codebook_size: of the model.
+
+    Raises:
+        ValueError: no data is named, a folder is damaged or made for a larger codebook, a mixture
+            file is wrong, or a source has no samples.
+    """
+    plan = _plan(data)
+    if plan is None:
+        indexes = [_open_folder(folder, codebook_size) for folder in data.data_path]
+        return mix_by_task(indexes, parse_task_ratio(data.task_ratio), seed)
+    return mix_sources(plan, seed, lambda folder: _open_folder(folder, codebook_size))
+
+
+def data_folders(data: DataConfig) -> list[str]:
+    """Return the data folders of a run, those of its mixture file included, in order.
+
+    Raises:
+        ValueError: no data is named, or the mixture file is wrong.
+    """
+    plan = _plan(data)
+    return list(data.data_path) if plan is None else [source.folder for source in plan.sources]
+
+
+def mix_sources(plan: MixturePlan, seed: int, open_folder: Callable[[str], ShardIndex]) -> Mixture:
+    """Return the mixture of a plan.
+
+    Args:
+        plan: sources and phases.
+        seed: chooses every order. Which samples a limit keeps does not depend on it.
+        open_folder: indexes a data folder.
+
+    Raises:
+        ValueError: a folder cannot be opened, or a source has no samples.
+    """
+    numbers: dict[str, int] = {}
+    indexes: list[ShardIndex] = []
+    pools = []
+    for source in plan.sources:
+        if source.folder not in numbers:
+            numbers[source.folder] = len(indexes)
+            try:
+                indexes.append(open_folder(source.folder))
+            except ValueError as error:
+                raise ValueError(f"{source.place}: {error}") from error
+        number = numbers[source.folder]
+        pools.append(_pool(source, number, indexes[number], seed))
+    return Mixture(indexes, pools, plan.phases, seed, "as no phase gives them a weight")
+
+
+def _plan(data: DataConfig) -> MixturePlan | None:
+    """Return the plan of a mixture file or a blend; None for plain folders."""
+    file = mixture_file(data)
+    if file:
+        return read_mixture_file(file)
+    if data.blend:
+        pairs = blend_pairs(data.blend)
+        # A folder's number, not its path, decides its order: it may be moved.
+        sources = [
+            Source(str(number), folder, place="--blend")
+            for number, (_, folder) in enumerate(pairs, start=1)
+        ]
+        return MixturePlan(tuple(sources), (Phase(tuple(weight for weight, _ in pairs)),))
+    if not data.data_path:
+        raise ValueError(
+            "--data-path is missing: name one or more folders of shards; "
+            "tools/build_shards.py writes them"
+        )
+    return None
+
+
+def _pool(source: Source, index_number: int, index: ShardIndex, seed: int) -> SamplePool:
+    samples, meaning = np.arange(len(index)), [index.fingerprint]
+    name = "samples"
+    if source.task is not None:
+        samples = np.flatnonzero(index.tasks == source.task)
+        name = f"{source.task.name.lower()} samples"
+        meaning.append(source.task.name)
+    if not len(samples):
+        raise ValueError(
+            f"{source.place}: {source.folder} has no {name}; take the source out, or name a folder "
+            "that has some"
+        )
+    found = len(samples)
+    if source.limit is not None:
+        meaning.append(f"limit {source.limit}")
+        samples = choose(samples, source.limit)
+    of_all = f"of {found} " if len(samples) < found else ""
+    return SamplePool(
+        name=source.name,
+        label=f"{of_all}{name} of {source.name} ({source.folder})",
+        members={index_number: samples},
+        meaning=(source.name, meaning),
+        seed=seed,
+        stream=int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big"),
+    )
+
+
+def choose(samples: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` of ``samples``, or all if there are not so many, in their order.
+
+    The choice is a hash of the sample's number: spread over the folder, the same for every run,
+    and a smaller count keeps a part of what a larger one keeps.
+    """
+    key = np.uint64(hash_integers(_LIMIT_STREAM))
+    hashes = splitmix64_array(samples.astype(np.uint64) ^ key)
+    return np.sort(samples[np.argsort(hashes, kind="stable")[:count]])
+
+
+def _open_folder(folder: str, codebook_size: int) -> ShardIndex:
+    _check_codebook(Path(folder) / "dataset.json", codebook_size)
+    return open_index(folder)
+
+
+def _check_codebook(path: Path, codebook_size: int) -> None:
+    """Compare what the writer of a folder noted; the codes themselves are checked when read."""
+    if not path.exists():
+        return
+    try:
+        written_with = int(json.loads(path.read_bytes())["codebook_size"])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path}: no codebook_size in it; build the folder again") from None
+    if written_with > codebook_size:
+        raise ValueError(
+            f"{path.parent}: its images have codes of a codebook of {written_with}, the model's "
+            f"has {codebook_size}; set --codebook-size or take data made for this model"
+        )
