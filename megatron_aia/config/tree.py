@@ -178,6 +178,9 @@ class DataConfig:
     task_ratio: str = "1:1"
     """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
     folders of --data-path; a mixture file and --blend have weights of their own."""
+    shuffle_window_shards: int = 0
+    """Shuffle shards, then samples inside windows of so many shards, for network file systems; 0
+    shuffles over all samples of a source."""
     prompt_drop: float = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"

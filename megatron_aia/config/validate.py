@@ -33,7 +33,7 @@ _NOT_NEGATIVE = (
     *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
     *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size"),
+    *("image_size", "patch_size", "shuffle_window_shards"),
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 

@@ -45,6 +45,8 @@ class Mixture:
         phases: in order, their weights in the order of ``pools``; a weight above 0 needs samples.
         seed: chooses the order of sources and the dropped prompts.
         unused: why a source without a weight is left out, for the log.
+        window_shards: shards of a window in which ``pools`` are shuffled, 0 if over all their
+            samples; for the log and the fingerprint.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Mixture:
         phases: Sequence[Phase],
         seed: int,
         unused: str,
+        window_shards: int = 0,
     ) -> None:
         self.indexes = tuple(indexes)
         self.pools = tuple(pools)
         self.phases = tuple(phases)
         self.seed = seed
         self._unused = unused
+        self._window_shards = window_shards
         self._schedule = Schedule(phases, seed)
         self._used = [any(p.weights[i] for p in self.phases) for i in range(len(self.pools))]
 
@@ -112,6 +116,8 @@ class Mixture:
         if rest or first.num_samples is not None:
             # The last phase goes on beyond its length, where another period may begin.
             meaning.append([(p.num_samples, [p.weights[i] for i in used]) for p in self.phases])
+        if self._window_shards:
+            meaning.append(f"windows of {self._window_shards} shards")
         return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
 
     def samples_in_use(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -141,7 +147,11 @@ class Mixture:
                     f"{len(pool)} {pool.label}, {weight} in every {period} positions "
                     f"({weight / period:.1%}), all seen after {epoch:.0f} positions"
                 )
-        return lines + (self._describe_phases() if len(self.phases) > 1 else [])
+        if len(self.phases) > 1:
+            lines += self._describe_phases()
+        if self._window_shards:
+            lines.append(f"shuffled in windows of {self._window_shards} shards of a source")
+        return lines
 
     def describe_drawn(self, position: int) -> str:
         """Return what was drawn before ``position``, by source, as text for the log."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from megatron_aia.data.mixture_file import MixturePlan, Source, read_mixture_fil
 from megatron_aia.data.permutation import hash_integers, splitmix64_array
 from megatron_aia.data.phases import Phase
 from megatron_aia.data.sample_pool import SamplePool
+from megatron_aia.data.shuffle import build_shuffle
 from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
 
 # Keeps the choice of a source's samples apart from their orders.
@@ -33,11 +34,11 @@ def open_mixture(data: DataConfig, seed: int, codebook_size: int) -> Mixture:
         ValueError: no data is named, a folder is damaged or made for a larger codebook, a mixture
             file is wrong, or a source has no samples.
     """
-    plan = _plan(data)
+    plan, window = _plan(data), data.shuffle_window_shards
     if plan is None:
         indexes = [_open_folder(folder, codebook_size) for folder in data.data_path]
-        return mix_by_task(indexes, parse_task_ratio(data.task_ratio), seed)
-    return mix_sources(plan, seed, lambda folder: _open_folder(folder, codebook_size))
+        return mix_by_task(indexes, parse_task_ratio(data.task_ratio), seed, window)
+    return mix_sources(plan, seed, lambda folder: _open_folder(folder, codebook_size), window)
 
 
 def data_folders(data: DataConfig) -> list[str]:
@@ -50,13 +51,19 @@ def data_folders(data: DataConfig) -> list[str]:
     return list(data.data_path) if plan is None else [source.folder for source in plan.sources]
 
 
-def mix_sources(plan: MixturePlan, seed: int, open_folder: Callable[[str], ShardIndex]) -> Mixture:
+def mix_sources(
+    plan: MixturePlan,
+    seed: int,
+    open_folder: Callable[[str], ShardIndex],
+    window_shards: int = 0,
+) -> Mixture:
     """Return the mixture of a plan.
 
     Args:
         plan: sources and phases.
         seed: chooses every order. Which samples a limit keeps does not depend on it.
         open_folder: indexes a data folder.
+        window_shards: shards of a window to shuffle in; 0 shuffles over all of a source.
 
     Raises:
         ValueError: a folder cannot be opened, or a source has no samples.
@@ -71,9 +78,9 @@ def mix_sources(plan: MixturePlan, seed: int, open_folder: Callable[[str], Shard
                 indexes.append(open_folder(source.folder))
             except ValueError as error:
                 raise ValueError(f"{source.place}: {error}") from error
-        number = numbers[source.folder]
-        pools.append(_pool(source, number, indexes[number], seed))
-    return Mixture(indexes, pools, plan.phases, seed, "as no phase gives them a weight")
+        pools.append(_pool(source, indexes, numbers[source.folder], seed, window_shards))
+    unused = "as no phase gives them a weight"
+    return Mixture(indexes, pools, plan.phases, seed, unused, window_shards)
 
 
 def _plan(data: DataConfig) -> MixturePlan | None:
@@ -97,7 +104,10 @@ def _plan(data: DataConfig) -> MixturePlan | None:
     return None
 
 
-def _pool(source: Source, index_number: int, index: ShardIndex, seed: int) -> SamplePool:
+def _pool(
+    source: Source, indexes: Sequence[ShardIndex], number: int, seed: int, window_shards: int
+) -> SamplePool:
+    index = indexes[number]
     samples, meaning = np.arange(len(index)), [index.fingerprint]
     name = "samples"
     if source.task is not None:
@@ -114,13 +124,13 @@ def _pool(source: Source, index_number: int, index: ShardIndex, seed: int) -> Sa
         meaning.append(f"limit {source.limit}")
         samples = choose(samples, source.limit)
     of_all = f"of {found} " if len(samples) < found else ""
+    stream = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big")
     return SamplePool(
         name=source.name,
         label=f"{of_all}{name} of {source.name} ({source.folder})",
-        members={index_number: samples},
+        members={number: samples},
         meaning=(source.name, meaning),
-        seed=seed,
-        stream=int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big"),
+        shuffle=build_shuffle(indexes, {number: samples}, window_shards, seed, stream),
     )
 
 

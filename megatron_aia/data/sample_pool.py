@@ -2,12 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
 
-from megatron_aia.data.permutation import Permutation
+from megatron_aia.data.shuffle import Shuffle
 
 
 class SamplePool:
@@ -18,8 +17,7 @@ class SamplePool:
         label: what the samples are, for the log, as "generation samples".
         members: number of an index -> numbers of its samples, ascending.
         meaning: name of the order and hashes of the samples, for the fingerprint of the data.
-        seed: of the run.
-        stream: keeps the order apart from those of the other sources.
+        shuffle: order of the samples in each epoch, counted over ``members``.
     """
 
     def __init__(
@@ -28,8 +26,7 @@ class SamplePool:
         label: str,
         members: Mapping[int, np.ndarray],
         meaning: tuple[str, list[str]],
-        seed: int,
-        stream: int,
+        shuffle: Shuffle,
     ) -> None:
         self.name, self.label, self.meaning = name, label, meaning
         self.members = dict(members)
@@ -37,7 +34,7 @@ class SamplePool:
         sizes = [len(samples) for samples in self.members.values()]
         self._starts = [0, *accumulate(sizes)][: len(sizes)]
         self._size = sum(sizes)
-        self._seed, self._stream = seed, stream
+        self._shuffle = shuffle
 
     def __len__(self) -> int:
         return self._size
@@ -45,15 +42,9 @@ class SamplePool:
     def locate(self, draw: int) -> tuple[int, int, int]:
         """Return (number of an index, number of the sample there, epoch) of a draw from 0 on."""
         epoch, place = divmod(draw, self._size)
-        number = _shuffled(self._size, self._seed, self._stream, epoch)(place)
+        number = self._shuffle(epoch, place)
         # Of several members that begin at the same number all but the last are empty.
         member = bisect_right(self._starts, number) - 1
         index_number = self._index_numbers[member]
         sample_number = self.members[index_number][number - self._starts[member]]
         return index_number, int(sample_number), epoch
-
-
-# Neighbouring positions share an epoch of each source, or two where one ends.
-@lru_cache(maxsize=256)
-def _shuffled(size: int, seed: int, stream: int, epoch: int) -> Permutation:
-    return Permutation(size, seed, stream, epoch)

@@ -9,6 +9,7 @@ from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.phases import Phase
 from megatron_aia.data.sample_pool import SamplePool
+from megatron_aia.data.shuffle import build_shuffle
 
 RATIO_ORDER = (Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, Task.MIXED)
 """Tasks in the order of the numbers of ``--task-ratio``."""
@@ -34,18 +35,24 @@ def parse_task_ratio(text: str) -> dict[Task, int]:
     return ratio
 
 
-def mix_by_task(indexes: Sequence[ShardIndex], ratio: Mapping[Task, int], seed: int) -> Mixture:
+def mix_by_task(
+    indexes: Sequence[ShardIndex],
+    ratio: Mapping[Task, int],
+    seed: int,
+    window_shards: int = 0,
+) -> Mixture:
     """Return the mixture in which all samples of a task, over all folders, are one source.
 
     Args:
         indexes: of the folders, each with samples of any tasks.
         ratio: samples of each task in one period; 0, or no entry, where a task is left out.
         seed: chooses every order.
+        window_shards: shards of a window to shuffle in; 0 shuffles over all.
 
     Raises:
         ValueError: a task with a ratio above 0 has no samples.
     """
-    pools = [_pool(indexes, task, seed) for task in RATIO_ORDER]
+    pools = [_pool(indexes, task, seed, window_shards) for task in RATIO_ORDER]
     weights = tuple(ratio.get(task, 0) for task in RATIO_ORDER)
     for pool, weight in zip(pools, weights, strict=True):
         if weight and not len(pool):
@@ -54,15 +61,15 @@ def mix_by_task(indexes: Sequence[ShardIndex], ratio: Mapping[Task, int], seed: 
                 "and --data-path has none; add a folder that has, or set its number to 0"
             )
     unused = "as --task-ratio gives them 0 (order: generation:understanding:text:mixed)"
-    return Mixture(indexes, pools, [Phase(weights)], seed, unused)
+    return Mixture(indexes, pools, [Phase(weights)], seed, unused, window_shards)
 
 
-def _pool(indexes: Sequence[ShardIndex], task: Task, seed: int) -> SamplePool:
+def _pool(indexes: Sequence[ShardIndex], task: Task, seed: int, window_shards: int) -> SamplePool:
+    members = {i: np.flatnonzero(index.tasks == task) for i, index in enumerate(indexes)}
     return SamplePool(
         name=task.name.lower(),
         label=f"{task.name.lower()} samples",
-        members={i: np.flatnonzero(index.tasks == task) for i, index in enumerate(indexes)},
+        members=members,
         meaning=(task.name, [index.fingerprint for index in indexes]),
-        seed=seed,
-        stream=int(task),
+        shuffle=build_shuffle(indexes, members, window_shards, seed, stream=int(task)),
     )

@@ -14,8 +14,8 @@ FIRST = fake_index("first", [Task.GENERATION, Task.UNDERSTANDING] * 9 + [Task.TE
 SECOND = fake_index("second", [Task.UNDERSTANDING] * 5 + [Task.GENERATION] * 7 + [Task.MIXED] * 3)
 
 
-def by_task(ratio: str) -> Mixture:
-    return mix_by_task([FIRST, SECOND], parse_task_ratio(ratio), SEED)
+def by_task(ratio: str, window_shards: int = 0) -> Mixture:
+    return mix_by_task([FIRST, SECOND], parse_task_ratio(ratio), SEED, window_shards)
 
 
 def order(mixture: Mixture, count: int) -> str:
@@ -87,3 +87,16 @@ def test_order_of_phases() -> None:
     )
     far = mixture.locate(10**9 + 7)
     assert (far.index_number, far.sample_number, far.epoch) == (1, 17, 37037036)
+
+
+def test_order_of_windows() -> None:
+    """Four shards of the one task and three of the other, in two windows each."""
+    mixture = by_task("1:1", window_shards=2)
+    assert mixture.fingerprint == "581ed78cc13630e2"
+    assert order(mixture, 30) == (
+        "G1:10/0 U0:5/0 U0:1/0 G0:8/0 U0:3/0 G0:2/0 U1:2/0 G0:6/0 G0:0/0 U0:7/0 "
+        "U1:0/0 G0:4/0 G1:11/0 U1:3/0 G1:7/0 U1:4/0 U1:1/0 G1:5/0 G0:16/0 U0:9/0 "
+        "U0:13/0 G1:6/0 U0:11/0 G1:9/0 G0:10/0 U0:15/0 U0:17/0 G1:8/0 G0:12/0 U1:4/1"
+    )
+    far = mixture.locate(10**9 + 7)
+    assert (far.index_number, far.sample_number, far.epoch) == (0, 5, 35714285)
