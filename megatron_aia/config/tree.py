@@ -237,6 +237,9 @@ class CheckpointConfig:
     """Where a run whose --load holds no checkpoint yet takes its first weights from."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
+    rebase_data: bool = False
+    """Go on from --load with other data, from the beginning of its order; weights, optimizer and
+    step continue. No effect where the data is unchanged, so a restarted job may keep the flag."""
     exit_signal_handler: bool = False
     """On SIGTERM, finish the step, save and stop, as a cluster's time limit asks for."""
 

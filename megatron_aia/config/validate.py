@@ -154,6 +154,13 @@ def _check_checkpoint(config: Config) -> None:
         )
     if checkpoint.finetune and checkpoint.load is None:
         raise ValueError("--finetune has no weights to start from; add --load")
+    if checkpoint.rebase_data and checkpoint.load is None:
+        raise ValueError("--rebase-data has no run to go on with; add --load")
+    if checkpoint.rebase_data and checkpoint.finetune:
+        raise ValueError(
+            "--rebase-data goes on at the step of --load and --finetune begins at step 0, with the "
+            "new data too; use one of them"
+        )
     for name in ("load", "pretrained_checkpoint"):
         folder = getattr(checkpoint, name)
         may_be_missing = name == "load" and folder == checkpoint.save

@@ -66,8 +66,22 @@ class Permutation:
             value = self._encipher(value)
         return value
 
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Return the numbers at ``places``, an array of integers in ``range(size)``: int64."""
+        values = self._encipher_array(places.astype(np.uint64))
+        while (outside := values >= self.size).any():
+            values[outside] = self._encipher_array(values[outside])
+        return values.astype(np.int64)
+
     def _encipher(self, value: int) -> int:
         left, right = value >> self._half_bits, value & self._half_mask
         for key in self._round_keys:
             left, right = right, left ^ (splitmix64(right ^ key) & self._half_mask)
         return (left << self._half_bits) | right
+
+    def _encipher_array(self, values: np.ndarray) -> np.ndarray:
+        bits, mask = np.uint64(self._half_bits), np.uint64(self._half_mask)
+        left, right = values >> bits, values & mask
+        for key in self._round_keys:
+            left, right = right, left ^ (splitmix64_array(right ^ np.uint64(key)) & mask)
+        return (left << bits) | right

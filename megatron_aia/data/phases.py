@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
+import numpy as np
+
 from megatron_aia.data.permutation import Permutation
 
 # Keeps the order of slots apart from the samples' orders (those use streams of their sources).
@@ -76,31 +78,31 @@ class Schedule:
     def locate(self, position: int) -> tuple[int, int]:
         """Return (number of the source, draws from it before this one)."""
         stretch, period, offset = self._find(position)
-        return self._locate(stretch, period, offset)
+        slot = self._order(stretch, period)(offset)
+        ends = _slot_ends(stretch.weights)
+        source = bisect_right(ends, slot)
+        weight = stretch.weights[source]
+        place = slot - (ends[source] - weight)
+        return source, stretch.first_draws[source] + period * weight + place
 
     def draws_before(self, position: int) -> tuple[int, ...]:
         """Return how often each source is drawn from before ``position``."""
         stretch, period, offset = self._find(position)
-        draws = list(_advance(stretch.first_draws, stretch.weights, period))
-        for earlier in range(offset):
-            draws[self._locate(stretch, period, earlier)[0]] += 1
-        return tuple(draws)
+        whole = _advance(stretch.first_draws, stretch.weights, period)
+        slots = self._order(stretch, period).take(np.arange(offset))
+        sources = np.searchsorted(_slot_ends(stretch.weights), slots, side="right")
+        counts = np.bincount(sources, minlength=len(whole)).tolist()
+        return tuple(draws + count for draws, count in zip(whole, counts, strict=True))
 
     def _find(self, position: int) -> tuple[_Stretch, int, int]:
         """Return the stretch of a position, its period there and its place in the period."""
         stretch = self._stretches[bisect_right(self._starts, position) - 1]
         return (stretch, *divmod(position - stretch.start, stretch.period))
 
-    def _locate(self, stretch: _Stretch, period: int, offset: int) -> tuple[int, int]:
+    def _order(self, stretch: _Stretch, period: int) -> Permutation:
         # No two periods of a run have one number: a stretch has at least as many positions as
         # periods.
-        order = _slot_order(stretch.period, self._seed, stretch.start + period)
-        slot = order(offset)
-        ends = _slot_ends(stretch.weights)
-        source = bisect_right(ends, slot)
-        weight = stretch.weights[source]
-        place = slot - (ends[source] - weight)
-        return source, stretch.first_draws[source] + period * weight + place
+        return _slot_order(stretch.period, self._seed, stretch.start + period)
 
 
 def apportion(total: int, weights: Sequence[int]) -> tuple[int, ...]:

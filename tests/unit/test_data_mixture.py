@@ -46,7 +46,9 @@ def test_splitmix64_is_the_published_function() -> None:
 @given(st.integers(1, 700), st.integers(), st.integers(0, 300), st.integers(0, 10**9))
 def test_permutation_is_a_bijection(size: int, seed: int, source: int, epoch: int) -> None:
     order = Permutation(size, seed, source, epoch)
-    assert sorted(order(i) for i in range(size)) == list(range(size))
+    numbers = [order(i) for i in range(size)]
+    assert sorted(numbers) == list(range(size))
+    assert order.take(np.arange(size)).tolist() == numbers
 
 
 def test_permutation_stays_what_it_is() -> None:
