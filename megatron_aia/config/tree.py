@@ -169,6 +169,8 @@ class DataConfig:
     (*.npz)."""
     seq_length: int = 9216
     """Tokens of one row."""
+    variable_seq_lengths: bool = False
+    """Rows only as long as the longest of their micro-batch needs, at most --seq-length."""
     micro_batch_size: int = 1
     """Rows of one forward pass."""
     global_batch_size: int = 64

@@ -7,20 +7,36 @@ size only lay these samples out, so they may all change when a run goes on from 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from megatron_aia.config.layout import row_multiple
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.mixture import Mixture, SampleAddress
 from megatron_aia.data.open_mixture import open_mixture
-from megatron_aia.data.packing import Row, deal_rows, plan_rows, truncate
+from megatron_aia.data.packing import (
+    Row,
+    deal_like_rows,
+    deal_rows,
+    plan_rows,
+    row_length,
+    truncate,
+)
 from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
 from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
+
+
+class _Plan(NamedTuple):
+    """The rows of a step; samples are numbered from its first position on."""
+
+    lengths: list[int]
+    """Tokens to keep free for each sample."""
+    rows: list[Row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +71,9 @@ class GlobalBatches:
     """What to do with a sample longer than a row."""
     image_size: int = 0
     """Side in pixels of the images of a micro-batch; 0 where no image is needed."""
+    row_multiple: int = 0
+    """Rows are as long as the longest of their micro-batch, rounded up to a multiple of this; 0
+    gives all of them ``seq_length`` tokens."""
 
     def check(self) -> None:
         """Check that every sample of the mixture fits a row, or can be cut to.
@@ -89,21 +108,16 @@ class GlobalBatches:
         Raises:
             ValueError: a sample is too long or cannot be read, or a picture is damaged.
         """
-        micro_batches = deal_rows(
-            self._plan(position),
-            self.data_parallel_rank,
-            self.data_parallel_size,
-            self.micro_batch_size,
-        )
+        plan = self._plan(position)
         return [
             build_micro_batch(
                 [[self._read(position + offset) for offset in row] for row in rows],
-                self.seq_length,
+                self._row_length(rows, plan),
                 self.pad_id,
                 self.image_size,
                 [[position + offset for offset in row] for row in rows],
             )
-            for rows in micro_batches
+            for rows in self._deal(plan, self.data_parallel_rank)
         ]
 
     @cached_property
@@ -128,16 +142,17 @@ class GlobalBatches:
         positions = range(_DESCRIBED_STEPS * self.global_batch_size)
         drawn = [self.mixture.locate(position).task for position in positions]
         counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
-        rows = [self._plan(first) for first in positions[:: self.global_batch_size]]
-        num_rows = sum(len(plan) for plan in rows)
-        tokens = sum(self._planned_length(self.mixture.locate(p)) for p in positions)
-        padding = 1 - tokens / (num_rows * self.seq_length)
+        plans = [self._plan(first) for first in positions[:: self.global_batch_size]]
+        num_rows = sum(len(plan.rows) for plan in plans)
+        tokens = sum(sum(plan.lengths) for plan in plans)
+        padding = 1 - tokens / sum(map(self._count_positions, plans))
+        size = f"{'at most ' if self.row_multiple else ''}{self.seq_length}"
         return [
             *lines,
             f"the first {len(positions)} samples are {counts} "
             "(generation:understanding:text:mixed), "
             f"{tokens / len(positions):.0f} tokens each on average",
-            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {self.seq_length} tokens a step "
+            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {size} tokens a step "
             f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
         ]
 
@@ -154,14 +169,33 @@ class GlobalBatches:
         length = int(self._lengths[address.index_number][address.sample_number])
         return min(length, self.seq_length) if self.overlong == "truncate" else length
 
-    def _plan(self, position: int) -> list[Row]:
-        """Lay out the step at ``position``; rows hold offsets from it."""
+    def _plan(self, position: int) -> _Plan:
+        """Lay out the step at ``position``."""
         lengths = [
             self._planned_length(self.mixture.locate(position + offset))
             for offset in range(self.global_batch_size)
         ]
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
-        return plan_rows(lengths, self.seq_length, self.packing, multiple)
+        return _Plan(lengths, plan_rows(lengths, self.seq_length, self.packing, multiple))
+
+    def _deal(self, plan: _Plan, rank: int) -> list[list[Row]]:
+        """Return the micro-batches of a data-parallel rank."""
+        deal = deal_like_rows if self.row_multiple else deal_rows
+        return deal(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
+
+    def _row_length(self, rows: list[Row], plan: _Plan) -> int:
+        """Return how long the rows of a micro-batch are. All ranks that share it agree."""
+        if not self.row_multiple:
+            return self.seq_length
+        return row_length(rows, plan.lengths, self.row_multiple, self.seq_length)
+
+    def _count_positions(self, plan: _Plan) -> int:
+        """Count the positions of a step's rows on all ranks, padding included."""
+        return sum(
+            len(rows) * self._row_length(rows, plan)
+            for rank in range(self.data_parallel_size)
+            for rows in self._deal(plan, rank)
+        )
 
     def _read(self, position: int) -> TokenizedSample:
         address = self.mixture.locate(position)
@@ -214,4 +248,5 @@ def build_global_batches(
         prompt_drop=data.prompt_drop,
         overlong=data.overlong_samples,
         image_size=image_size,
+        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
     )

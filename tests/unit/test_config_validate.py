@@ -179,6 +179,15 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (1, {"save_interval": 5}, "--save-interval 5 has no folder to save to; add --save"),
         (1, {"finetune": True}, "--finetune has no weights to start from; add --load"),
         (1, {"load": "no/where"}, "--load no/where is not a folder"),
+        (
+            2,
+            {
+                "pipeline_model_parallel_size": 2,
+                "num_layers_per_virtual_pipeline_stage": 2,
+                "variable_seq_lengths": True,
+            },
+            "--variable-seq-lengths cannot be used with --num-layers-per-virtual.*leave out one",
+        ),
         (1, {"rebase_data": True}, "--rebase-data has no run to go on with; add --load"),
         (
             1,

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,52 @@ def test_weights_and_tokens_add_up_in_every_layout(folders: tuple[str, ...]) -> 
         )
         assert all((b.tokens[b.segment_ids == PADDING_SEGMENT] == PAD).all() for b in flat)
     assert len(sums) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_variable_rows_hold_the_same_samples(
+    folders: tuple[str, ...], layout: dict[str, Any]
+) -> None:
+    ranks, fixed = [], 0
+    for rank in range(layout["data_parallel_size"]):
+        loader = batches(folders, rank, **layout)
+        fixed += sum(b.tokens.numel() for b in loader.step(24))
+        ranks.append(replace(loader, row_multiple=4).step(24))
+    assert sum(map(samples_of, ranks), Counter()) == samples_of(batches(folders).step(24))
+    assert len({len(rank) for rank in ranks}) == 1
+    flat = [batch for rank in ranks for batch in rank]
+    assert sum(batch.tokens.numel() for batch in flat) <= fixed
+    for batch in flat:
+        rows, length = batch.tokens.shape
+        assert rows == layout["micro_batch_size"] and length % 4 == 0
+    # A sample that lost its prompt leaves what was kept free for it.
+    without_drop = [
+        replace(batches(folders, rank, **layout, prompt_drop=0.0), row_multiple=4).step(24)
+        for rank in range(layout["data_parallel_size"])
+    ]
+    for batch in (batch for rank in without_drop for batch in rank):
+        needed = max((segment.stop for segment in batch.segments), default=0)
+        assert 0 <= batch.tokens.shape[1] - needed < 4 or batch.tokens.shape[1] == 4
+
+
+def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None:
+    def padding(loader: GlobalBatches) -> float:
+        return float(loader.describe()[-1].split("% of")[0].split()[-1])
+
+    for layout in ({"micro_batch_size": 2}, {"data_parallel_size": 3, "packing": True}):
+        fixed = batches(folders, packing=layout.pop("packing", False), **layout)
+        variable = replace(fixed, row_multiple=4)
+        assert padding(variable) < padding(fixed)
+        assert f"rows of at most {SEQ_LENGTH} tokens a step" in variable.describe()[-1]
+        found = total = 0
+        for position in range(0, 4 * GBS, GBS):
+            for rank in range(fixed.data_parallel_size):
+                for batch in replace(variable, data_parallel_rank=rank, prompt_drop=0.0).step(
+                    position
+                ):
+                    found += batch.num_tokens
+                    total += batch.tokens.numel()
+        assert padding(variable) == pytest.approx(100 * (1 - found / total), abs=0.051)
 
 
 def test_a_run_goes_on_at_any_position_with_any_layout(folders: tuple[str, ...]) -> None:
