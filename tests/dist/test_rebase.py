@@ -1,4 +1,7 @@
-"""--rebase-data: a run goes on with other data from its first sample, and resumes there exactly."""
+"""--rebase-data: a run goes on with other data from its first sample, and resumes there exactly.
+
+The other data is a mixture file, whose second phase begins inside a step of the run.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,14 @@ from megatron_aia.runtime.parallel import destroy_parallel
 from megatron_aia.training.trainer import Trainer
 
 SWITCH, END = 2, 5
+MIXTURE = """
+sources:
+  drawing: {path: ., task: generation}
+  rest: {path: ., limit: 20}
+phases:
+  - {samples: 17, weights: {drawing: 2, rest: 1}}
+  - {weights: {drawing: 1, rest: 1}}
+"""
 
 
 def steps_of(config: Config) -> tuple[list[LogRecord], list[list[torch.Tensor]]]:
@@ -51,20 +62,23 @@ def run_all(configs: dict[str, Config]) -> dict[str, Any]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run, the same with other data from step 2 on, and restarts of that one at its step 4."""
     data = write_dataset(tmp_path_factory.mktemp("data"))
+    mixture = data / "mixture.yaml"
+    mixture.write_text(MIXTURE)
     folder = tmp_path_factory.mktemp("runs")
 
-    def config(name: str, ratio: str, end: int, source: str = "", **more: Any) -> Config:
+    def config(name: str, path: Path, end: int, source: str = "", **more: Any) -> Config:
         load = {"load": str(folder / source)} if source else {}
         save = str(folder / name)
-        made = run_config(data, Layout(), end, save=save, save_interval=1, **load, **more)
+        made = run_config(path, Layout(), end, save=save, save_interval=1, **load, **more)
+        ratio = "1:1" if path == mixture else "2:2:1:1"
         return replace(made, data=replace(made.data, task_ratio=ratio))
 
     configs = {
-        "first": config("first", "2:2:1:1", SWITCH),
-        "fresh": config("fresh", "1:1", END - SWITCH),
-        "rebased": config("rebased", "1:1", END, "first", rebase_data=True),
-        "resumed": config("resumed", "1:1", END, "rebased/iter_0000004"),
-        "restarted": config("restarted", "1:1", END, "rebased/iter_0000004", rebase_data=True),
+        "first": config("first", data, SWITCH),
+        "fresh": config("fresh", mixture, END - SWITCH),
+        "rebased": config("rebased", mixture, END, "first", rebase_data=True),
+        "resumed": config("resumed", mixture, END, "rebased/iter_0000004"),
+        "restarted": config("restarted", mixture, END, "rebased/iter_0000004", rebase_data=True),
     }
     return folder, spawn(run_all, 1, configs)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, write_folder
 
 from megatron_aia.config.tree import Config
@@ -295,6 +297,52 @@ def test_data_of_another_codebook_is_refused(tmp_path: Path, noted: str, words: 
     (folder / "dataset.json").write_text(noted)
     with pytest.raises(ValueError, match=words):
         batches((str(folder),))
+
+
+MIXTURE = """
+sources:
+  drawing: {path: a, task: generation, limit: 11}
+  asking: {path: a, task: understanding}
+  rest: b
+phases:
+  - {samples: 31, weights: {drawing: 2, rest: 1}}
+  - {samples: 26, weights: {drawing: 3, asking: 1, rest: 1}}
+  - {weights: {asking: 2, rest: 1}}
+"""
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "data_parallel_size": st.integers(1, 5),
+            "micro_batch_size": st.integers(1, 3),
+            "micro_batch_multiple": st.integers(1, 2),
+            "packing": st.booleans(),
+            "variable_seq_lengths": st.booleans(),
+        }
+    ),
+    st.integers(0, 3),
+    st.integers(0, 100),
+)
+def test_a_mixture_file_gives_each_position_its_sample_in_any_layout(
+    folders: tuple[str, ...], layout: dict[str, Any], window: int, position: int
+) -> None:
+    """Begun at any position: a fresh loader for every example is a run that resumes there."""
+    file = Path(folders[0]).parent / "mixture.yaml"
+    file.write_text(MIXTURE)
+    data = {"data_path": (str(file),), "shuffle_window_shards": window, "seq_length": 192}
+    ranks = step_of_all_ranks(folders, position, **data, **layout)
+
+    mixture = batches(folders, **data).mixture
+    expected = []
+    for offset in range(position, position + GBS):
+        address = mixture.locate(offset)
+        raw = mixture.indexes[address.index_number].read(address.sample_number, CODEBOOK_SIZE)
+        tokens = toy_prompt(raw, mixture.drops_prompt(offset, 0.3)).tokens
+        expected.append((offset, tuple(tokens.tolist())))
+    found = [sample[:2] for sample in sum(map(samples_of, ranks), Counter()).elements()]
+    assert sorted(found) == expected
 
 
 def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:
