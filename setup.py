@@ -11,6 +11,7 @@ setup(
     packages=find_packages(include=["megatron_aia", "megatron_aia.*"]),
     package_data={"megatron_aia.aia": ["profiles/*.yaml"], "megatron_aia.data.demo": ["*.yaml"]},
     install_requires=[
+        "fsspec",
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.17",
         "numpy",
@@ -26,9 +27,12 @@ setup(
         "formats": ["datasets", "pyarrow"],
         "demo": ["matplotlib", "pillow", "scikit-image", "scikit-learn"],
         "hf": ["pillow", "safetensors", "tiktoken", "transformers>=4.52"],
+        "http": ["aiohttp"],
+        "s3": ["s3fs"],
+        "gs": ["gcsfs"],
         "gpu": ["transformer-engine[pytorch]"],
         "dev": [
-            *("hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"),
+            *("aiohttp", "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"),
             # Runs the fused kernels interpreted, and compiles them for a GPU that is not there. No
             # version in constraints.txt: PyTorch for CUDA brings the one it was built with.
             "triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'",

@@ -14,9 +14,10 @@ python tools/inspect_data.py --preset emu3_demo --data-path demo_output/data --p
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Optional
+from typing import TYPE_CHECKING, NoReturn, Optional, TypeVar
 
 from megatron_aia.cli import parse
 from megatron_aia.models import load_model_spec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from megatron_aia.models.spec import ModelPrompt
 
 EXIT_USER_ERROR = 2
+_T = TypeVar("_T")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -85,7 +87,7 @@ def _show(
     from megatron_aia.analysis.sample_images import save_images
     from megatron_aia.analysis.sample_text import format_sample
 
-    placed = data.sample_at(position)
+    placed = _read(data, partial(data.read_placed, position))
     folder = data.mixture.indexes[placed.address.index_number].folder
     in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     prompt: ModelPrompt = data.prompt  # type: ignore[assignment]
@@ -94,6 +96,19 @@ def _show(
         tokenizer = _decoder(config, Path(str(folder)))
         for file in save_images(placed.raw, image_folder, f"position-{position}", tokenizer):
             print(f"  {file}")
+
+
+def _read(data: "GlobalBatches", read: Callable[[], _T]) -> _T:
+    """Read as a run does, with stand-ins for damaged samples, and name these."""
+    from megatron_aia.data.stand_ins import DamageFound
+
+    while True:
+        try:
+            return read()
+        except DamageFound as found:
+            for damage in found.damages:
+                print("damaged:", damage.reason, file=sys.stderr)
+            data.mark_damaged(found.damages)
 
 
 def _decoder(config: "Config", data_folder: Path) -> "ImageTokenizer | None":
@@ -109,7 +124,8 @@ def _plot(data: "GlobalBatches", position: int, num_steps: int, file: Path) -> N
     from megatron_aia.analysis.data_plots import measure_step, plot_data
 
     size = data.global_batch_size
-    steps = [measure_step(data.step(position + size * number)) for number in range(num_steps)]
+    first_positions = range(position, position + size * num_steps, size)
+    steps = [measure_step(_read(data, partial(data.step, first))) for first in first_positions]
     plot_data(steps, data.seq_length).savefig(file)
     print(file)
 

@@ -38,7 +38,7 @@ class RunState:
     iteration: int
     """Optimizer steps done, skipped ones included."""
     consumed_samples: int
-    """Position of the next sample: the whole state of the data."""
+    """Samples since the start of the run: with ``data_start`` the whole state of the data."""
     total_skipped: int
     """Steps without an update so far."""
     data_fingerprint: str
@@ -51,16 +51,18 @@ class RunState:
     """``distributed`` or ``replicated``: the two store different things; "" if there is none."""
     freeze: tuple[str, ...] = ()
     """Patterns of --freeze: the optimizer has no state of what they fit."""
+    data_start: int = 0
+    """``consumed_samples`` where the order of the present data began; not 0 after --rebase-data."""
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
     """Return the model fields that decide which weights there are and what they mean."""
-    ignored = ("attention_dropout", "hidden_dropout", "init_method_std", "transformer_impl")
-    return {
-        name: value
-        for name, value in dataclasses.asdict(model).items()
-        if name not in (*ignored, "max_position_embeddings", "make_vocab_size_divisible_by")
-    }
+    ignored = (
+        *("attention_dropout", "hidden_dropout", "init_method_std", "max_position_embeddings"),
+        *("attention_backend", "transformer_impl", "make_vocab_size_divisible_by"),
+    )
+    fields = dataclasses.asdict(model)
+    return {name: value for name, value in fields.items() if name not in ignored}
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:

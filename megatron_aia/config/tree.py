@@ -71,6 +71,9 @@ class ModelConfig:
     """Side of a patch in pixels; each gives one position of a row."""
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
+    attention_backend: Literal["auto", "flash", "flash3", "flash4", "cudnn"] = "auto"
+    """Kernel that this project's attention calls on a GPU: PyTorch's flash, a flash-attn package,
+    or cuDNN's (Megatron-LM's fused)."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer implementation; auto takes Transformer Engine on a GPU where it is installed."""
 
@@ -158,7 +161,13 @@ class DataConfig:
     """Samples and rows."""
 
     data_path: tuple[str, ...] = ()
-    """Folders of WebDataset shards written by tools/build_shards.py."""
+    """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
+    https://); or a mixture file (*.yaml)."""
+    data_cache_path: Optional[str] = None
+    """Folder for the index and tables of the data folders; unset, each keeps its own inside."""
+    blend: tuple[str, ...] = ()
+    """In place of --data-path: a weight and a folder, again and again, as 2 A 1 B; exact in every
+    period of that many samples, whatever their tasks."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
     image_tokenizer: Optional[str] = None
@@ -166,6 +175,8 @@ class DataConfig:
     (*.npz)."""
     seq_length: int = 9216
     """Tokens of one row."""
+    variable_seq_lengths: bool = False
+    """Rows only as long as the longest of their micro-batch needs, at most --seq-length."""
     micro_batch_size: int = 1
     """Rows of one forward pass."""
     global_batch_size: int = 64
@@ -173,11 +184,19 @@ class DataConfig:
     packing: bool = True
     """Put several samples into one row; they never see each other."""
     task_ratio: str = "1:1"
-    """generation:understanding[:text[:mixed]], exact in every period of that many samples."""
+    """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
+    folders of --data-path; a mixture file and --blend have weights of their own."""
+    shuffle_window_shards: int = 0
+    """Shuffle shards, then samples inside windows of so many shards, for network file systems; 0
+    shuffles over all samples of a source."""
     prompt_drop: float = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
     """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
+    num_workers: int = 2
+    """Processes, of each rank, that read the next steps while one is computed; 0: none."""
+    max_damaged_samples: int = 100
+    """Damaged samples get stand-ins; more of them than this stop the run."""
 
 
 @dataclass
@@ -192,6 +211,17 @@ class TrainingConfig:
     """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
     bf16: bool = False
     """bfloat16 weights and activations; gradients and optimizer state stay fp32."""
+    fp8_format: Optional[Literal["e4m3", "hybrid"]] = None
+    """Multiply matrices of the decoder's layers in FP8 (Transformer Engine): e4m3, or hybrid with
+    e5m2 for gradients. Unset, in bfloat16."""
+    fp8_recipe: Literal["delayed", "tensorwise", "mxfp8", "blockwise"] = "delayed"
+    """How FP8 scales are found: from past steps, from the tensor itself, or by blocks."""
+    fp8_amax_history_len: int = 1024
+    """With the recipe delayed: steps whose largest values are remembered."""
+    fp8_amax_compute_algo: Literal["max", "most_recent"] = "max"
+    """With the recipe delayed: which of these values gives the scale."""
+    fp8_dot_product_attention: bool = False
+    """FP8 in the attention too; AIA then measures by probe, from queries and keys in bfloat16."""
     lr: float = 1e-5
     """Peak learning rate."""
     min_lr: float = 1e-6
@@ -230,6 +260,9 @@ class CheckpointConfig:
     """Where a run whose --load holds no checkpoint yet takes its first weights from."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
+    rebase_data: bool = False
+    """Go on from --load with other data, from the beginning of its order; weights, optimizer and
+    step continue. No effect where the data is unchanged, so a restarted job may keep the flag."""
     exit_signal_handler: bool = False
     """On SIGTERM, finish the step, save and stop, as a cluster's time limit asks for."""
 

@@ -5,8 +5,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from megatron_aia.config.data_sources import check_data_sources, named_folders
 from megatron_aia.config.files import flag, value_of
+from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.tree import AIAConfig, Config
+from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
     check_context_parallel,
     check_model,
@@ -25,6 +28,7 @@ _AT_LEAST_ONE = (
     *("num_layers_per_virtual_pipeline_stage", "recompute_num_layers"),
     *("distributed_timeout_minutes", "seq_length", "micro_batch_size", "global_batch_size"),
     *("train_iters", "lr_decay_iters", "save_interval", "log_interval", "aia_probe_rows"),
+    "fp8_amax_history_len",
 )
 _ABOVE_ZERO = ("norm_epsilon", "adam_eps")
 _NOT_NEGATIVE = (
@@ -32,7 +36,7 @@ _NOT_NEGATIVE = (
     *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
     *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size"),
+    *("image_size", "patch_size", "num_workers", "max_damaged_samples", "shuffle_window_shards"),
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
@@ -63,6 +67,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     check_pipeline_parallel(config)
     check_world(config, world_size)
     check_recompute(config)
+    check_fp8(config, has_gpu)
     _check_data(config)
     _check_training(config)
     _check_checkpoint(config)
@@ -71,13 +76,17 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_inputs(config: Config) -> None:
     missing = []
-    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
+    if config.run.preset not in _DEMO_PRESETS and not _names_data(config):
         missing.append("--data-path (shards written by tools/build_shards.py)")
     start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
     if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
         missing.append("--load (a checkpoint to start from)")
     if missing:
         raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
+
+
+def _names_data(config: Config) -> bool:
+    return bool(config.data.data_path or config.data.blend)
 
 
 def _check_ranges(config: Config) -> None:
@@ -109,15 +118,28 @@ def _check_data(config: Config) -> None:
             f"--task-ratio {data.task_ratio} is not a ratio of whole numbers; write "
             "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
         )
-    for folder in data.data_path:
-        if not Path(folder).is_dir():
-            raise ValueError(
-                f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
-            )
+    check_data_sources(data)
+    for folder in named_folders(data):
+        _check_data_folder("--blend" if data.blend else "--data-path", folder, data.data_cache_path)
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise ValueError(f"{flag(name)} {path} does not exist")
+
+
+def _check_data_folder(name: str, folder: str, cache_path: str | None) -> None:
+    if is_url(folder):
+        try:
+            check_location(folder)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        if cache_path is None:
+            raise ValueError(
+                f"{name} {folder} is a URL and cannot keep its index; name a folder for it by "
+                "--data-cache-path"
+            )
+    elif not Path(folder).is_dir():
+        raise ValueError(f"{name} {folder} is not a folder; write one with tools/build_shards.py")
 
 
 def _check_training(config: Config) -> None:
@@ -147,6 +169,13 @@ def _check_checkpoint(config: Config) -> None:
         )
     if checkpoint.finetune and checkpoint.load is None:
         raise ValueError("--finetune has no weights to start from; add --load")
+    if checkpoint.rebase_data and checkpoint.load is None:
+        raise ValueError("--rebase-data has no run to go on with; add --load")
+    if checkpoint.rebase_data and checkpoint.finetune:
+        raise ValueError(
+            "--rebase-data goes on at the step of --load and --finetune begins at step 0, with the "
+            "new data too; use one of them"
+        )
     for name in ("load", "pretrained_checkpoint"):
         folder = getattr(checkpoint, name)
         may_be_missing = name == "load" and folder == checkpoint.save
@@ -157,12 +186,17 @@ def _check_checkpoint(config: Config) -> None:
 
 
 def _settings_without_effect(config: Config) -> list[str]:
-    notes = []
+    notes = notes_on_fp8(config)
     figures = config.logging.aia_figure_interval
     if figures % config.logging.log_interval:
         notes.append(
             f"--aia-figure-interval {figures} is no multiple of --log-interval "
             f"{config.logging.log_interval}: figures are drawn only where both meet"
+        )
+    if config.data.num_workers and config.data.image_tokenizer:
+        notes.append(
+            f"--num-workers {config.data.num_workers} reads nothing ahead with --image-tokenizer: "
+            "codes are made in the main processes"
         )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
@@ -170,6 +204,9 @@ def _settings_without_effect(config: Config) -> list[str]:
         notes.append("--keep-checkpoints has no effect without --save")
     if config.aia.aia_probe_rows != AIAConfig.aia_probe_rows and config.aia.aia_method != "probe":
         notes.append("--aia-probe-rows has no effect without --aia-method probe")
+    method = config.aia.aia_method
+    if config.model.attention_backend != "auto" and method in ("dense", "fused"):
+        notes.append(f"--attention-backend has no effect with --aia-method {method}")
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes

@@ -35,6 +35,10 @@ def check_model(config: Config, has_gpu: bool) -> None:
             f"--attention-dropout {model.attention_dropout} cannot be used with AIA, which aligns "
             "the attention probabilities themselves; use 0, or --no-aia"
         )
+    if model.attention_backend not in ("auto", "flash") and not has_gpu:
+        raise ValueError(
+            f"--attention-backend {model.attention_backend} needs a GPU and there is none; use auto"
+        )
     if model.transformer_impl == "transformer_engine" and not has_gpu:
         raise ValueError(
             "--transformer-impl transformer_engine needs a GPU and there is none; use local"
@@ -119,6 +123,11 @@ def check_pipeline_parallel(config: Config) -> None:
         raise ValueError(
             f"{name} interleaves pipeline stages, and there is one stage; "
             "leave it out, or use --pipeline-model-parallel-size 2 or more"
+        )
+    if config.data.variable_seq_lengths:
+        raise ValueError(
+            f"--variable-seq-lengths cannot be used with {name}: megatron-core mixes up the shapes "
+            "of a stage's two neighbours there; leave out one of them"
         )
     stage = layers // pipeline
     if stage % chunk or stage == chunk:

@@ -1,5 +1,6 @@
-"""Files derived from the shards of a data folder, kept in its ``.index`` folder."""
+"""Files derived from the shards of a data folder: its index, and tables beside it."""
 
+import hashlib
 import logging
 import os
 import uuid
@@ -7,12 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron_aia.config.locations import is_url
+
 logger = logging.getLogger(__name__)
 
 
-def cache_folder(data_folder: Path) -> Path:
-    """Return the folder of derived files; safe to delete at any time."""
-    return data_folder / ".index"
+def cache_folder(data_folder: str | Path, cache_path: str | Path | None = None) -> Path:
+    """Return the folder of derived files; safe to delete at any time.
+
+    Args:
+        data_folder: path or URL of the shards.
+        cache_path: has a folder for each data folder; None for ``.index`` inside the data folder.
+
+    Raises:
+        ValueError: there is no ``cache_path``, and the data folder is not here.
+    """
+    location = str(data_folder)
+    if not is_url(location):
+        location = str(Path(location).resolve())
+    elif cache_path is None:
+        raise ValueError(
+            f"{location}: a URL cannot keep its index; name a folder for it by --data-cache-path"
+        )
+    if cache_path is None:
+        return Path(data_folder) / ".index"
+    name = location.rstrip("/").rpartition("/")[-1]
+    return Path(cache_path) / f"{name}-{hashlib.sha256(location.encode()).hexdigest()[:16]}"
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -23,7 +44,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
                 write(file)

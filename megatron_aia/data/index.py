@@ -12,86 +12,52 @@ A sample is a run of adjacent files with one key:
   picture file.
 
 Other files of a sample are left alone, so is a picture beside codes. The tar files are walked once;
-the result is kept in ``.index`` beside them until a shard changes.
+the result is kept, in ``.index`` beside them or in ``--data-cache-path``, until a shard changes.
 """
 
-import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
 from megatron_aia.data.cache import cache_folder, replace_file
+from megatron_aia.data.codes import decode_codes
+from megatron_aia.data.damage import damaged_sample, refuse
+from megatron_aia.data.folder import list_shards
 from megatron_aia.data.pictures import ShardPicture
-from megatron_aia.data.reader import CodesEntry, Shard, damaged, decode_codes, parse_description
-from megatron_aia.data.sample import Picture, RawSample
-from megatron_aia.data.scan import SampleEntry, scan_shard
+from megatron_aia.data.reader import PictureEntry, parse_description
+from megatron_aia.data.sample import DamagedSample, Picture, RawSample
+from megatron_aia.data.shard import Shard
+from megatron_aia.data.table import SampleTable
+from megatron_aia.data.walk import combine, find_duplicates, walk_shard
+from megatron_aia.data.workers import available_cores, map_in_processes
 
-_FORMAT_VERSION = 2
-_T = TypeVar("_T")
+_FORMAT_VERSION = 3
+_MAX_GAP = 1 << 16
+"""Bytes between members of a sample that are rather read in vain than skipped by another read."""
+_MIN_BYTES_PER_WORKER = 1 << 26
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SampleTable:
-    """Where every sample stands: ``n`` samples, ``m`` members, ``k`` bytes of keys."""
-
-    tasks: np.ndarray
-    """uint8 ``[n]``."""
-    shard_numbers: np.ndarray
-    """int32 ``[n]``."""
-    member_starts: np.ndarray
-    """int64 ``[n + 1]``: sample i has the members from ``[i]`` up to ``[i + 1]``, JSON first."""
-    member_offsets: np.ndarray
-    """int64 ``[m]``: byte of the shard where the member's content begins."""
-    member_sizes: np.ndarray
-    """int64 ``[m]``: bytes."""
-    key_starts: np.ndarray
-    """int64 ``[n + 1]``: the key of sample i is ``keys[key_starts[i]:key_starts[i + 1]]``."""
-    keys: np.ndarray
-    """uint8 ``[k]``: UTF-8."""
-
-    @classmethod
-    def collect(cls, samples: Iterable[tuple[int, SampleEntry]]) -> "SampleTable":
-        """Build the table from (shard number, sample) pairs."""
-        tasks, shard_numbers, keys, key_ends = [], [], bytearray(), [0]
-        offsets, sizes, member_ends = [], [], [0]
-        for shard_number, sample in samples:
-            tasks.append(int(sample.task))
-            shard_numbers.append(shard_number)
-            keys += sample.key.encode()
-            key_ends.append(len(keys))
-            offsets += [member.offset for member in sample.members]
-            sizes += [member.size for member in sample.members]
-            member_ends.append(len(offsets))
-        return cls(
-            tasks=np.array(tasks, np.uint8),
-            shard_numbers=np.array(shard_numbers, np.int32),
-            member_starts=np.array(member_ends, np.int64),
-            member_offsets=np.array(offsets, np.int64),
-            member_sizes=np.array(sizes, np.int64),
-            key_starts=np.array(key_ends, np.int64),
-            keys=np.frombuffer(bytes(keys), np.uint8),
-        )
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """The samples of one data folder, numbered in the order of shards and members."""
 
-    folder: Path
+    folder: str
+    """Path or URL."""
     shards: tuple[Shard, ...]
     table: SampleTable
     fingerprint: str
     """Hash of shard names, texts and member places; the same for a copy of the folder."""
+    cache: Path
+    """Folder of files derived from the shards."""
 
     def __len__(self) -> int:
-        return len(self.table.tasks)
+        return len(self.table)
 
     @property
     def tasks(self) -> np.ndarray:
@@ -100,108 +66,105 @@ class ShardIndex:
 
     def key(self, number: int) -> str:
         """Return the sample's name, ``<shard file>/<key in the shard>``."""
-        return f"{self._shard(number).path.name}/{self._key_in_shard(number)}"
+        return f"{self._shard(number).name}/{self._key_in_shard(number)}"
 
     def read(self, number: int, codebook_size: int) -> RawSample:
         """Read one sample, but no picture of it.
 
         Raises:
-            ValueError: its codes are not uint16 arrays of the announced size, or hold a code
-                outside ``[0, codebook_size)``, or the shard has changed.
+            DamagedSample: its JSON or its codes do not fit their checksum, or the codes are not
+                uint16 arrays of the announced size, or hold a code outside ``[0, codebook_size)``.
+            ValueError: the shard has changed.
+            OSError: the shard cannot be read.
         """
         shard, key = self._shard(number), self._key_in_shard(number)
-        first, stop = self.table.member_starts[number : number + 2]
-        places = [
-            (int(self.table.member_offsets[i]), int(self.table.member_sizes[i]))
-            for i in range(first, stop)
-        ]
-        description = _decode(shard, key, parse_description, shard.read(*places[0]))
+        places, is_picture = self.table.members(number)
+        stored = [place for place, skip in zip(places, is_picture, strict=True) if not skip]
+        contents = iter(_read_together(shard, stored))
         images: list[np.ndarray | Picture] = []
-        for place, entry in zip(places[1:], description.images, strict=True):
-            if isinstance(entry, CodesEntry):
-                data = shard.read(*place)
-                images.append(_decode(shard, key, decode_codes, data, entry, codebook_size))
-            else:
-                images.append(ShardPicture(shard, *place, f"sample {key}: {entry.member}"))
+        try:
+            description = parse_description(next(contents))
+            if [isinstance(i, PictureEntry) for i in description.images] != is_picture[1:]:
+                raise DamagedSample("its json is not the one that was indexed")
+            for place, entry in zip(places[1:], description.images, strict=True):
+                checksum = description.checksums.get(entry.member)
+                if isinstance(entry, PictureEntry):
+                    images.append(ShardPicture(shard, *place, key, entry.member, checksum))
+                else:
+                    images.append(decode_codes(next(contents), entry, codebook_size, checksum))
+        except DamagedSample as error:
+            shard.check_unchanged()
+            raise damaged_sample(str(shard), f"sample {key}: {error}") from None
         return RawSample(self.key(number), description.task, description.turns, tuple(images))
 
     def _key_in_shard(self, number: int) -> str:
-        start, stop = self.table.key_starts[number : number + 2]
-        return self.table.keys[start:stop].tobytes().decode()
+        return self.table.key(number).decode()
 
     def _shard(self, number: int) -> Shard:
         return self.shards[self.table.shard_numbers[number]]
 
 
-def _decode(shard: Shard, key: str, decode: Callable[..., _T], *arguments: Any) -> _T:
-    """Call ``decode``; its errors name the sample."""
-    try:
-        return decode(*arguments)
-    except ValueError as error:
-        raise damaged(shard.path, f"sample {key}: {error}") from None
+def _read_together(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return what stands at each (offset, size), by one read where they stand close together."""
+    start = min(offset for offset, _ in places)
+    stop = max(offset + size for offset, size in places)
+    if stop - start > sum(size for _, size in places) + _MAX_GAP:
+        return [shard.read(*place) for place in places]
+    data = shard.read(start, stop - start)
+    return [data[offset - start :][:size] for offset, size in places]
 
 
-def open_index(folder: str | Path) -> ShardIndex:
-    """Index the ``*.tar`` shards of a folder, or take the index that is kept there.
+def open_index(
+    folder: str | Path, cache_path: str | Path | None = None, num_workers: int | None = None
+) -> ShardIndex:
+    """Index the ``*.tar`` shards of a folder, or take the index that is kept.
+
+    Args:
+        folder: path or URL.
+        cache_path: keeps the index; None for ``.index`` inside the folder.
+        num_workers: processes that read the shards; None for as many as there is work for.
 
     Raises:
         ValueError: the folder or its shards are missing, a shard is cut short or damaged, a
             sample is not complete, or two samples have the same key.
+        OSError: a shard cannot be read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; build it with tools/build_shards.py")
-    shards = tuple(Shard.at(path) for path in sorted(folder.glob("*.tar")))
-    if not shards:
-        raise ValueError(f"{folder}: no *.tar shards; build them with tools/build_shards.py")
-    return _load(folder, shards) or _build(folder, shards)
-
-
-def _build(folder: Path, shards: tuple[Shard, ...]) -> ShardIndex:
+    cache = cache_folder(folder, cache_path)
+    shards = list_shards(folder)
+    kept = _load(str(folder), shards, cache)
+    if kept is not None:
+        return kept
     logger.info("indexing %d shards of %s", len(shards), folder)
-    digest = hashlib.sha256()
-    table = SampleTable.collect(_scan(shards, digest.update))
-    if not len(table.tasks):
+    if num_workers is None:
+        num_bytes = sum(shard.size for shard in shards)
+        num_workers = min(available_cores(), num_bytes // _MIN_BYTES_PER_WORKER)
+    parts = list(map_in_processes(walk_shard, shards, num_workers, "index", "shards"))
+    table, fingerprint = combine(parts)
+    for problem in find_duplicates(shards, table):
+        refuse(problem)
+    if not len(table):
         raise ValueError(f"{folder}: its shards hold no samples; rebuild or delete the shards")
-    index = ShardIndex(folder, shards, table, digest.hexdigest()[:16])
-    _save(index)
+    index = ShardIndex(str(folder), shards, table, fingerprint, cache)
+    save_index(index)
     return index
 
 
-def _scan(
-    shards: Sequence[Shard], update_digest: Callable[[bytes], None]
-) -> Iterator[tuple[int, SampleEntry]]:
-    """Yield (shard number, sample), every key once, and digest what the samples are."""
-    shard_of_key: dict[str, str] = {}
-    for number, shard in enumerate(shards):
-        name = shard.path.name
-        update_digest(name.encode())
-        for sample in scan_shard(shard):
-            if sample.key in shard_of_key:
-                other = shard_of_key[sample.key]
-                raise damaged(shard.path, f"key {sample.key} is there before, in {other}")
-            shard_of_key[sample.key] = name
-            update_digest(repr((sample.key, sample.members)).encode())
-            update_digest(sample.description)
-            yield number, sample
-
-
-def _save(index: ShardIndex) -> None:
-    """Keep the index: first the table under a name of its own, then the file that points to it."""
+def save_index(index: ShardIndex) -> None:
+    """Keep an index for later calls of ``open_index``."""
     columns = {column.name: getattr(index.table, column.name) for column in fields(SampleTable)}
     header = {
         "format_version": _FORMAT_VERSION,
         "fingerprint": index.fingerprint,
         "shards": _list_files(index.shards),
     }
-    cache = cache_folder(index.folder)
-    replace_file(cache / f"table-{index.fingerprint}.npz", lambda file: np.savez(file, **columns))
-    replace_file(cache / "index.json", lambda file: file.write(json.dumps(header).encode()))
+    # First the table under a name of its own, then the file that points to it.
+    table = index.cache / f"table-{index.fingerprint}.npz"
+    replace_file(table, lambda file: np.savez(file, **columns))
+    replace_file(index.cache / "index.json", lambda file: file.write(json.dumps(header).encode()))
 
 
-def _load(folder: Path, shards: tuple[Shard, ...]) -> ShardIndex | None:
+def _load(folder: str, shards: tuple[Shard, ...], cache: Path) -> ShardIndex | None:
     """Return the kept index, or None if there is none for exactly these shards."""
-    cache = cache_folder(folder)
     try:
         header = json.loads((cache / "index.json").read_bytes())
         if header["format_version"] != _FORMAT_VERSION or header["shards"] != _list_files(shards):
@@ -213,8 +176,8 @@ def _load(folder: Path, shards: tuple[Shard, ...]) -> ShardIndex | None:
             )
     except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
         return None
-    return ShardIndex(folder, shards, table, fingerprint)
+    return ShardIndex(folder, shards, table, fingerprint, cache)
 
 
 def _list_files(shards: Sequence[Shard]) -> list[list[str | int]]:
-    return [[shard.path.name, shard.size, shard.modified] for shard in shards]
+    return [[shard.name, shard.size, shard.version] for shard in shards]

@@ -4,50 +4,44 @@ A step is ``global_batch_size`` consecutive positions. Packing, micro-batch size
 size only lay these samples out, so they may all change when a run goes on from a checkpoint.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Literal
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
-
-from megatron_aia.aia.roles import Task
+from megatron_aia.config.layout import row_multiple
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.index import open_index
-from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.mixture import RATIO_ORDER, Mixture, SampleAddress, parse_task_ratio
-from megatron_aia.data.packing import Row, deal_rows, plan_rows, truncate
-from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
+from megatron_aia.data.open_mixture import open_mixture
+from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
+from megatron_aia.data.sample import PromptBuilder
+from megatron_aia.data.sample_reader import SampleReader
+from megatron_aia.data.stand_ins import collect
+from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
 
 
-@dataclass(frozen=True)
-class PlacedSample:
-    """What a run reads at one position."""
+class MicroBatchPlan(NamedTuple):
+    """What a micro-batch is built of."""
 
-    address: SampleAddress
-    raw: RawSample
-    """As stored."""
-    tokens: TokenizedSample
-    """As the model reads it."""
+    rows: list[Row]
+    """Samples of each row, as offsets from the first position of the step; a row may be empty."""
+    row_length: int
+    """Tokens of each row. All ranks that share the micro-batch agree."""
+
+
+class _StepPlan(NamedTuple):
+    """The rows of a step on all ranks."""
+
+    lengths: list[int]
+    """Tokens to keep free for each sample, counted from the first position of the step."""
+    rows: list[Row]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalBatches:
+class GlobalBatches(SampleReader):
     """The samples of every step, as the micro-batches of one data-parallel rank."""
 
-    mixture: Mixture
-    """From position to sample."""
-    prompt: PromptBuilder
-    """Writes a sample as tokens; no longer with its prompt dropped than with it."""
-    prompt_fingerprint: str
-    """Changes whenever ``prompt`` may return something else."""
-    seq_length: int
-    """Tokens of a row."""
     global_batch_size: int
     """Samples of a step, over all ranks."""
     micro_batch_size: int
@@ -60,90 +54,48 @@ class GlobalBatches:
     """The number of micro-batches of a rank is a multiple of this."""
     pad_id: int
     """Token id of padding."""
-    codebook_size: int
-    """Image codes are below this."""
-    prompt_drop: float
-    """Share of generation samples that lose their prompt."""
-    overlong: Literal["error", "truncate"]
-    """What to do with a sample longer than a row."""
-    image_size: int = 0
-    """Side in pixels of the images of a micro-batch; 0 where no image is needed."""
+    row_multiple: int = 0
+    """Rows are as long as the longest of their micro-batch, rounded up to a multiple of this; 0
+    gives all of them ``seq_length`` tokens."""
 
-    def check(self) -> None:
-        """Check that every sample of the mixture fits a row, or can be cut to.
+    def plan(self, position: int) -> list[MicroBatchPlan]:
+        """Plan this rank's micro-batches of the step that begins at ``position``.
+
+        Every rank gets equally many, ``micro_batch_size`` rows each.
 
         Raises:
-            ValueError: some do not; the text names the longest.
+            ValueError: a sample is too long, or a damaged one finds no stand-in.
         """
-        longest, address, count = 0, (0, 0), 0
-        for number, samples in self.mixture.samples_in_use():
-            lengths = self._lengths[number][samples]
-            overlong = samples[lengths > self.seq_length]
-            count += len(overlong)
-            if lengths.max(initial=0) > longest:
-                longest, address = int(lengths.max()), (number, int(samples[lengths.argmax()]))
-            if self.overlong == "truncate":
-                for sample in overlong:
-                    raw = self._read_raw(number, int(sample))
-                    truncate(self.prompt.outline(raw), self.seq_length)
-        if count and self.overlong == "error":
-            index_number, sample_number = address
-            raise ValueError(
-                f"{count} samples are longer than a row of {self.seq_length} tokens; the longest, "
-                f"{self.mixture.indexes[index_number].key(sample_number)}, has {longest}: pass "
-                f"--seq-length {longest} or more, or --overlong-samples truncate"
-            )
+        return self._deal(self._plan_step(position), self.data_parallel_rank)
+
+    def build(self, position: int, plan: MicroBatchPlan) -> MicroBatch:
+        """Read one micro-batch of ``plan``.
+
+        Raises:
+            DamageFound: samples of it are damaged.
+            ValueError: a sample cannot be written as tokens, or a shard has changed.
+            OSError: a shard cannot be read.
+        """
+        offsets = [offset for row in plan.rows for offset in row]
+        samples = iter(collect(partial(self.read, position + offset) for offset in offsets))
+        return build_micro_batch(
+            [[next(samples) for _ in row] for row in plan.rows],
+            plan.row_length,
+            self.pad_id,
+            self.image_size,
+            [[position + offset for offset in row] for row in plan.rows],
+        )
 
     def step(self, position: int) -> list[MicroBatch]:
         """Read this rank's micro-batches of the step whose first sample is at ``position``.
 
-        Every rank gets equally many, ``micro_batch_size`` rows each; a row may be all padding.
-
         Raises:
-            ValueError: a sample is too long or cannot be read, or a picture is damaged.
+            DamageFound: samples of it are damaged; known to all ranks by ``mark_damaged``, they
+                get stand-ins, with which the step has other rows.
+            ValueError: as ``plan`` and ``build``.
+            OSError: a shard cannot be read.
         """
-        micro_batches = deal_rows(
-            self._plan(position),
-            self.data_parallel_rank,
-            self.data_parallel_size,
-            self.micro_batch_size,
-        )
-        return [
-            build_micro_batch(
-                [[self._read(position + offset) for offset in row] for row in rows],
-                self.seq_length,
-                self.pad_id,
-                self.image_size,
-                [[position + offset for offset in row] for row in rows],
-            )
-            for rows in micro_batches
-        ]
-
-    def sample_at(self, position: int) -> PlacedSample:
-        """Read the sample at one position of the run.
-
-        Raises:
-            ValueError: as ``step``.
-        """
-        address = self.mixture.locate(position)
-        raw = self._read_raw(address.index_number, address.sample_number)
-        return PlacedSample(address, raw, self._read(position))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of everything that decides which tokens a position stands for.
-
-        A checkpoint's position is good only under the same fingerprint. The layout (packing,
-        batch sizes, ranks) is not part of it.
-        """
-        meaning = [
-            self.mixture.fingerprint,
-            self.prompt_fingerprint,
-            self.seq_length,
-            float(self.prompt_drop),
-            self.overlong,
-        ]
-        return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
+        return collect(partial(self.build, position, plan) for plan in self.plan(position))
 
     def describe(self) -> list[str]:
         """Return lines for the log: the samples, the mixture, tokens and padding."""
@@ -151,53 +103,46 @@ class GlobalBatches:
         positions = range(_DESCRIBED_STEPS * self.global_batch_size)
         drawn = [self.mixture.locate(position).task for position in positions]
         counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
-        rows = [self._plan(first) for first in positions[:: self.global_batch_size]]
-        num_rows = sum(len(plan) for plan in rows)
-        tokens = sum(self._planned_length(self.mixture.locate(p)) for p in positions)
-        padding = 1 - tokens / (num_rows * self.seq_length)
+        plans = [self._plan_step(first) for first in positions[:: self.global_batch_size]]
+        num_rows = sum(len(plan.rows) for plan in plans)
+        tokens = sum(sum(plan.lengths) for plan in plans)
+        padding = 1 - tokens / sum(map(self._count_positions, plans))
+        size = f"{'at most ' if self.row_multiple else ''}{self.seq_length}"
         return [
             *lines,
             f"the first {len(positions)} samples are {counts} "
             "(generation:understanding:text:mixed), "
             f"{tokens / len(positions):.0f} tokens each on average",
-            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {self.seq_length} tokens a step "
+            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {size} tokens a step "
             f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
         ]
 
-    @cached_property
-    def _lengths(self) -> tuple[np.ndarray, ...]:
-        """Tokens of every sample, int32 ``[len(index)]`` for each index of the mixture."""
-        return tuple(
-            token_lengths(index, self.prompt, self.prompt_fingerprint, self.codebook_size)
-            for index in self.mixture.indexes
-        )
-
-    def _planned_length(self, address: SampleAddress) -> int:
-        """Return the tokens to keep free for a sample; one with a dropped prompt may need less."""
-        length = int(self._lengths[address.index_number][address.sample_number])
-        return min(length, self.seq_length) if self.overlong == "truncate" else length
-
-    def _plan(self, position: int) -> list[Row]:
-        """Lay out the step at ``position``; rows hold offsets from it."""
+    def _plan_step(self, position: int) -> _StepPlan:
+        """Lay out the step at ``position`` for all ranks."""
         lengths = [
-            self._planned_length(self.mixture.locate(position + offset))
-            for offset in range(self.global_batch_size)
+            self.planned_length(position + offset) for offset in range(self.global_batch_size)
         ]
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
-        return plan_rows(lengths, self.seq_length, self.packing, multiple)
+        return _StepPlan(lengths, plan_rows(lengths, self.seq_length, self.packing, multiple))
 
-    def _read(self, position: int) -> TokenizedSample:
-        address = self.mixture.locate(position)
-        drop = self.mixture.drops_prompt(position, self.prompt_drop)
-        raw = self._read_raw(address.index_number, address.sample_number)
-        sample = self.prompt(raw, drop)
-        if self.overlong == "truncate":
-            sample = truncate(sample, self.seq_length)
-        assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
-        return sample
+    def _deal(self, plan: _StepPlan, rank: int) -> list[MicroBatchPlan]:
+        """Return the micro-batches of a data-parallel rank."""
+        if not self.row_multiple:
+            dealt = deal_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
+            return [MicroBatchPlan(rows, self.seq_length) for rows in dealt]
+        dealt = deal_like_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
+        return [
+            MicroBatchPlan(rows, row_length(rows, plan.lengths, self.row_multiple, self.seq_length))
+            for rows in dealt
+        ]
 
-    def _read_raw(self, index_number: int, sample_number: int) -> RawSample:
-        return self.mixture.indexes[index_number].read(sample_number, self.codebook_size)
+    def _count_positions(self, plan: _StepPlan) -> int:
+        """Count the positions of a step's rows on all ranks, padding included."""
+        return sum(
+            len(part.rows) * part.row_length
+            for rank in range(self.data_parallel_size)
+            for part in self._deal(plan, rank)
+        )
 
 
 def build_global_batches(
@@ -217,21 +162,12 @@ def build_global_batches(
     first, which alone needs the images.
 
     Raises:
-        ValueError: no data folder is given, one is damaged or made for a larger codebook, or a
-            task of the ratio has no samples.
+        ValueError: no data folder is given, one is damaged or made for a larger codebook, a
+            mixture file is wrong, or a source has no samples.
     """
     data = config.data
-    if not data.data_path:
-        raise ValueError(
-            "--data-path is missing: name one or more folders of shards; "
-            "tools/build_shards.py writes them"
-        )
-    for folder in data.data_path:
-        _check_codebook(Path(folder) / "dataset.json", codebook_size)
-    indexes = [open_index(folder) for folder in data.data_path]
-    sources = {task: indexes for task in Task}
     return GlobalBatches(
-        mixture=Mixture(sources, parse_task_ratio(data.task_ratio), config.run.seed),
+        mixture=open_mixture(data, config.run.seed, codebook_size),
         prompt=prompt,
         prompt_fingerprint=prompt_fingerprint,
         seq_length=data.seq_length,
@@ -246,19 +182,5 @@ def build_global_batches(
         prompt_drop=data.prompt_drop,
         overlong=data.overlong_samples,
         image_size=image_size,
+        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
     )
-
-
-def _check_codebook(path: Path, codebook_size: int) -> None:
-    """Compare what the writer of a folder noted; the codes themselves are checked when read."""
-    if not path.exists():
-        return
-    try:
-        written_with = int(json.loads(path.read_bytes())["codebook_size"])
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path}: no codebook_size in it; build the folder again") from None
-    if written_with > codebook_size:
-        raise ValueError(
-            f"{path.parent}: its images have codes of a codebook of {written_with}, the model's "
-            f"has {codebook_size}; set --codebook-size or take data made for this model"
-        )

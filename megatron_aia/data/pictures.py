@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from megatron_aia.data.checksum import fits
+from megatron_aia.data.damage import damaged_sample
 from megatron_aia.data.optional import import_optional
-from megatron_aia.data.reader import Shard, damaged
+from megatron_aia.data.sample import DamagedSample
+from megatron_aia.data.shard import Shard
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,6 +20,10 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """PIL's other decoders are less used, and a shard may come from elsewhere."""
 MAX_PIXELS = 80_000_000
 """A small file may announce a picture that fills the memory."""
+_MAX_SCANS = 200
+"""Of a progressive JPEG: each takes the time of a whole picture, and may be a few bytes long."""
+_START_OF_SCAN = b"\xff\xda"
+_START_OF_JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112
 """EXIF's tag for how the camera was held."""
 _TURNED = (5, 6, 7, 8)
@@ -31,8 +38,11 @@ class ShardPicture:
     shard: Shard
     offset: int
     size: int
-    name: str
-    """Sample and member, for errors."""
+    key: str
+    """Of the sample."""
+    member: str
+    checksum: str | None = None
+    """CRC-32 of the file, where its sample tells it."""
 
     def decode(self) -> np.ndarray:
         """See ``Picture``."""
@@ -45,9 +55,13 @@ class ShardPicture:
     def _read(self, look: Callable[[bytes], _T]) -> _T:
         data = self.shard.read(self.offset, self.size)
         try:
+            if not fits(data, self.checksum):
+                raise DamagedSample("does not fit its checksum")
             return look(data)
-        except ValueError as error:
-            raise damaged(self.shard.path, f"{self.name} {error}") from None
+        except DamagedSample as error:
+            self.shard.check_unchanged()
+            text = f"sample {self.key}: {self.member} {error}"
+            raise damaged_sample(str(self.shard), text) from None
 
 
 def decode_picture(data: bytes) -> np.ndarray:
@@ -57,7 +71,7 @@ def decode_picture(data: bytes) -> np.ndarray:
         uint8 ``[height, width, 3]``, red, green, blue; transparency is left out.
 
     Raises:
-        ValueError: the file is damaged, of another format or too large.
+        DamagedSample: the file is damaged, of another format or too large.
     """
     operations = import_optional("PIL.ImageOps", "hf")
     return _open(data, lambda image: np.array(operations.exif_transpose(image).convert("RGB")))
@@ -67,7 +81,7 @@ def read_pixel_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the picture that ``decode_picture`` would decode.
 
     Raises:
-        ValueError: the header is damaged, of another format or announces too large a picture.
+        DamagedSample: the header is damaged, of another format or announces too large a picture.
     """
     return _open(data, _upright_size)
 
@@ -79,26 +93,30 @@ def _upright_size(image: "Image") -> tuple[int, int]:
 
 def _open(data: bytes, look: "Callable[[Image], _T]") -> _T:
     image_module = import_optional("PIL.Image", "hf")
+    if data.count(_START_OF_SCAN) > _MAX_SCANS and data.startswith(_START_OF_JPEG):
+        raise DamagedSample(f"is a JPEG of more than {_MAX_SCANS} scans")
     try:
         with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
             check_header(image)
             return look(image)
     except image_module.UnidentifiedImageError:
-        raise ValueError(f"is none of {', '.join(FORMATS)}") from None
+        raise DamagedSample(f"is none of {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes PIL raise much else than OSError
-        raise ValueError(f"is no picture that can be read ({error})") from None
+        raise DamagedSample(f"is no picture that can be read ({error})") from None
 
 
 def check_header(image: "Image") -> None:
     """Check an opened picture before its pixels are decoded.
 
     Raises:
-        ValueError: its format is not allowed, or it has too many pixels.
+        DamagedSample: its format is not allowed, or it has too many pixels.
     """
     if image.format not in FORMATS:
-        raise ValueError(f"its format {image.format} is none of {', '.join(FORMATS)}")
+        raise DamagedSample(f"its format {image.format} is none of {', '.join(FORMATS)}")
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
+        raise DamagedSample(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
 
 
 def crop_to_square(image: "Image", side: int) -> "Image":

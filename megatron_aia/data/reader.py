@@ -1,75 +1,26 @@
-"""Bytes of a shard, and what they mean.
+"""The JSON of a sample, and what it means.
 
-Only JSON and plain ``.npy`` arrays are decoded here, and three kinds of pictures in ``pictures``: a
-shard from elsewhere cannot run code.
+Only JSON is decoded here, plain ``.npy`` arrays in ``codes``, and three kinds of pictures in
+``pictures``: a shard from elsewhere cannot run code.
 """
 
-import io
 import json
-import os
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from itertools import chain
+from typing import Any, NoReturn
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.sample import IMAGE_TAG, Turn
+from megatron_aia.data.checksum import check_json
+from megatron_aia.data.damage import quote
+from megatron_aia.data.sample import IMAGE_TAG, DamagedSample, Turn
 
 ROLES = ("human", "gpt")
-_OPEN_SHARDS = 256
-
-
-def damaged(shard: Path, what: str) -> ValueError:
-    """Return the error of a shard that cannot be used: file, what is wrong, remedy."""
-    return ValueError(f"{shard}: {what}; rebuild or delete the shard")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A tar file as it was when it was indexed."""
-
-    path: Path
-    size: int
-    """Bytes."""
-    modified: int
-    """Modification time in nanoseconds."""
-
-    @classmethod
-    def at(cls, path: Path) -> "Shard":
-        """Describe the file at ``path``."""
-        status = path.stat()
-        return cls(path, status.st_size, status.st_mtime_ns)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read ``size`` bytes.
-
-        Raises:
-            ValueError: the file is not the one that was indexed.
-        """
-        descriptor = _open(self)
-        status = os.fstat(descriptor.number)
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
-            raise ValueError(f"{self.path}: changed since it was indexed; start the run again")
-        # pread moves no file position, so a forked process may go on with the same descriptor.
-        return os.pread(descriptor.number, size, offset)
-
-
-class _Descriptor:
-    """A file descriptor that closes once neither the cache nor a reading thread holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-@lru_cache(maxsize=_OPEN_SHARDS)
-def _open(shard: Shard) -> _Descriptor:
-    return _Descriptor(shard.path)
+_MAX_SIDE = 1 << 16
+"""Codes along a side of an image."""
+_CHECKSUM = re.compile("[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -96,32 +47,56 @@ class Description:
     turns: tuple[Turn, ...]
     images: tuple[CodesEntry | PictureEntry, ...]
     """What stands for each image tag, in order."""
+    checksums: Mapping[str, str]
+    """CRC-32 of every member that has one, by its suffix."""
 
 
 def parse_description(data: bytes) -> Description:
     """Read the JSON member of a sample.
 
     Raises:
-        ValueError: it is not JSON, or not the JSON of a sample. The text names neither shard nor
-            sample; the caller does.
+        DamagedSample: it is not JSON, or not the JSON of a sample. The text names neither shard
+            nor sample; the caller does.
     """
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its json does not parse ({error})") from None
+    check_json(data)
+    fields = _load_json(data)
     if not isinstance(fields, dict):
-        raise ValueError("its json is not an object")
+        raise DamagedSample("its json is not an object")
     turns = tuple(_parse_turn(turn) for turn in _list_of_objects(fields, "conversations"))
     if not turns:
-        raise ValueError("it has no conversations")
+        raise DamagedSample("it has no conversations")
     tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
-    return Description(_parse_task(fields.get("task")), turns, _parse_images(fields, tags))
+    images = _parse_images(fields, tags)
+    return Description(_parse_task(fields.get("task")), turns, images, _parse_checksums(fields))
+
+
+def _load_json(data: bytes) -> object:
+    try:
+        # json.loads would guess the encoding of bytes, and let surrogates pass.
+        return _DECODER.decode(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedSample(f"its json does not parse ({error})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{quote(name)} is there twice")
+    return fields
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
 def _list_of_objects(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
     items = fields.get(name, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise ValueError(f"{name!r} is not a list of objects")
+        raise DamagedSample(f"{name!r} is not a list of objects")
     return items
 
 
@@ -137,69 +112,74 @@ def _parse_images(fields: dict[str, Any], tags: int) -> tuple[CodesEntry | Pictu
         elif picture_entry is not None:
             images.append(_parse_picture(picture_entry))
     if len(images) < tags:
-        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
+        raise DamagedSample(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
     return tuple(images)
 
 
 def _entries_by_tag(fields: dict[str, Any], name: str, tags: int) -> list[dict[str, Any] | None]:
     """Return the entry of each tag, None for a tag that has none in this list."""
-    items = fields.get(name) or [None] * tags
+    items = fields.get(name)
+    if items is None or items == []:
+        return [None] * tags
     if not isinstance(items, list) or not all(isinstance(item, dict | None) for item in items):
-        raise ValueError(f"{name!r} is not a list of objects")
+        raise DamagedSample(f"{name!r} is not a list of objects")
     if len(items) != tags:
-        raise ValueError(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
+        raise DamagedSample(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
     return items
 
 
 def _parse_task(name: object) -> Task:
     tasks = {task.name.lower(): task for task in Task}
     if not isinstance(name, str) or name not in tasks:
-        raise ValueError(f"task {name!r} is none of {', '.join(tasks)}")
+        raise DamagedSample(f"task {quote(name)} is none of {', '.join(tasks)}")
     return tasks[name]
 
 
 def _parse_turn(turn: dict[str, Any]) -> Turn:
     role, text = turn.get("from"), turn.get("value")
     if role not in ROLES:
-        raise ValueError(f"a turn is from {role!r}, which is none of {', '.join(ROLES)}")
+        raise DamagedSample(f"a turn is from {quote(role)}, which is none of {', '.join(ROLES)}")
     if not isinstance(text, str):
-        raise ValueError("the value of a turn is not text")
+        raise DamagedSample("the value of a turn is not text")
+    _check_unicode(text)
     return Turn(role, text)
 
 
+def _check_unicode(text: str) -> None:
+    """JSON can spell halves of characters, which no tokeniser can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DamagedSample("its text holds half a surrogate pair") from None
+
+
 def _parse_codes(entry: dict[str, Any]) -> CodesEntry:
-    member, height, width = (entry.get(name) for name in ("member", "height", "width"))
-    if not isinstance(member, str) or not isinstance(height, int) or not isinstance(width, int):
-        raise ValueError("an entry of 'codes' lacks member, height or width")
-    return CodesEntry(member, height, width)
+    height, width = entry.get("height"), entry.get("width")
+    if not isinstance(entry.get("member"), str) or not _is_side(height) or not _is_side(width):
+        raise DamagedSample("an entry of 'codes' lacks member, height or width")
+    return CodesEntry(entry["member"], entry["height"], entry["width"])
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 0 < value < _MAX_SIDE
 
 
 def _parse_picture(entry: dict[str, Any]) -> PictureEntry:
     if not isinstance(entry.get("member"), str):
-        raise ValueError("an entry of 'images' lacks member")
+        raise DamagedSample("an entry of 'images' lacks member")
     return PictureEntry(entry["member"])
 
 
-def decode_codes(data: bytes, entry: CodesEntry, codebook_size: int) -> np.ndarray:
-    """Decode the ``.npy`` member of one image.
-
-    Returns:
-        int64 ``[height, width]``, every value in ``[0, codebook_size)``.
-
-    Raises:
-        ValueError: anything else; the text names neither shard nor sample, the caller does.
-    """
-    try:
-        codes = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception:  # a damaged header makes numpy raise much else than ValueError
-        raise ValueError(f"{entry.member} is no plain npy array") from None
-    if codes.dtype != np.uint16 or codes.shape != (entry.height, entry.width) or not codes.size:
-        raise ValueError(
-            f"{entry.member} is {codes.dtype} {list(codes.shape)}, "
-            f"not uint16 [{entry.height}, {entry.width}]"
-        )
-    if codes.max() >= codebook_size:
-        raise ValueError(
-            f"{entry.member} holds code {codes.max()}, outside a codebook of {codebook_size}"
-        )
-    return codes.astype(np.int64)
+def _parse_checksums(fields: dict[str, Any]) -> dict[str, str]:
+    """Return the checksums of all members, also of those that are not read."""
+    lists = [items for name in ("codes", "images") if isinstance(items := fields.get(name), list)]
+    checksums: dict[str, str] = {}
+    for entry in chain(*lists):
+        if isinstance(entry, dict) and "crc32" in entry:
+            member, value = entry.get("member"), entry["crc32"]
+            if not isinstance(member, str):
+                raise DamagedSample("an entry with 'crc32' lacks member")
+            if not isinstance(value, str) or not _CHECKSUM.fullmatch(value):
+                raise DamagedSample(f"crc32 {quote(value)} is not eight hexadecimal digits")
+            checksums[member] = value
+    return checksums

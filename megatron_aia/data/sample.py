@@ -11,6 +11,14 @@ from megatron_aia.aia.roles import Task
 IMAGE_TAG = "<image>"
 
 
+class DamagedSample(ValueError):
+    """The content of one sample cannot be used: its JSON, its codes or a picture of it.
+
+    Every other sample can be read all the same. A shard that cannot be read, or that changed, is
+    another matter and never this error.
+    """
+
+
 @dataclass(frozen=True)
 class Turn:
     """One side's words. ``IMAGE_TAG`` in the text marks where an image stands."""
@@ -27,14 +35,16 @@ class Picture(Protocol):
         """Return its pixels, uint8 ``[height, width, 3]``, red, green, blue.
 
         Raises:
-            ValueError: the file is damaged or no picture that is allowed.
+            DamagedSample: the file is damaged or no picture that is allowed.
+            ValueError: the shard changed.
         """
 
     def pixel_size(self) -> tuple[int, int]:
         """Return (width, height) of its pixels, from its header.
 
         Raises:
-            ValueError: as ``decode``, but damage behind the header is not seen.
+            DamagedSample: as ``decode``, but damage behind the header is not seen.
+            ValueError: the shard changed.
         """
 
 
@@ -74,7 +84,7 @@ class ImageSource:
     stop: int
     """Position in the sample after the last token that stands for the image."""
     load: Callable[[], np.ndarray]
-    """Read and prepare it: uint8 ``[3, size, size]``. Raises ValueError for a damaged picture."""
+    """Read and prepare it: uint8 ``[3, size, size]``. A damaged picture raises DamagedSample."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
-"""One pass over a shard: which samples it holds, and whether it is whole.
-
-``tarfile`` takes a damaged header, or a file that stops between two members, for the end of the
-archive and says nothing. Samples would be lost silently, so the end mark is checked here.
-"""
+"""One pass over a shard: which samples it holds, and whether it is whole."""
 
 import re
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from megatron_aia.aia.roles import Task
-from megatron_aia.data.reader import Shard, damaged, parse_description
+from megatron_aia.data.damage import Kind, Problem, Report, printable, refuse
+from megatron_aia.data.reader import Description, parse_description
+from megatron_aia.data.sample import DamagedSample
+from megatron_aia.data.shard import Read, Shard
+from megatron_aia.data.tar import list_members
 
-_CHUNK = 1 << 20
+MAX_JSON_BYTES = 1 << 24
+MAX_MEMBER_BYTES = 1 << 28
+"""Most bytes of a file that is read: a shard from elsewhere must not fill the memory."""
 _MEMBER_NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
 """The key goes up to the first dot after the last slash, as WebDataset has it."""
 
@@ -33,67 +33,113 @@ class SampleEntry:
     """A sample found in a shard."""
 
     key: str
-    task: Task
-    description: bytes
+    offset: int
+    """Byte of the shard where it begins."""
+    json: bytes
     """Its JSON member."""
+    description: Description
     members: tuple[Member, ...]
     """The JSON member, then the codes or the picture of each image tag, in order."""
+    others: tuple[Member, ...]
+    """Files that nobody reads, such as a picture beside codes."""
 
 
-def scan_shard(shard: Shard) -> Iterator[SampleEntry]:
+def scan_shard(
+    shard: Shard, report: Report = refuse, read: Read | None = None
+) -> Iterator[SampleEntry]:
     """Yield the samples of a shard in order.
 
+    Args:
+        shard: a shard.
+        report: is told what is wrong. Samples with a problem are left out if it returns.
+        read: reads the shard, if the caller reads along.
+
     Raises:
-        ValueError: the shard is cut short or damaged, or a sample of it is not complete.
+        ValueError: by default, if the shard is cut short or damaged, or a sample of it is not
+            complete.
+        OSError: it cannot be read.
     """
-    for key, group in groupby(_list_members(shard), key=lambda named: named[0]):
-        members: dict[str, Member] = {}
-        for _, member in group:
-            if member.suffix in members:
-                raise damaged(shard.path, f"{key}.{member.suffix} is there twice")
-            members[member.suffix] = member
+    read = read or shard.front_to_back()
+    for key, group in groupby(_list_named(shard, report, read), key=lambda named: named[0]):
+        files = [(member, header) for _, member, header in group]
+        entry = _Sample(shard, report, read, key, files[0][1]).assemble(
+            [member for member, _ in files]
+        )
+        if entry is not None:
+            yield entry
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The files of one key, while they become a sample."""
+
+    shard: Shard
+    tell: Report
+    read: Read
+    key: str
+    offset: int
+
+    def assemble(self, files: list[Member]) -> SampleEntry | None:
+        members = {member.suffix: member for member in files}
+        if len(members) < len(files):
+            suffixes = [member.suffix for member in files]
+            twice = next(suffix for suffix in suffixes if suffixes.count(suffix) > 1)
+            self._report("duplicate member", f"{self.key}.{twice} is there twice")
+            return None
+        if "json" not in members:
+            self._report_sample("missing member", f"no json beside {', '.join(members)}")
+            return None
+        if not self._is_small(members["json"], MAX_JSON_BYTES):
+            return None
+        data = self.read(members["json"].offset, members["json"].size)
         try:
-            yield _make_entry(shard, key, members)
-        except ValueError as error:
-            raise damaged(shard.path, f"sample {key}: {error}") from None
+            description = parse_description(data)
+        except DamagedSample as error:
+            self._report_sample("json", str(error))
+            return None
+        return self._find_images(data, description, members)
+
+    def _find_images(
+        self, data: bytes, description: Description, members: dict[str, Member]
+    ) -> SampleEntry | None:
+        used = ["json", *(entry.member for entry in description.images)]
+        absent = [suffix for suffix in used if suffix not in members]
+        if absent:
+            names = ", ".join(map(printable, absent))
+            self._report_sample("missing member", f"its {names} is missing")
+            return None
+        found = tuple(members[suffix] for suffix in used)
+        if not all(self._is_small(member, MAX_MEMBER_BYTES) for member in found[1:]):
+            return None
+        others = tuple(member for suffix, member in members.items() if suffix not in used)
+        return SampleEntry(self.key, self.offset, data, description, found, others)
+
+    def _is_small(self, member: Member, limit: int) -> bool:
+        if member.size > limit:
+            text = f"its {member.suffix} has {member.size} bytes, over {limit}"
+            self._report_sample("member size", text)
+        return member.size <= limit
+
+    def _report_sample(self, kind: Kind, text: str) -> None:
+        self._report(kind, f"sample {self.key}: {text}")
+
+    def _report(self, kind: Kind, text: str) -> None:
+        self.tell(Problem(str(self.shard), self.offset, self.key, kind, text))
 
 
-def _make_entry(shard: Shard, key: str, members: dict[str, Member]) -> SampleEntry:
-    if "json" not in members:
-        raise ValueError(f"no json beside {', '.join(members)}")
-    data = shard.read(members["json"].offset, members["json"].size)
-    description = parse_description(data)
-    used = ["json", *(entry.member for entry in description.images)]
-    absent = [suffix for suffix in used if suffix not in members]
-    if absent:
-        raise ValueError(f"its {', '.join(absent)} is missing")
-    return SampleEntry(key, description.task, data, tuple(members[suffix] for suffix in used))
-
-
-def _list_members(shard: Shard) -> Iterable[tuple[str, Member]]:
-    """Return (sample key, member) of every file, having checked that the archive is whole."""
-    try:
-        with tarfile.open(shard.path, "r:") as archive:
-            files = [info for info in archive if info.isfile()]
-            end = archive.offset
-    except (tarfile.TarError, ValueError) as error:
-        raise damaged(shard.path, f"cut short or no plain tar file ({error})") from None
-    _check_end(shard, end)
-    for info in files:
-        match = _MEMBER_NAME.fullmatch(info.name)
+def _list_named(shard: Shard, report: Report, read: Read) -> Iterator[tuple[str, Member, int]]:
+    """Yield (sample key, member, byte of its header) of every file with a proper name."""
+    for file in list_members(shard, report, read):
+        match = _MEMBER_NAME.fullmatch(file.name)
         if match is None:
-            raise damaged(shard.path, f"member {info.name} is not named KEY.SUFFIX")
-        yield match["key"], Member(match["suffix"].lower(), info.offset_data, info.size)
-
-
-def _check_end(shard: Shard, end: int) -> None:
-    """Check that the archive goes on from byte ``end`` with its end mark, and zeros only."""
-    if shard.size < end + tarfile.BLOCKSIZE:
-        raise damaged(shard.path, f"cut short after {shard.size} bytes, it has no end mark")
-    with shard.path.open("rb") as file:
-        file.seek(end)
-        if any(file.read(tarfile.BLOCKSIZE)):
-            raise damaged(shard.path, f"the header at byte {end} is damaged")
-        while chunk := file.read(_CHUNK):
-            if any(chunk):
-                raise damaged(shard.path, f"there is data after the end mark at byte {end}")
+            fault = "not named KEY.SUFFIX"
+        elif printable(file.name) != file.name:
+            fault = "no printable name"
+        elif file.name.startswith("/") or "/../" in f"/{file.name}":
+            fault = "outside its folder"
+        else:
+            member = Member(match["suffix"].lower(), file.offset, file.size)
+            yield match["key"], member, file.header
+            continue
+        text = f"member {printable(file.name)} is {fault}"
+        report(Problem(str(shard), file.header, "", "member name", text))

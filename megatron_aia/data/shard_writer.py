@@ -19,6 +19,7 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
+from megatron_aia.data.checksum import checksum, dump_with_checksum
 from megatron_aia.data.convert_records import Record
 from megatron_aia.data.images import ImageTokenizer
 
@@ -206,7 +207,7 @@ def sample_members(
     }
     if any(picture_entries):
         description["images"] = picture_entries
-    members["json"] = json.dumps(description, ensure_ascii=False).encode()
+    members["json"] = dump_with_checksum(description)
     return members
 
 
@@ -230,6 +231,10 @@ def write_description(
         "codebook_size": image_tokenizer.codebook_size if image_tokenizer else 0,
         "image_tokenizer": image_tokenizer.name if image_tokenizer else "",
         "dropped": dict(sorted(dropped.items())),
+        "shards": [
+            {"name": path.name, "size": path.stat().st_size}
+            for path in sorted(folder.glob("*.tar"))
+        ],
     }
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -278,7 +283,9 @@ def _add_codes(
     if grid is None:
         return None
     members[member] = _to_npy(grid)
-    return {"member": member, "height": grid.shape[0], "width": grid.shape[1]}
+    height, width = grid.shape
+    crc32 = checksum(members[member])
+    return {"member": member, "height": height, "width": width, "crc32": crc32}
 
 
 def _add_picture(
@@ -289,7 +296,8 @@ def _add_picture(
         return None
     member = prefix + image.suffix
     members[member] = image.contents
-    return {"member": member, "width": image.width, "height": image.height}
+    crc32 = checksum(image.contents)
+    return {"member": member, "width": image.width, "height": image.height, "crc32": crc32}
 
 
 def _to_npy(codes: np.ndarray) -> bytes:

@@ -1,17 +1,19 @@
 import importlib.util
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.data.codes import decode_codes
 from megatron_aia.data.demo import read_pictures
 from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
 from megatron_aia.data.index import open_index
 from megatron_aia.data.janus_images import JanusQuantizer
-from megatron_aia.data.reader import CodesEntry, decode_codes, parse_description
+from megatron_aia.data.reader import CodesEntry, parse_description
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.janus_pro.prompt import JanusPrompt
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
@@ -87,11 +89,20 @@ def read_shards(folder):
     return samples
 
 
+def crc32(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
+
+
 def codes_of(members, codebook_size):
     """Decode a sample's codes as training does."""
     entries = json.loads(members["json"])["codes"]
     return [
-        decode_codes(members[entry["member"]], CodesEntry(**entry), codebook_size)
+        decode_codes(
+            members[entry["member"]],
+            CodesEntry(entry["member"], entry["height"], entry["width"]),
+            codebook_size,
+            crc32(members[entry["member"]]),
+        )
         for entry in entries
     ]
 
@@ -114,7 +125,10 @@ def test_every_task_is_written(tool, source, capsys):
     assert description["id"] == "what"
     assert description["task"] == "understanding"
     assert description["conversations"][0] == {"from": "human", "value": "<image>What is it?"}
-    assert description["codes"] == [{"member": "emu3.npy", "height": 2, "width": 2}]
+    assert description["codes"] == [
+        {"member": "emu3.npy", "height": 2, "width": 2, "crc32": crc32(what["emu3.npy"])}
+    ]
+    assert description["crc32"] == crc32(what["json"].removeprefix(b'{"crc32": "')[8:])
     assert "images" not in description
     assert all(parse_description(sample["json"]) for sample in (dark, what, edit, talk))
 
@@ -127,6 +141,9 @@ def test_description_of_the_folder(tool, source):
         "codebook_size": 16,
         "image_tokenizer": PatchQuantizer.load(source / "codebook.npz").name,
         "dropped": {},
+        "shards": [
+            {"name": "shard-000000.tar", "size": (source / "data/shard-000000.tar").stat().st_size}
+        ],
     }
 
 
@@ -135,7 +152,9 @@ def test_kept_images_are_the_files(tool, source):
     _, what, edit, _ = read_shards(source / "data").values()
     assert what["jpg"] == (source / "pictures" / "light.jpg").read_bytes()
     assert set(edit) == {"json", "0.emu3.npy", "1.emu3.npy", "0.png", "1.jpg"}
-    assert json.loads(edit["json"])["images"][0] == {"member": "0.png", "width": 30, "height": 30}
+    crc = crc32((source / "pictures" / "dark.png").read_bytes())
+    first = {"member": "0.png", "width": 30, "height": 30, "crc32": crc}
+    assert json.loads(edit["json"])["images"][0] == first
 
 
 def test_images_to_look_at_as_pictures(tool, source):
@@ -157,10 +176,13 @@ def test_images_to_look_at_as_pictures(tool, source):
     assert what["jpg"] == (source / "pictures" / "light.jpg").read_bytes()
     description = json.loads(what["json"])
     assert description["codes"] == []
-    assert description["images"] == [{"member": "jpg", "width": 30, "height": 30}]
+    entry = {"member": "jpg", "width": 30, "height": 30, "crc32": crc32(what["jpg"])}
+    assert description["images"] == [entry]
     description = json.loads(edit["json"])
-    assert description["codes"] == [None, {"member": "1.janus.npy", "height": 2, "width": 2}]
-    assert description["images"] == [{"member": "0.png", "width": 30, "height": 30}, None]
+    none, drawn = description["codes"]
+    assert none is None and (drawn["member"], drawn["height"]) == ("1.janus.npy", 2)
+    seen, none = description["images"]
+    assert none is None and (seen["member"], seen["width"]) == ("0.png", 30)
 
 
 def test_drawn_pictures_may_be_kept_beside_stored_ones(tool, source):

@@ -21,6 +21,8 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.data import index as index_module
 from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import token_lengths
+from megatron_aia.data.sample import DamagedSample
+from megatron_aia.data.shard import LocalShard
 
 
 @pytest.fixture
@@ -66,9 +68,9 @@ def test_images_come_in_the_order_of_their_tags(tmp_path: Path) -> None:
 def test_index_is_kept_until_a_shard_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_index(folder)
     scanned: list[str] = []
-    scan = index_module.scan_shard
+    walk = index_module.walk_shard
     monkeypatch.setattr(
-        index_module, "scan_shard", lambda shard: scanned.append(shard.path.name) or scan(shard)
+        index_module, "walk_shard", lambda shard: scanned.append(shard.name) or walk(shard)
     )
     again = open_index(folder)
     assert not scanned and again.fingerprint == first.fingerprint
@@ -78,8 +80,9 @@ def test_index_is_kept_until_a_shard_changes(folder: Path, monkeypatch: pytest.M
     changed = open_index(folder)
     assert len(scanned) == 3 and len(changed) == 15
     assert changed.fingerprint != first.fingerprint
-    with pytest.raises(ValueError, match="changed since it was indexed"):
+    with pytest.raises(ValueError, match="changed since it was indexed") as caught:
         first.read(9, CODEBOOK_SIZE)
+    assert not isinstance(caught.value, DamagedSample)
 
     for kept in (folder / ".index").glob("table-*.npz"):
         kept.write_bytes(kept.read_bytes()[:100])
@@ -205,7 +208,7 @@ def test_incomplete_samples_are_found_by_the_index(
         (npy(np.zeros((2, 3), np.int64)), "int64"),
         (npy(np.zeros(6, np.uint16)), "[6], not uint16 [2, 3]"),
         (npy(np.zeros((3, 2), np.uint16)), "[3, 2], not uint16 [2, 3]"),
-        (npy(np.array([[{}]])), "no plain npy array"),
+        (npy(np.array([[{}]])), "object [1, 1], not uint16 [2, 3]"),
         (npy(np.zeros((2, 3), np.uint16))[:-2], "no plain npy array"),
         (b"words", "no plain npy array"),
     ],
@@ -214,10 +217,16 @@ def test_bad_codes_are_found_by_reading(tmp_path: Path, content: bytes, words: s
     sample = {**toy_sample("bad", "understanding", "<image>q", "a"), "emu3.npy": content}
     write_shard(tmp_path / "a.tar", [sample])
     index = open_index(tmp_path)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DamagedSample) as caught:
         index.read(0, CODEBOOK_SIZE)
     for word in ("a.tar: sample bad", "emu3.npy", words, "rebuild or delete the shard"):
         assert word in str(caught.value)
+
+
+def test_a_short_read_is_no_damage_of_the_sample(folder: Path) -> None:
+    shard = LocalShard.at(folder / "part-00000.tar")
+    with pytest.raises(OSError, match="10 of 20 bytes could be read"):
+        shard.read(shard.size - 10, 20)
 
 
 def test_reading_goes_on_after_fork_and_after_pickling(folder: Path) -> None:

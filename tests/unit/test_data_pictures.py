@@ -13,6 +13,7 @@ from megatron_aia.data import pictures
 from megatron_aia.data.index import open_index
 from megatron_aia.data.pictures import crop_to_square, decode_picture, read_pixel_size
 from megatron_aia.data.reader import CodesEntry, PictureEntry, parse_description
+from megatron_aia.data.sample import DamagedSample
 
 image_module = pytest.importorskip("PIL.Image")
 
@@ -123,7 +124,7 @@ def test_a_broken_picture_fails_when_it_is_decoded(
     tmp_path: Path, contents: bytes, words: str
 ) -> None:
     (picture,) = read_only(tmp_path, seen_sample(contents=contents)).images
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DamagedSample) as caught:
         picture.decode()
     for word in ("a.tar: sample a: png", words, "rebuild or delete the shard"):
         assert word in str(caught.value)

@@ -1,0 +1,63 @@
+"""Image codes: plain ``.npy`` arrays, and nothing that could run code."""
+
+import io
+
+import numpy as np
+
+from megatron_aia.data.checksum import fits
+from megatron_aia.data.damage import quote
+from megatron_aia.data.reader import CodesEntry
+from megatron_aia.data.sample import DamagedSample
+
+
+def decode_codes(
+    data: bytes, entry: CodesEntry, codebook_size: int, checksum: str | None = None
+) -> np.ndarray:
+    """Decode the ``.npy`` member of one image.
+
+    Args:
+        data: the file.
+        entry: its size.
+        codebook_size: every code is below this.
+        checksum: CRC-32 of ``data``; None where it is not known.
+
+    Returns:
+        int64 ``[height, width]``, every value in ``[0, codebook_size)``.
+
+    Raises:
+        DamagedSample: anything else; the text names neither shard nor sample, the caller does.
+    """
+    if not fits(data, checksum):
+        raise DamagedSample(f"{entry.member} does not fit its checksum")
+    shape, is_fortran, dtype, start = _read_npy_header(data, entry.member)
+    expected = (entry.height, entry.width)
+    # Compared before anything is allocated: a header may announce any size.
+    if dtype != np.uint16 or shape != expected:
+        raise DamagedSample(
+            f"{entry.member} is {dtype} {quote(list(shape))}, "
+            f"not uint16 [{entry.height}, {entry.width}]"
+        )
+    if len(data) - start != entry.height * entry.width * dtype.itemsize:
+        raise DamagedSample(f"{entry.member} is no plain npy array: {len(data)} bytes do not fit")
+    values = np.frombuffer(data, dtype, offset=start)
+    codes = values.reshape(expected[::-1]).T if is_fortran else values.reshape(expected)
+    if codes.max() >= codebook_size:
+        raise DamagedSample(
+            f"{entry.member} holds code {codes.max()}, outside a codebook of {codebook_size}"
+        )
+    return codes.astype(np.int64)
+
+
+def _read_npy_header(data: bytes, member: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return shape, whether columns come first, type, and where the values begin."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, is_fortran, dtype = read(file)
+    except Exception:  # a damaged header makes numpy raise much else than ValueError
+        raise DamagedSample(f"{member} is no plain npy array") from None
+    return shape, is_fortran, dtype, file.tell()

@@ -1,0 +1,109 @@
+"""Where every sample of a data folder stands, in a few flat arrays."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+
+from megatron_aia.data.reader import PictureEntry
+from megatron_aia.data.scan import SampleEntry
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Where every sample stands: ``n`` samples, ``m`` members, ``k`` bytes of keys."""
+
+    tasks: np.ndarray
+    """uint8 ``[n]``."""
+    shard_numbers: np.ndarray
+    """int32 ``[n]``."""
+    member_starts: np.ndarray
+    """int64 ``[n + 1]``: sample i has the members from ``[i]`` up to ``[i + 1]``, JSON first."""
+    member_offsets: np.ndarray
+    """int64 ``[m]``: byte of the shard where the member's content begins."""
+    member_sizes: np.ndarray
+    """int64 ``[m]``: bytes."""
+    member_is_picture: np.ndarray
+    """bool ``[m]``: pictures are read when they are decoded, all else with the sample."""
+    key_starts: np.ndarray
+    """int64 ``[n + 1]``: the key of sample i is ``keys[key_starts[i]:key_starts[i + 1]]``."""
+    keys: np.ndarray
+    """uint8 ``[k]``: UTF-8."""
+
+    @classmethod
+    def collect(cls, samples: Iterable[SampleEntry]) -> "SampleTable":
+        """Build the table of one shard, which gets the number 0."""
+        tasks, keys, key_ends = [], bytearray(), [0]
+        offsets, sizes, is_picture, member_ends = [], [], [], [0]
+        for sample in samples:
+            tasks.append(int(sample.description.task))
+            keys += sample.key.encode()
+            key_ends.append(len(keys))
+            offsets += [member.offset for member in sample.members]
+            sizes += [member.size for member in sample.members]
+            images = sample.description.images
+            is_picture += [False, *(isinstance(image, PictureEntry) for image in images)]
+            member_ends.append(len(offsets))
+        return cls(
+            tasks=np.array(tasks, np.uint8),
+            shard_numbers=np.zeros(len(tasks), np.int32),
+            member_starts=np.array(member_ends, np.int64),
+            member_offsets=np.array(offsets, np.int64),
+            member_sizes=np.array(sizes, np.int64),
+            member_is_picture=np.array(is_picture, np.bool_),
+            key_starts=np.array(key_ends, np.int64),
+            keys=np.frombuffer(bytes(keys), np.uint8),
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Sequence["SampleTable"]) -> "SampleTable":
+        """Join the tables of shards 0, 1, ..., of which there is at least one."""
+        columns = {
+            column.name: np.concatenate([getattr(table, column.name) for table in tables])
+            for column in fields(cls)
+        }
+        lengths = [len(table.tasks) for table in tables]
+        columns["shard_numbers"] = np.repeat(np.arange(len(tables), dtype=np.int32), lengths)
+        for name in ("member_starts", "key_starts"):
+            columns[name] = _join_starts([getattr(table, name) for table in tables])
+        return cls(**columns)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def key(self, number: int) -> bytes:
+        """Return the key of a sample, in UTF-8."""
+        start, stop = self.key_starts[number : number + 2]
+        return self.keys[start:stop].tobytes()
+
+    def members(self, number: int) -> tuple[list[tuple[int, int]], list[bool]]:
+        """Return (offset, size) of every member of a sample, and whether it is a picture."""
+        span = slice(*self.member_starts[number : number + 2])
+        offsets, sizes = self.member_offsets[span].tolist(), self.member_sizes[span].tolist()
+        return list(zip(offsets, sizes, strict=True)), self.member_is_picture[span].tolist()
+
+    def duplicate_keys(self) -> list[tuple[int, int]]:
+        """Return (first sample, later sample) of every key that is there before, in order."""
+        hashes = np.fromiter(map(hash, self._iterate_keys()), np.int64, len(self))
+        order = np.argsort(hashes, kind="stable")
+        is_equal = np.diff(hashes[order]) == 0
+        suspects = np.unique(np.concatenate([order[:-1][is_equal], order[1:][is_equal]]))
+        first: dict[bytes, int] = {}
+        pairs = ((first.setdefault(self.key(i), i), i) for i in suspects.tolist())
+        return [(earlier, later) for earlier, later in pairs if earlier < later]
+
+    def count_tasks(self) -> Counter[int]:
+        """Return the number of samples of each task."""
+        return Counter(self.tasks.tolist())
+
+    def _iterate_keys(self) -> Iterator[bytes]:
+        keys, starts = self.keys.tobytes(), self.key_starts.tolist()
+        return (keys[start:stop] for start, stop in pairwise(starts))
+
+
+def _join_starts(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Join arrays that begin with 0 and end with a total, each counting on from the last."""
+    steps = np.concatenate([np.diff(part) for part in parts])
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(steps, dtype=np.int64)])
