@@ -2,6 +2,7 @@
 # make demo-janus  the same with a small Janus-Pro, which ends by drawing a photograph from memory
 # make test        style, types and the tests of a few minutes; CPU only
 # make test-all    every test that this machine can run
+# make gpu         the tests that need a GPU, and what AIA costs there: attention and whole steps
 #
 # PYTHON chooses the interpreter of the virtual environment (3.10 or newer). Everything is installed
 # by pip, whose environment variables choose another index or another build of torch.
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := demo_output
 
-.PHONY: install demo demo-janus lint test test-all clean
+.PHONY: install demo demo-janus lint test test-all gpu clean
 
 install: $(INSTALLED)
 
@@ -64,6 +65,12 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest
+
+gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu
+	$(BIN)/python benchmarks/attention_cost.py
+	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/step_cost.py --shape packed --heads-a-group 1
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -65,11 +65,11 @@ def parse(
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn a ``ValueError`` that every rank raises into one line of rank 0 and exit code 2."""
+def one_line_errors(kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Turn an error of ``kind`` that every rank raises into one line of rank 0 and exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         if is_rank_0():
             print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         else:

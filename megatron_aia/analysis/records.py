@@ -55,6 +55,8 @@ class LogRecord:
     """Intensity the profile asks of each decoder layer, ``[L]`` in 0..1."""
     padding_fraction: float
     """Share of the positions of the interval's rows that hold no real token, in 0..1."""
+    damaged_samples: int = 0
+    """Damaged samples known so far; stand-ins are read in their place."""
 
     def to_json(self) -> str:
         """Return the record as one line of standard JSON: NaN is ``null``, infinity a string."""
@@ -72,7 +74,14 @@ class LogRecord:
         """
         try:
             values = json.loads(line)
-            return cls(**{field.name: _decode(field, values) for field in dataclasses.fields(cls)})
+            return cls(
+                **{
+                    field.name: _decode(field, values)
+                    for field in dataclasses.fields(cls)
+                    # Records of before there was the field do without it.
+                    if field.name in values or field.default is dataclasses.MISSING
+                }
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a log record: {error!r}") from error
 
@@ -86,6 +95,18 @@ def append_record(folder: Path, record: LogRecord) -> None:
     """Add ``record`` to the metrics file of ``folder``, which must exist."""
     with open(folder / METRICS_FILE, "a", encoding="utf-8") as file:
         file.write(record.to_json() + "\n")
+
+
+def end_lines(path: Path) -> None:
+    """Cut the end of a JSON-lines file that a killed run left in the middle of a line.
+
+    The run that goes on reports again what stood there: it had saved nothing since.
+    """
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_records(folder: Path) -> list[LogRecord]:

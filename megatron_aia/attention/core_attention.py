@@ -52,9 +52,7 @@ class AlignedCoreAttention(MegatronModule):
         self.layer = layer_number - 1
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
-        tensor_rank = pg_collection.tp.rank() if pg_collection is not None else 0
-        heads_of_rank = config.num_attention_heads // config.tensor_model_parallel_size
-        self.attend = method.build(self.layer, tensor_rank * heads_of_rank)
+        self.attend = method.build(self.layer, first_head(config, pg_collection))
         self.context_group: Optional[dist.ProcessGroup] = None
         if config.context_parallel_size > 1:
             assert pg_collection is not None, "ranks that share rows need their group"
@@ -95,15 +93,22 @@ class AlignedCoreAttention(MegatronModule):
         s, b, h, d = query.shape
         if self.context_group is not None:
             key, value = gather_row(key, value, self.context_group)
-        measure = not _is_first_pass_of_recompute()
-        layout = _layout(attention_bias, key.shape[0], b, measure, self.context_group)
+        measure = not is_first_pass_of_recompute()
+        layout = shared_layout(attention_bias, key.shape[0], b, measure, self.context_group)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         output, sums = self.attend(q, k, v, layout, self.softmax_scale)
         output = output.permute(2, 0, 1, 3).reshape(s, b, h * d)
         return attention_bias.attach(output, sums, self.layer) if measure else output
 
 
-def _is_first_pass_of_recompute() -> bool:
+def first_head(config: TransformerConfig, pg_collection: Optional[Any]) -> int:
+    """Return the number of this tensor-parallel rank's first query head in the whole model."""
+    tensor_rank = pg_collection.tp.rank() if pg_collection is not None else 0
+    heads_of_rank = config.num_attention_heads // config.tensor_model_parallel_size
+    return int(tensor_rank * heads_of_rank)
+
+
+def is_first_pass_of_recompute() -> bool:
     """Whether this forward will run again before its backward, and may leave measuring to that.
 
     An evaluation runs without gradient too, but not inside a checkpoint.
@@ -111,12 +116,12 @@ def _is_first_pass_of_recompute() -> bool:
     return not torch.is_grad_enabled() and is_checkpointing()
 
 
-def _layout(
+def shared_layout(
     align: AlignInput,
     seq_length: int,
     batch_size: int,
     measure: bool,
-    group: Optional[dist.ProcessGroup],
+    group: Optional[dist.ProcessGroup] = None,
 ) -> AttentionLayout:
     """Layout of the micro-batch, shared by its layers; without terms if nothing is measured."""
     key = ("layout", seq_length, batch_size, measure)

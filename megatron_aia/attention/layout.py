@@ -8,38 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.roles import Segment, Term, without_terms
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive queries of one sample, and the keys from its start up to the last of them.
-
-    It is a whole sample, unless context parallelism has cut the row inside it.
-    """
-
-    batch_index: int
-    rows: slice
-    """Positions among the queries of the row that this rank holds."""
-    keys: slice
-    """Positions in the whole row."""
-    terms: tuple[tuple[int, Term], ...]
-    """Terms of the sample, each with its number in the micro-batch."""
-    position: int
-    """Of the sample in the order of the run."""
-
-    @property
-    def offset(self) -> int:
-        """Keys in front of the first query: query i sees the first ``offset + i + 1`` keys."""
-        return (self.keys.stop - self.keys.start) - (self.rows.stop - self.rows.start)
-
-    def of_rows(self, x: Tensor) -> Tensor:
-        """View ``[1, h, rows, d]`` in ``[b, h, held tokens, d]``."""
-        return x[self.batch_index : self.batch_index + 1, :, self.rows]
-
-    def of_keys(self, x: Tensor) -> Tensor:
-        """View ``[1, g, keys, d]`` in ``[b, g, s, d]``."""
-        return x[self.batch_index : self.batch_index + 1, :, self.keys]
+from megatron_aia.aia.roles import Segment, without_terms
+from megatron_aia.attention.pieces import Piece, Strip, cut_pieces, lay_strips
 
 
 @dataclass(frozen=True)
@@ -85,17 +55,24 @@ class AttentionLayout:
         self.batch_size = batch_size
         self.num_terms = sum(len(segment.terms) for segment in segments)
         self.held = (slice(0, seq_length),) if held is None else tuple(held)
-        self.pieces = tuple(_pieces(self.segments, self.held))
+        self.pieces = tuple(cut_pieces(self.segments, self.held))
         self.cache: dict[Hashable, Any] = {}
         """What a method derives from the samples and terms, for all layers."""
+        self._strips: dict[bool, tuple[Strip, ...]] = {}
         self._rectangles: dict[torch.device, tuple[tuple[Rectangle, ...], ...]] = {}
         self._mask: dict[torch.device, Tensor] = {}
 
-    @property
-    def is_one_piece(self) -> bool:
-        """Whether one sample fills the whole micro-batch, and this rank holds all of it."""
+    def strips(self, joined: bool) -> tuple[Strip, ...]:
+        """Return what kernels are called for: each piece, or if ``joined`` as few as possible."""
+        if joined not in self._strips:
+            self._strips[joined] = tuple(lay_strips(self.pieces, joined))
+        return self._strips[joined]
+
+    def is_one_strip(self, joined: bool) -> bool:
+        """Whether one strip fills the whole micro-batch, and this rank holds all of it."""
         whole = slice(0, self.seq_length)
-        return self.batch_size == 1 and [(p.rows, p.keys) for p in self.pieces] == [(whole, whole)]
+        strips = [(strip.rows, strip.keys) for strip in self.strips(joined)]
+        return self.batch_size == 1 and strips == [(whole, whole)]
 
     def without_terms(self) -> "AttentionLayout":
         """Return the same samples with nothing to measure."""
@@ -122,21 +99,6 @@ class AttentionLayout:
             mask = mask.tril()
             self._mask[device] = torch.cat([mask[:, rows] for rows in self.held], 1).to(device)
         return self._mask[device]
-
-
-def _pieces(segments: Sequence[Segment], held: Sequence[slice]) -> Iterator[Piece]:
-    first_term = 0
-    for segment in segments:
-        terms = tuple(enumerate(segment.terms, first_term))
-        first_term += len(segment.terms)
-        held_before = 0
-        for part in held:
-            start, stop = max(segment.start, part.start), min(segment.stop, part.stop)
-            if start < stop:
-                to_rows = held_before - part.start
-                rows, keys = slice(start + to_rows, stop + to_rows), slice(segment.start, stop)
-                yield Piece(segment.batch_index, rows, keys, terms, segment.position)
-            held_before += part.stop - part.start
 
 
 def _rectangles(piece: Piece, device: torch.device) -> Iterator[Rectangle]:

@@ -7,17 +7,26 @@ triple sums of Eq. 1: exact for all but ``probe``, which estimates them without 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from megatron_aia.attention import dense, fused, rectangle
+from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
 
+AskedBackend = Literal["auto", "flash", "flash3", "flash4", "cudnn"]
+"""``--attention-backend``."""
+
 METHODS = ("dense", "rectangle", "fused", "probe")
+
+_LARGEST_HEAD_OF_CUDNN = 128
+"""Channels; its backward has no larger ones for equal heads of queries and values."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,12 @@ class Machine:
     """Compute capability of the GPU; not read on a CPU."""
     has_triton: bool = False
     """Triton is installed and runs on the device."""
+    has_cudnn_attention: bool = False
+    """cuDNN has an attention for this GPU that PyTorch calls."""
+    flash_packages: tuple[str, ...] = ()
+    """``flash3`` and ``flash4`` where they are installed."""
+    attends_in_fp8: bool = False
+    """The attention is Transformer Engine's FP8 kernel, beside which only ``probe`` measures."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,8 @@ class Method:
     """Rows a head and term that ``probe`` measures."""
     seed: int = 0
     """Of the rows that ``probe`` draws."""
+    backend: Backend = "flash"
+    """Kernel that ``rectangle`` and ``probe`` attend with."""
 
     def __str__(self) -> str:
         rows = f", {self.probe_rows} rows a head" if self.name == "probe" else ""
@@ -61,14 +78,27 @@ class Method:
             first_head: the first query head of this tensor-parallel rank.
         """
         if self.name == "probe":
-            return Probe(self.probe_rows, self.seed, layer, first_head).attend
-        return {"dense": dense, "rectangle": rectangle, "fused": fused}[self.name].attend
+            return self.build_probe(layer, first_head).attend
+        if self.name == "rectangle":
+            return partial(rectangle.attend, backend=self.backend)
+        return {"dense": dense, "fused": fused}[self.name].attend
+
+    def build_probe(self, layer: int, first_head: int) -> Probe:
+        """Return the probe of one layer, for an attention that is not this project's."""
+        assert self.name == "probe", self.name
+        return Probe(self.probe_rows, self.seed, layer, first_head, self.backend)
 
 
 DEFAULT_METHOD = Method("rectangle", "the default")
 
 
-def choose_method(name: str, machine: Machine, probe_rows: int = 64, seed: int = 0) -> Method:
+def choose_method(
+    name: str,
+    machine: Machine,
+    probe_rows: int = 64,
+    seed: int = 0,
+    backend: AskedBackend = "auto",
+) -> Method:
     """Choose how attention and intensities are computed.
 
     Args:
@@ -76,9 +106,10 @@ def choose_method(name: str, machine: Machine, probe_rows: int = 64, seed: int =
         machine: what it has to run on.
         probe_rows: ``--aia-probe-rows``.
         seed: ``--seed``.
+        backend: ``--attention-backend``.
 
     Raises:
-        ValueError: the method does not exist, or cannot run on this machine.
+        ValueError: the method does not exist, or it or the backend cannot run on this machine.
     """
     if name not in ("auto", *METHODS):
         known = ", ".join(METHODS[:-1])
@@ -88,18 +119,48 @@ def choose_method(name: str, machine: Machine, probe_rows: int = 64, seed: int =
             "AIA cannot train in float16, where its gradients are below the smallest number; "
             "pass --bf16"
         )
+    if machine.attends_in_fp8:
+        if name not in ("auto", "probe"):
+            raise ValueError(
+                f"--aia-method {name} cannot measure beside --fp8-dot-product-attention; pass probe"
+            )
+        because = "rows are measured beside Transformer Engine's FP8 attention"
+        return Method("probe", because, probe_rows, seed)
     if name != "auto":
         obstacle = _obstacle(name, machine)
         if obstacle:
             raise ValueError(f"--aia-method {name} {obstacle}")
-        return Method(name, "asked for by --aia-method", probe_rows, seed)
+        kernel = _choose_backend(backend, machine)
+        return Method(name, "asked for by --aia-method", probe_rows, seed, kernel)
     obstacle = _obstacle("rectangle", machine)
     if obstacle is None:
-        return Method("rectangle", f"exact beside the flash kernel of {machine.device_type}")
+        kernel = _choose_backend(backend, machine)
+        where = (
+            "cuDNN's kernel" if kernel == "cudnn" else f"the flash kernel of {machine.device_type}"
+        )
+        return Method("rectangle", f"exact beside {where}", probe_rows, seed, kernel)
     because = f"because rectangle {obstacle.split(';')[0]}"
     if _obstacle("fused", machine) is None:
         return Method("fused", f"exact in one kernel, {because}")
     return Method("dense", f"exact with whole maps, {because}")
+
+
+def _choose_backend(asked: AskedBackend, machine: Machine) -> Backend:
+    """Return the kernel to attend with: cuDNN's where it runs, which is the fastest on Hopper."""
+    can_run_cudnn = machine.has_cudnn_attention and machine.head_size <= _LARGEST_HEAD_OF_CUDNN
+    if asked == "auto":
+        return "cudnn" if can_run_cudnn else "flash"
+    if asked == "cudnn" and not can_run_cudnn:
+        raise ValueError(
+            "--attention-backend cudnn needs a GPU of compute capability 9.0, cuDNN 9.15 and a "
+            f"head size of at most {_LARGEST_HEAD_OF_CUDNN}; pass auto"
+        )
+    if asked not in ("flash", "cudnn", *machine.flash_packages):
+        raise ValueError(
+            f"--attention-backend {asked} needs a GPU of compute capability 9.0, the flash-attn "
+            "package of that generation and PyTorch 2.10; install it, or pass auto"
+        )
+    return asked
 
 
 def _obstacle(name: str, machine: Machine) -> str | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.attention import rectangle
+from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout, Piece
 
 _MAX_BLOCK_ELEMENTS = 1 << 22
@@ -43,6 +44,8 @@ class Probe:
     """0-based layer of the whole model."""
     first_head: int = 0
     """First query head of this tensor-parallel rank."""
+    backend: Backend = "flash"
+    """Kernel of :meth:`attend`."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
@@ -51,7 +54,8 @@ class Probe:
 
         Arguments and results are those of :func:`megatron_aia.attention.dense.attend`.
         """
-        output, _ = rectangle.attend(query, key, value, layout.without_terms(), scale)
+        unmeasured = layout.without_terms()
+        output, _ = rectangle.attend(query, key, value, unmeasured, scale, self.backend)
         return output, self.sums(query, key, layout, scale)
 
     def sums(self, query: Tensor, key: Tensor, layout: AttentionLayout, scale: float) -> Tensor:

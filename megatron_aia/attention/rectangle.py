@@ -28,41 +28,61 @@ _SMALLEST_GRADIENT = 2.0**-40
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: AttentionLayout,
+    scale: float,
+    backend: flash_ops.Backend = "flash",
 ) -> tuple[Tensor, Tensor]:
     """Causal attention inside each sample, and the attention mass of each term.
 
-    Arguments and results are those of :func:`megatron_aia.attention.dense.attend`. On CUDA the
-    inputs must be bfloat16 with a head size that is a multiple of 8.
+    Arguments and results are those of :func:`megatron_aia.attention.dense.attend`; ``backend``
+    names the kernel. On CUDA the inputs must be bfloat16 with a head size that is a multiple of 8.
     """
-    output, sums = _RectangleAttention.apply(query, key, value, layout, scale)
+    output, sums = _RectangleAttention.apply(query, key, value, layout, scale, backend)
     return output, sums
 
 
 class _RectangleAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: AttentionLayout,
+        scale: float,
+        backend: flash_ops.Backend,
     ) -> tuple[Optional[Tensor], Tensor]:
-        # A single piece needs no copy: kernels give their output in the memory order of the query.
-        output = None if layout.is_one_piece else torch.zeros_like(query)
+        joined = flash_ops.joins_samples(query.device, backend)
+        # A single strip needs no copy: kernels give their output in the memory order of the query.
+        output = None if layout.is_one_strip(joined) else torch.zeros_like(query)
         sums = query.new_zeros(layout.num_terms, dtype=_accumulation_dtype(query))
         lses, masses, ctx.extras = [], [], []
-        rectangles = layout.rectangles(query.device)
-        for piece, of_piece in zip(layout.pieces, rectangles, strict=True):
-            q, k, v = piece.of_rows(query), piece.of_keys(key), piece.of_keys(value)
-            piece_output, lse, extras = flash_ops.forward(q, k, v, scale)
-            output = _place(output, piece_output, piece.of_rows)
+        rectangles = iter(layout.rectangles(query.device))
+        for strip in layout.strips(joined):
+            q, k, v = strip.of_rows(query), strip.of_keys(key), strip.of_keys(value)
+            where = (strip.cumulative(query.device), strip.longest)
+            strip_output, lse, extras = flash_ops.forward(q, k, v, scale, backend, where)
+            output = _place(output, strip_output, strip.of_rows)
             lses.append(lse)
             ctx.extras.append(extras)
-            for rectangle in of_piece:
-                blocks = _probability_blocks(q[0], k[0], lse[0], rectangle, scale)
-                mass = torch.cat([block.probability.sum(-1) for block in blocks], dim=1)
-                sums[rectangle.term] += mass.sum()
-                masses.append(mass)
+            for piece in strip.pieces:
+                views = (
+                    strip.rows_of(piece, q),
+                    strip.keys_of(piece, k),
+                    strip.rows_of(piece, lse),
+                )
+                for rectangle in next(rectangles):
+                    blocks = _probability_blocks(*views, rectangle, scale)
+                    mass = torch.cat([block.probability.sum(-1) for block in blocks], dim=1)
+                    sums[rectangle.term] += mass.sum()
+                    masses.append(mass)
         ctx.save_for_backward(query, key, value, output, *lses, *masses)
         ctx.layout = layout
         ctx.scale = scale
+        ctx.backend = backend
         ctx.set_materialize_grads(False)
         return output, sums
 
@@ -71,36 +91,43 @@ class _RectangleAttention(torch.autograd.Function):
         ctx: Any, grad_output: Optional[Tensor], grad_sums: Optional[Tensor]
     ) -> tuple[Optional[Tensor], ...]:
         query, key, value, output, *saved = ctx.saved_tensors
-        pieces = ctx.layout.pieces
-        lses, masses = saved[: len(pieces)], iter(saved[len(pieces) :])
+        joined = flash_ops.joins_samples(query.device, ctx.backend)
+        strips = ctx.layout.strips(joined)
+        lses, masses = saved[: len(strips)], iter(saved[len(strips) :])
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         gradients: list[Optional[Tensor]] = [None, None, None]
-        if not ctx.layout.is_one_piece:
+        if not ctx.layout.is_one_strip(joined):
             gradients = [torch.zeros_like(x) for x in (query, key, value)]
-        rectangles = ctx.layout.rectangles(query.device)
-        for i, piece in enumerate(pieces):
-            weighted = [] if grad_sums is None else [(r, grad_sums[r.term]) for r in rectangles[i]]
-            q, out, d_out = (piece.of_rows(x) for x in (query, output, grad_output))
-            k, v = piece.of_keys(key), piece.of_keys(value)
+        rectangles = iter(ctx.layout.rectangles(query.device))
+        for strip, lse, extras in zip(strips, lses, ctx.extras, strict=True):
+            found = [(piece, r) for piece in strip.pieces for r in next(rectangles)]
+            weighted = [] if grad_sums is None else [(*f, grad_sums[f[1].term]) for f in found]
+            q, out, d_out = (strip.of_rows(x) for x in (query, output, grad_output))
+            k, v = strip.of_keys(key), strip.of_keys(value)
             if weighted:
                 d_out, out = d_out.clone(), out.clone()
-            for rectangle, grad_sum in weighted:
-                _shift_row_sums(d_out[0], out[0], rectangle.rows, grad_sum * next(masses))
+            for piece, rectangle, grad_sum in weighted:
+                shifted = (strip.rows_of(piece, d_out), strip.rows_of(piece, out))
+                _shift_row_sums(*shifted, rectangle.rows, grad_sum * next(masses))
+            where = (strip.cumulative(query.device), strip.longest)
             d_q, d_k, d_v = flash_ops.backward(
-                d_out, q, k, v, out, lses[i], ctx.extras[i], ctx.scale
+                d_out, q, k, v, out, lse, extras, ctx.scale, ctx.backend, where
             )
-            for rectangle, grad_sum in weighted:
-                blocks = _probability_blocks(q[0], k[0], lses[i][0], rectangle, ctx.scale)
-                _add_rectangle(d_q[0], d_k[0], k[0], rectangle, blocks, grad_sum * ctx.scale)
-            views = (piece.of_rows, piece.of_keys, piece.of_keys)
+            for piece, rectangle, grad_sum in weighted:
+                keys = strip.keys_of(piece, k)
+                rows = (strip.rows_of(piece, q), keys, strip.rows_of(piece, lse))
+                blocks = _probability_blocks(*rows, rectangle, ctx.scale)
+                grads = (strip.rows_of(piece, d_q), strip.keys_of(piece, d_k))
+                _add_rectangle(*grads, keys, rectangle, blocks, grad_sum * ctx.scale)
+            views = (strip.of_rows, strip.of_keys, strip.of_keys)
             parts = zip(gradients, (d_q, d_k, d_v), views, strict=True)
             gradients = [_place(*part) for part in parts]
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 def _place(whole: Optional[Tensor], part: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add the part of a piece to the whole; a part that is everything is the whole, uncopied.
+    """Add the part of a strip to the whole; a part that is everything is the whole, uncopied.
 
     Added, because two pieces of a sample share its first keys.
     """

@@ -55,12 +55,12 @@ class RunState:
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
     """Return the model fields that decide which weights there are and what they mean."""
-    ignored = ("attention_dropout", "hidden_dropout", "init_method_std", "transformer_impl")
-    return {
-        name: value
-        for name, value in dataclasses.asdict(model).items()
-        if name not in (*ignored, "max_position_embeddings", "make_vocab_size_divisible_by")
-    }
+    ignored = (
+        *("attention_dropout", "hidden_dropout", "init_method_std", "max_position_embeddings"),
+        *("attention_backend", "transformer_impl", "make_vocab_size_divisible_by"),
+    )
+    fields = dataclasses.asdict(model)
+    return {name: value for name, value in fields.items() if name not in ignored}
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:

@@ -12,7 +12,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_aia.checkpoint.io import read_sharded
-from megatron_aia.config import AIAConfig, Config, ModelConfig, ParallelConfig
+from megatron_aia.config import AIAConfig, Config, DataConfig, ModelConfig, ParallelConfig
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.backbone import PackedGPTModel
 from megatron_aia.runtime.parallel import (
@@ -36,7 +36,12 @@ class UnsplitWeights:
         # Plain layers: checkpoints have the same keys for Transformer Engine's.
         plain = replace(model, transformer_impl="local")
         parallel = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-        self._config = Config(model=plain, aia=AIAConfig(aia=False), parallel=parallel)
+        self._config = Config(
+            model=plain,
+            aia=AIAConfig(aia=False),
+            parallel=parallel,
+            data=DataConfig(packing=False),
+        )
         self._filled: dict[str, Any] = {}
 
     def __enter__(self) -> "UnsplitWeights":

@@ -71,6 +71,9 @@ class ModelConfig:
     """Side of a patch in pixels; each gives one position of a row."""
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
+    attention_backend: Literal["auto", "flash", "flash3", "flash4", "cudnn"] = "auto"
+    """Kernel that this project's attention calls on a GPU: PyTorch's flash, a flash-attn package,
+    or cuDNN's (Megatron-LM's fused)."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer implementation; auto takes Transformer Engine on a GPU where it is installed."""
 
@@ -181,6 +184,10 @@ class DataConfig:
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
     """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
+    num_workers: int = 2
+    """Processes, of each rank, that read the next steps while one is computed; 0: none."""
+    max_damaged_samples: int = 100
+    """Damaged samples get stand-ins; more of them than this stop the run."""
 
 
 @dataclass
@@ -195,6 +202,17 @@ class TrainingConfig:
     """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
     bf16: bool = False
     """bfloat16 weights and activations; gradients and optimizer state stay fp32."""
+    fp8_format: Optional[Literal["e4m3", "hybrid"]] = None
+    """Multiply matrices of the decoder's layers in FP8 (Transformer Engine): e4m3, or hybrid with
+    e5m2 for gradients. Unset, in bfloat16."""
+    fp8_recipe: Literal["delayed", "tensorwise", "mxfp8", "blockwise"] = "delayed"
+    """How FP8 scales are found: from past steps, from the tensor itself, or by blocks."""
+    fp8_amax_history_len: int = 1024
+    """With the recipe delayed: steps whose largest values are remembered."""
+    fp8_amax_compute_algo: Literal["max", "most_recent"] = "max"
+    """With the recipe delayed: which of these values gives the scale."""
+    fp8_dot_product_attention: bool = False
+    """FP8 in the attention too; AIA then measures by probe, from queries and keys in bfloat16."""
     lr: float = 1e-5
     """Peak learning rate."""
     min_lr: float = 1e-6

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.tree import AIAConfig, Config
+from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
     check_context_parallel,
     check_model,
@@ -26,6 +27,7 @@ _AT_LEAST_ONE = (
     *("num_layers_per_virtual_pipeline_stage", "recompute_num_layers"),
     *("distributed_timeout_minutes", "seq_length", "micro_batch_size", "global_batch_size"),
     *("train_iters", "lr_decay_iters", "save_interval", "log_interval", "aia_probe_rows"),
+    "fp8_amax_history_len",
 )
 _ABOVE_ZERO = ("norm_epsilon", "adam_eps")
 _NOT_NEGATIVE = (
@@ -33,7 +35,7 @@ _NOT_NEGATIVE = (
     *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
     *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size"),
+    *("image_size", "patch_size", "num_workers", "max_damaged_samples"),
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
@@ -64,6 +66,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     check_pipeline_parallel(config)
     check_world(config, world_size)
     check_recompute(config)
+    check_fp8(config, has_gpu)
     _check_data(config)
     _check_training(config)
     _check_checkpoint(config)
@@ -172,12 +175,17 @@ def _check_checkpoint(config: Config) -> None:
 
 
 def _settings_without_effect(config: Config) -> list[str]:
-    notes = []
+    notes = notes_on_fp8(config)
     figures = config.logging.aia_figure_interval
     if figures % config.logging.log_interval:
         notes.append(
             f"--aia-figure-interval {figures} is no multiple of --log-interval "
             f"{config.logging.log_interval}: figures are drawn only where both meet"
+        )
+    if config.data.num_workers and config.data.image_tokenizer:
+        notes.append(
+            f"--num-workers {config.data.num_workers} reads nothing ahead with --image-tokenizer: "
+            "codes are made in the main processes"
         )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
@@ -185,6 +193,9 @@ def _settings_without_effect(config: Config) -> list[str]:
         notes.append("--keep-checkpoints has no effect without --save")
     if config.aia.aia_probe_rows != AIAConfig.aia_probe_rows and config.aia.aia_method != "probe":
         notes.append("--aia-probe-rows has no effect without --aia-method probe")
+    method = config.aia.aia_method
+    if config.model.attention_backend != "auto" and method in ("dense", "fused"):
+        notes.append(f"--attention-backend has no effect with --aia-method {method}")
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes

@@ -35,6 +35,10 @@ def check_model(config: Config, has_gpu: bool) -> None:
             f"--attention-dropout {model.attention_dropout} cannot be used with AIA, which aligns "
             "the attention probabilities themselves; use 0, or --no-aia"
         )
+    if model.attention_backend not in ("auto", "flash") and not has_gpu:
+        raise ValueError(
+            f"--attention-backend {model.attention_backend} needs a GPU and there is none; use auto"
+        )
     if model.transformer_impl == "transformer_engine" and not has_gpu:
         raise ValueError(
             "--transformer-impl transformer_engine needs a GPU and there is none; use local"

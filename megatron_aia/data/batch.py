@@ -1,7 +1,8 @@
 """Rows of packed samples as tensors: what one forward pass of any pipeline stage needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,15 @@ class MicroBatch:
     row_tokens: torch.Tensor | None = None
     """int64 ``[b, whole row]``: tokens of the rows that the other tensors hold a part of; None
     where they hold all of it."""
+
+    def pin_memory(self) -> "MicroBatch":
+        """Return a copy in page-locked memory, from which a GPU fetches while it computes."""
+        pinned: dict[str, Any] = {
+            field.name: value.pin_memory()
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **pinned)
 
     @property
     def num_tokens(self) -> int:
@@ -127,6 +137,22 @@ def build_micro_batch(
         tasks=tuple(tasks),
         images=_load_images(rows, image_size) if image_size else None,
     )
+
+
+def with_loaded_images(sample: TokenizedSample) -> TokenizedSample:
+    """Read the images of a sample now, so that damage shows while it is known whose it is.
+
+    Raises:
+        DamagedSample: a picture is damaged.
+    """
+    pictures = [image.load() for image in sample.images]
+    images = zip(sample.images, pictures, strict=True)
+    loaded = tuple(replace(image, load=partial(_same, pixels)) for image, pixels in images)
+    return replace(sample, images=loaded)
+
+
+def _same(pixels: np.ndarray) -> np.ndarray:
+    return pixels
 
 
 def _load_images(rows: Sequence[Sequence[TokenizedSample]], size: int) -> torch.Tensor:

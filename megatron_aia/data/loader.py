@@ -4,38 +4,27 @@ A step is ``global_batch_size`` consecutive positions. Packing, micro-batch size
 size only lay these samples out, so they may all change when a run goes on from a checkpoint.
 """
 
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
-
-import numpy as np
+from functools import partial
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
 from megatron_aia.data.folder import DESCRIPTION_FILE, read_description
 from megatron_aia.data.index import open_index
-from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.mixture import RATIO_ORDER, Mixture, SampleAddress, parse_task_ratio
-from megatron_aia.data.packing import Row, deal_rows, plan_rows, truncate
-from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
+from megatron_aia.data.mixture import RATIO_ORDER, Mixture, parse_task_ratio
+from megatron_aia.data.packing import Row, deal_rows, plan_rows
+from megatron_aia.data.sample import PromptBuilder
+from megatron_aia.data.sample_reader import SampleReader
+from megatron_aia.data.stand_ins import collect
 
 _DESCRIBED_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalBatches:
+class GlobalBatches(SampleReader):
     """The samples of every step, as the micro-batches of one data-parallel rank."""
 
-    mixture: Mixture
-    """From position to sample."""
-    prompt: PromptBuilder
-    """Writes a sample as tokens; no longer with its prompt dropped than with it."""
-    prompt_fingerprint: str
-    """Changes whenever ``prompt`` may return something else."""
-    seq_length: int
-    """Tokens of a row."""
     global_batch_size: int
     """Samples of a step, over all ranks."""
     micro_batch_size: int
@@ -48,80 +37,51 @@ class GlobalBatches:
     """The number of micro-batches of a rank is a multiple of this."""
     pad_id: int
     """Token id of padding."""
-    codebook_size: int
-    """Image codes are below this."""
-    prompt_drop: float
-    """Share of generation samples that lose their prompt."""
-    overlong: Literal["error", "truncate"]
-    """What to do with a sample longer than a row."""
-    image_size: int = 0
-    """Side in pixels of the images of a micro-batch; 0 where no image is needed."""
 
-    def check(self) -> None:
-        """Check that every sample of the mixture fits a row, or can be cut to.
+    def plan(self, position: int) -> list[list[Row]]:
+        """Return the rows of this rank's micro-batches of the step that begins at ``position``.
+
+        Rows hold offsets from ``position``. Every rank gets equally many micro-batches,
+        ``micro_batch_size`` rows each; a row may be empty.
 
         Raises:
-            ValueError: some do not; the text names the longest.
+            ValueError: a sample is too long, or a damaged one finds no stand-in.
         """
-        longest, address, count = 0, (0, 0), 0
-        for number, samples in self.mixture.samples_in_use():
-            lengths = self._lengths[number][samples]
-            overlong = samples[lengths > self.seq_length]
-            count += len(overlong)
-            if lengths.max(initial=0) > longest:
-                longest, address = int(lengths.max()), (number, int(samples[lengths.argmax()]))
-            if self.overlong == "truncate":
-                for sample in overlong:
-                    raw = self._read_raw(number, int(sample))
-                    truncate(self.prompt.outline(raw), self.seq_length)
-        if count and self.overlong == "error":
-            index_number, sample_number = address
-            raise ValueError(
-                f"{count} samples are longer than a row of {self.seq_length} tokens; the longest, "
-                f"{self.mixture.indexes[index_number].key(sample_number)}, has {longest}: pass "
-                f"--seq-length {longest} or more, or --overlong-samples truncate"
-            )
-
-    def step(self, position: int) -> list[MicroBatch]:
-        """Read this rank's micro-batches of the step whose first sample is at ``position``.
-
-        Every rank gets equally many, ``micro_batch_size`` rows each; a row may be all padding.
-
-        Raises:
-            ValueError: a sample is too long or cannot be read, or a picture is damaged.
-        """
-        micro_batches = deal_rows(
-            self._plan(position),
+        return deal_rows(
+            self._plan_rows(position),
             self.data_parallel_rank,
             self.data_parallel_size,
             self.micro_batch_size,
         )
-        return [
-            build_micro_batch(
-                [[self._read(position + offset) for offset in row] for row in rows],
-                self.seq_length,
-                self.pad_id,
-                self.image_size,
-                [[position + offset for offset in row] for row in rows],
-            )
-            for rows in micro_batches
-        ]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of everything that decides which tokens a position stands for.
+    def build(self, position: int, rows: list[Row]) -> MicroBatch:
+        """Read one micro-batch of ``plan``.
 
-        A checkpoint's position is good only under the same fingerprint. The layout (packing,
-        batch sizes, ranks) is not part of it.
+        Raises:
+            DamageFound: samples of it are damaged.
+            ValueError: a sample cannot be written as tokens, or a shard has changed.
+            OSError: a shard cannot be read.
         """
-        meaning = [
-            self.mixture.fingerprint,
-            self.prompt_fingerprint,
+        offsets = [offset for row in rows for offset in row]
+        samples = iter(collect(partial(self.read, position + offset) for offset in offsets))
+        return build_micro_batch(
+            [[next(samples) for _ in row] for row in rows],
             self.seq_length,
-            float(self.prompt_drop),
-            self.overlong,
-        ]
-        return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
+            self.pad_id,
+            self.image_size,
+            [[position + offset for offset in row] for row in rows],
+        )
+
+    def step(self, position: int) -> list[MicroBatch]:
+        """Read this rank's micro-batches of the step whose first sample is at ``position``.
+
+        Raises:
+            DamageFound: samples of it are damaged; known to all ranks by ``mark_damaged``, they
+                get stand-ins, with which the step has other rows.
+            ValueError: as ``plan`` and ``build``.
+            OSError: a shard cannot be read.
+        """
+        return collect(partial(self.build, position, rows) for rows in self.plan(position))
 
     def describe(self) -> list[str]:
         """Return lines for the log: the samples, the mixture, tokens and padding."""
@@ -129,9 +89,9 @@ class GlobalBatches:
         positions = range(_DESCRIBED_STEPS * self.global_batch_size)
         drawn = [self.mixture.locate(position).task for position in positions]
         counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
-        rows = [self._plan(first) for first in positions[:: self.global_batch_size]]
+        rows = [self._plan_rows(first) for first in positions[:: self.global_batch_size]]
         num_rows = sum(len(plan) for plan in rows)
-        tokens = sum(self._planned_length(self.mixture.locate(p)) for p in positions)
+        tokens = sum(self.planned_length(p) for p in positions)
         padding = 1 - tokens / (num_rows * self.seq_length)
         return [
             *lines,
@@ -142,40 +102,13 @@ class GlobalBatches:
             f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
         ]
 
-    @cached_property
-    def _lengths(self) -> tuple[np.ndarray, ...]:
-        """Tokens of every sample, int32 ``[len(index)]`` for each index of the mixture."""
-        return tuple(
-            token_lengths(index, self.prompt, self.prompt_fingerprint, self.codebook_size)
-            for index in self.mixture.indexes
-        )
-
-    def _planned_length(self, address: SampleAddress) -> int:
-        """Return the tokens to keep free for a sample; one with a dropped prompt may need less."""
-        length = int(self._lengths[address.index_number][address.sample_number])
-        return min(length, self.seq_length) if self.overlong == "truncate" else length
-
-    def _plan(self, position: int) -> list[Row]:
+    def _plan_rows(self, position: int) -> list[Row]:
         """Lay out the step at ``position``; rows hold offsets from it."""
         lengths = [
-            self._planned_length(self.mixture.locate(position + offset))
-            for offset in range(self.global_batch_size)
+            self.planned_length(position + offset) for offset in range(self.global_batch_size)
         ]
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
         return plan_rows(lengths, self.seq_length, self.packing, multiple)
-
-    def _read(self, position: int) -> TokenizedSample:
-        address = self.mixture.locate(position)
-        drop = self.mixture.drops_prompt(position, self.prompt_drop)
-        raw = self._read_raw(address.index_number, address.sample_number)
-        sample = self.prompt(raw, drop)
-        if self.overlong == "truncate":
-            sample = truncate(sample, self.seq_length)
-        assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
-        return sample
-
-    def _read_raw(self, index_number: int, sample_number: int) -> RawSample:
-        return self.mixture.indexes[index_number].read(sample_number, self.codebook_size)
 
 
 def build_global_batches(

@@ -110,6 +110,13 @@ class Mixture:
         draw = period_number * self.ratio[task] + self._slot_ranks[slot]
         return self._pools[task].locate(draw)
 
+    def peers(self, address: SampleAddress) -> np.ndarray:
+        """Return the numbers of the samples that share folder and task with ``address``.
+
+        Ascending, the sample itself among them.
+        """
+        return self._pools[address.task].members[address.index_number]
+
     def drops_prompt(self, position: int, share: float) -> bool:
         """Tell whether the sample at ``position`` loses its prompt.
 

@@ -1,19 +1,24 @@
 """The same work on many items, in several processes."""
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
-from typing import TypeVar
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _QUIET_SECONDS = 3
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+_function: Callable[[Any], Any]
+"""In a worker process: what it does."""
 
 
 def available_cores() -> int:
@@ -27,8 +32,9 @@ def map_in_processes(
     """Yield ``function`` of every item, in order, with a progress bar once it takes a while.
 
     Args:
-        function: of a module, without effects of its own; what it raises is raised here.
-        items: can be pickled.
+        function: without effects of its own; what it raises is raised here. Worker processes
+            inherit it, so it may hold much and may be a closure.
+        items: can be pickled, as the results can.
         num_workers: processes; with less than 2, this one does the work.
         label: of the progress bar.
         unit: what an item is, for the progress bar.
@@ -44,30 +50,48 @@ def map_in_processes(
         yield from _with_progress(results, len(items), label, unit)
         return
     with ProcessPoolExecutor(
-        num_workers, mp_context=get_context("fork"), initializer=_end_with_parent
+        num_workers, mp_context=get_context("fork"), initializer=_start, initargs=(function,)
     ) as pool:
         try:
-            results = pool.map(function, items)
+            results = pool.map(_work, items)
             yield from _with_progress(results, len(items), label, unit)
         except BrokenProcessPool:
             raise OSError(
                 f"a worker process ended before its time ({label}); is there enough memory?"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _with_progress(results: Iterable[_R], total: int, label: str, unit: str) -> Iterator[_R]:
     yield from tqdm(results, label, total, unit=f" {unit}", mininterval=1, delay=_QUIET_SECONDS)
 
 
-def _end_with_parent() -> None:
-    """Let this process end with its parent, also where that is killed."""
-    parent = parent_process()
-    assert parent is not None
+def _start(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    follow_parent()
 
-    def wait() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _work(item: Any) -> Any:
+    return _function(item)
+
+
+def follow_parent() -> None:
+    """Make this forked process end when its parent does, or when the parent sends SIGTERM.
+
+    SIGTERM and SIGINT of anybody else are ignored: a cluster, or Ctrl-C, sends them to all
+    processes of a job at once, and the parent may want to finish a step and save.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # A parent that is killed closes nothing that its other children hold open: ask for it.
+    while os.getppid() == parent:
+        received = signal.sigtimedwait([signal.SIGTERM], _SECONDS_BETWEEN_LOOKS)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)

@@ -3,24 +3,13 @@
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_aia.attention.core_attention import AlignedCoreAttention
-from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.config import Config
-from megatron_aia.models.norm import RMSNorm
-from megatron_aia.runtime.device import device, has_transformer_engine, has_triton
+from megatron_aia.models.fp8 import fp8_options
+from megatron_aia.models.layers import layer_specs
+from megatron_aia.runtime.device import compute_capability
 from megatron_aia.runtime.mcore import transformer_options
 from megatron_aia.runtime.parallel import Parallel
 
@@ -67,68 +56,9 @@ def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         **recompute,
+        **fp8_options(config, compute_capability()),
         **transformer_options(interleaved),
     )
-
-
-def layer_specs(
-    config: Config, core: TransformerConfig, virtual_stage: int
-) -> TransformerBlockSubmodules:
-    """Choose the modules of the layers of one model chunk.
-
-    With AIA on, or with rows shared by context-parallel ranks, the core attention is this
-    project's (megatron-core's plain one cannot share rows). Otherwise it is megatron-core's.
-
-    Raises:
-        ValueError: the attention method or the layer implementation cannot run on this machine.
-    """
-    norm: Any = RMSNorm
-    if uses_transformer_engine(config):
-        from megatron.core.extensions.transformer_engine import TENorm
-
-        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
-    else:
-        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-        layer.submodules.input_layernorm = RMSNorm
-        layer.submodules.pre_mlp_layernorm = RMSNorm
-    if config.aia.aia or core.context_parallel_size > 1:
-        layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
-            module=AlignedCoreAttention,
-            params={"method": attention_method(config, core.params_dtype)},
-        )
-    else:
-        # megatron-core's kernels for causal masks do not look at the mask, and rows are packed.
-        layer.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.arbitrary}
-    count = get_num_layers_to_build(core, virtual_stage if core.overlap_p2p_comm else None)
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
-
-
-def attention_method(config: Config, dtype: torch.dtype) -> Method:
-    """Choose the attention method of a run with AIA.
-
-    Raises:
-        ValueError: the method that is asked for cannot run on this machine.
-    """
-    where = device()
-    capability = torch.cuda.get_device_capability(where) if where.type == "cuda" else (0, 0)
-    machine = Machine(where.type, dtype, config.model.head_size, capability, has_triton())
-    aia = config.aia
-    return choose_method(aia.aia_method, machine, aia.aia_probe_rows, config.run.seed)
-
-
-def uses_transformer_engine(config: Config) -> bool:
-    """Return whether layers come from Transformer Engine.
-
-    Raises:
-        ValueError: it is asked for and cannot run here.
-    """
-    choice = config.model.transformer_impl
-    if choice == "transformer_engine" and not has_transformer_engine():
-        raise ValueError(
-            "--transformer-impl transformer_engine needs a CUDA device and the package "
-            "transformer-engine; install it or use --transformer-impl local"
-        )
-    return choice != "local" and has_transformer_engine()
 
 
 class PackedGPTModel(GPTModel):

@@ -6,6 +6,14 @@ import os
 
 import torch
 
+_CUDNN_9_15 = 91500
+
+_FLASH_PACKAGES = {
+    "flash3": ("FA3", "flash_attn_interface"),
+    "flash4": ("FA4", "flash_attn.cute.interface"),
+}
+"""PyTorch's names of them, and the modules it loads."""
+
 ACCELERATED_PACKAGES = ("transformer-engine", "apex", "flash-attn", "triton")
 
 
@@ -17,6 +25,11 @@ def has_cuda() -> bool:
 def device() -> torch.device:
     """Return the device of this process: its CUDA device, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def compute_capability() -> tuple[int, int]:
+    """Return the compute capability of this process's GPU; (0, 0) on a CPU."""
+    return torch.cuda.get_device_capability() if has_cuda() else (0, 0)
 
 
 def bind_device() -> None:
@@ -35,6 +48,52 @@ def collective_backend() -> str:
 def has_transformer_engine() -> bool:
     """Return whether Transformer Engine can run here: it is installed and there is a GPU."""
     return has_cuda() and _version("transformer-engine") is not None
+
+
+def has_cudnn_attention() -> bool:
+    """Return whether cuDNN has a fast attention for this GPU, by PyTorch's own rule."""
+    version = torch.backends.cudnn.version() if has_cuda() else None
+    return version is not None and version > _CUDNN_9_15 and compute_capability() >= (9, 0)
+
+
+def flash_attention_packages() -> tuple[str, ...]:
+    """Return which of ``flash3`` and ``flash4`` are installed for this GPU, Hopper or later.
+
+    Found by module name alone: importing one takes seconds, and only a run that asks for it should.
+    """
+    if not has_cuda() or compute_capability() < (9, 0):
+        return ()
+    if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):
+        return ()
+    return tuple(name for name, (_, module) in _FLASH_PACKAGES.items() if _has_module(module))
+
+
+def use_flash_attention(name: str) -> None:
+    """Put a package behind PyTorch's flash operators, for the whole process.
+
+    Args:
+        name: ``flash3`` or ``flash4``; anything else leaves PyTorch's own there.
+
+    Raises:
+        ValueError: the package does not load.
+    """
+    if name not in _FLASH_PACKAGES:
+        return
+    implementation, module = _FLASH_PACKAGES[name]
+    try:
+        torch.nn.attention.activate_flash_attention_impl(implementation)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--attention-backend {name} cannot load {module} ({error}); repair the package, or "
+            "pass auto"
+        ) from error
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
 
 
 def has_triton() -> bool:

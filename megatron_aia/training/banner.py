@@ -6,7 +6,7 @@ import megatron.core.optimizer as mcore_optimizer
 import torch
 
 from megatron_aia.config import Config
-from megatron_aia.models.backbone import uses_transformer_engine
+from megatron_aia.models.layers import uses_transformer_engine
 from megatron_aia.runtime.device import describe
 from megatron_aia.runtime.parallel import Parallel
 

@@ -52,10 +52,12 @@ class IntervalMetrics:
         consumed_samples: int,
         total_skipped: int,
         learning_rate: float,
+        damaged_samples: int = 0,
     ) -> LogRecord:
         """Reduce over data- and context-parallel ranks and pipeline stages; start a new interval.
 
-        Every rank calls this; all get the same record but for the timings, which are their own.
+        Every rank calls this; all get the same record but for the timings, which are their own,
+        and for the damaged samples, which rank 0 counts.
         """
         next_token = self._reduce()
         updates = max(self._steps - self._skipped, 1)
@@ -83,6 +85,7 @@ class IntervalMetrics:
             intensity=intensities.intensity if self._targets is not None else {},
             target=self._target_curves(),
             padding_fraction=1 - self._tokens / self._positions,
+            damaged_samples=damaged_samples,
         )
         self._clear()
         return record

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from megatron_aia.analysis.records import LogRecord, append_record
+from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
 from megatron_aia.training.console import EtaEstimator, format_banner, format_record
@@ -28,6 +28,7 @@ class Reporter:
         self._records_folder = Path(folder) if folder else None
         if self._records_folder:
             self._records_folder.mkdir(parents=True, exist_ok=True)
+            end_lines(self._records_folder / METRICS_FILE)
         self._tensorboard: TensorBoardLog | None = None
         if config.logging.tensorboard_dir:
             self._tensorboard = TensorBoardLog(

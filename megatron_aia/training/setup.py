@@ -23,7 +23,31 @@ DATA_TOKENIZER = "tokenizer.model"
 
 
 def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBatches:
-    """Open the shards and check every sample against the row length.
+    """Open the shards for this rank and check every sample against the row length.
+
+    Raises:
+        ValueError: data or tokeniser are missing, damaged, or do not fit the model.
+    """
+    return open_data(
+        config,
+        spec,
+        data_rank=parallel.data_rank,
+        data_size=parallel.data_size,
+        micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
+        # Decoding pictures takes time, and only the first stage looks at them.
+        has_images=parallel.has_embedding(0),
+    )
+
+
+def open_data(
+    config: Config,
+    spec: ModelSpec,
+    data_rank: int = 0,
+    data_size: int = 1,
+    micro_batch_multiple: int = 1,
+    has_images: bool = True,
+) -> GlobalBatches:
+    """As ``build_data``, for one of ``data_size`` ranks; without process groups.
 
     Raises:
         ValueError: data or tokeniser are missing, damaged, or do not fit the model.
@@ -36,11 +60,10 @@ def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBat
         prompt_fingerprint=prompt.fingerprint,
         pad_id=spec.pad_id(config),
         codebook_size=config.model.codebook_size,
-        data_parallel_rank=parallel.data_rank,
-        data_parallel_size=parallel.data_size,
-        micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
-        # Decoding pictures takes time, and only the first stage looks at them.
-        image_size=config.model.image_size if parallel.has_embedding(0) else 0,
+        data_parallel_rank=data_rank,
+        data_parallel_size=data_size,
+        micro_batch_multiple=micro_batch_multiple,
+        image_size=config.model.image_size if has_images else 0,
     )
     data.check()
     return data

@@ -16,6 +16,7 @@ from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import NUM_TASKS, Task, without_terms
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch, held_by_rank
+from megatron_aia.models.layers import uses_own_attention
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
@@ -69,7 +70,7 @@ def plan_step(
     inputs = []
     for batch in batches:
         align = None
-        if objective is not None or parallel.context_size > 1:
+        if objective is not None or uses_own_attention(config):
             align = AlignInput(
                 segments=batch.segments if objective else without_terms(batch.segments),
                 objective=objective,

@@ -20,6 +20,7 @@ from megatron_aia.runtime.parallel import (
     initialize_process_group,
 )
 from megatron_aia.training.banner import describe_run
+from megatron_aia.training.feed import StepFeed
 from megatron_aia.training.metrics import IntervalMetrics
 from megatron_aia.training.optimizer import (
     apply_gradients,
@@ -53,6 +54,7 @@ class Trainer:
         self.spec = load_model_spec(config.model.model)
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data()
+        self.feed = StepFeed(config, self.data, self.parallel)
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
         self.optimizer = build_optimizer(config, self.models, self.parallel)
@@ -81,8 +83,21 @@ class Trainer:
         return data
 
     def run(self) -> None:
-        """Train to ``train_iters``, reporting and saving on the way."""
+        """Train to ``train_iters``, reporting and saving on the way.
+
+        Raises:
+            UnreadableStep: on every rank, if the samples of a step cannot be read.
+        """
         self._announce()
+        try:
+            self._train()
+        finally:
+            self.feed.close()
+        if self.reporter:
+            self.reporter.close()
+        dist.barrier()
+
+    def _train(self) -> None:
         train_iters = self.config.training.train_iters
         for model in self.models:
             model.train()
@@ -97,12 +112,9 @@ class Trainer:
             if stopping:
                 logger.info("stopped by a signal at iteration %d", self.iteration)
                 break
-        if self.reporter:
-            self.reporter.close()
-        dist.barrier()
 
     def _step(self) -> None:
-        batches = self.data.step(self.consumed_samples)
+        batches = self.feed.step(self.consumed_samples)
         output = run_step(self.models, self.spec, self.config, self.parallel, batches, self.targets)
         updated, grad_norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
         self.step_learning_rate = learning_rate(self.optimizer)
@@ -132,6 +144,7 @@ class Trainer:
             consumed_samples=self.consumed_samples,
             total_skipped=self.total_skipped,
             learning_rate=self.step_learning_rate,
+            damaged_samples=self.feed.damaged_samples,
         )
         if self.reporter:
             self.reporter.write(record)

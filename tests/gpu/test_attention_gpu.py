@@ -1,5 +1,7 @@
 """Every attention method on a GPU against the definition in float64, which runs on the CPU."""
 
+from functools import partial
+
 import attention_cases as cases
 import pytest
 import torch
@@ -8,9 +10,17 @@ from attention_checks import ALL_ROWS, METHODS, Attend, check
 from torch.utils.checkpoint import checkpoint
 
 from megatron_aia.attention import fused, rectangle
+from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.methods import Method
 from megatron_aia.attention.probe import Probe
-from megatron_aia.runtime.device import has_triton
+from megatron_aia.attention.self_check import check_method
+from megatron_aia.runtime.device import (
+    flash_attention_packages,
+    has_cudnn_attention,
+    has_triton,
+    use_flash_attention,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +37,10 @@ PACKED = [
 LONG = [cases.GEN_KEY] * 70 + [cases.PLAIN] + [cases.GEN_ROW] * 450 + [cases.PLAIN]
 LONG_ANSWER = [cases.UND_KEY] * 400 + [cases.PLAIN] * 3 + [cases.UND_ROW] * 97
 
+CUDNN = pytest.mark.skipif(not has_cudnn_attention(), reason="needs Hopper and cuDNN 9.15")
+
 RUNS: list = [(name, BF16) for name in METHODS] + [("dense", FP32)]
+RUNS += [pytest.param("rectangle on cudnn", BF16, marks=CUDNN)]
 RUNS += [
     pytest.param("fused", dtype, marks=pytest.mark.skipif(not has_triton(), reason="needs triton"))
     for dtype in (BF16, FP32)
@@ -35,7 +48,31 @@ RUNS += [
 
 
 def method(name: str) -> Attend:
+    if name == "rectangle on cudnn":
+        return partial(rectangle.attend, backend="cudnn")
     return fused.attend if name == "fused" else METHODS[name]
+
+
+PACKAGES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name not in flash_attention_packages(), reason="needs the package and Hopper"
+        ),
+    )
+    for name in ("flash3", "flash4")
+]
+
+
+@pytest.mark.parametrize("backend", ["flash", pytest.param("cudnn", marks=CUDNN), *PACKAGES])
+@pytest.mark.parametrize("shape", [(8, 2, 64), (32, 8, 128), (32, 32, 128)])
+def test_a_run_would_take_this_kernel(backend: Backend, shape: tuple[int, int, int]) -> None:
+    use_flash_attention(backend)
+    for name in ("rectangle", "probe"):
+        given = Method(name, "under test", backend=backend)
+        assert check_method(given, torch.device("cuda"), BF16, *shape, False) is given
+    if backend in ("flash3", "flash4"):
+        torch.nn.attention.restore_flash_attention_impl()
 
 
 @pytest.mark.parametrize(("name", "dtype"), RUNS)

@@ -123,6 +123,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
             packing=layout.packing,
             task_ratio="2:2:1:1",
             prompt_drop=0.3,
+            num_workers=0,
         ),
         training=TrainingConfig(lr=1e-3, min_lr=1e-3, clip_grad=1.0, **training),
     )

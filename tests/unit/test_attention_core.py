@@ -1,37 +1,23 @@
-from types import SimpleNamespace
-from typing import Any
-
 import attention_cases as cases
-import numpy as np
 import pytest
 import reference
 import torch
 from attention_cases import Case, make_case
-from torch import Tensor
+from support.core_attention import (
+    HEAD_SIZE,
+    HEADS,
+    LAYER,
+    align_input,
+    config,
+    gradients,
+    sbhd,
+)
 from torch.utils.checkpoint import checkpoint
 
 from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
-from megatron_aia.aia.profile import LayerTargets
-from megatron_aia.aia.roles import AIA_TASKS
 from megatron_aia.attention import core_attention
 from megatron_aia.attention.core_attention import AlignedCoreAttention
 from megatron_aia.attention.methods import Method
-
-HEADS, HEAD_SIZE, LAYER = 4, 16, 2
-
-
-def config(**changes: Any) -> Any:
-    fields = {"attention_dropout": 0.0, "num_attention_heads": HEADS, "kv_channels": HEAD_SIZE}
-    sizes = {"context_parallel_size": 1, "tensor_model_parallel_size": 1}
-    return SimpleNamespace(**{**fields, **sizes, **changes})
-
-
-def align_input(case: Case) -> AlignInput:
-    layers = {task: np.full(3, 0.1) for task in AIA_TASKS}
-    lambdas = dict.fromkeys(AIA_TASKS, 40.0)
-    objective = AlignObjective(LayerTargets(layers, layers), lambdas, 3, num_active=2)
-    return AlignInput(case.segments, objective, HEADS)
 
 
 @pytest.fixture
@@ -47,16 +33,6 @@ ALL_ROWS = 1000
 def module(request: pytest.FixtureRequest) -> AlignedCoreAttention:
     method = Method(request.param, "under test", probe_rows=ALL_ROWS)
     return AlignedCoreAttention(config(), layer_number=LAYER + 1, method=method)
-
-
-def sbhd(case: Case) -> list[Tensor]:
-    tensors = (case.query, case.key, case.value)
-    return [x.permute(2, 0, 1, 3).contiguous().requires_grad_() for x in tensors]
-
-
-def gradients(case: Case, inputs: list[Tensor], output: Tensor) -> list[Tensor]:
-    (output * case.grad_output.permute(2, 0, 1, 3).flatten(2)).sum().backward()
-    return [x.grad for x in inputs]
 
 
 def test_output_is_the_attention_and_the_layer_is_recorded(

@@ -57,6 +57,7 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (1, {"kv_channels": 25}, "the head size 25 is odd.*use --kv-channels 26"),
         (1, {"attention_dropout": 0.1}, "--attention-dropout 0.1 cannot be used with AIA"),
         (1, {"transformer_impl": "transformer_engine"}, "needs a GPU and there is none; use local"),
+        (1, {"attention_backend": "cudnn"}, "needs a GPU and there is none; use auto"),
         (
             3,
             {"pipeline_model_parallel_size": 3},
@@ -238,5 +239,10 @@ def test_settings_without_effect_are_noted():
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []
+    assert check(attention_backend="flash", aia_method="dense") == [
+        "--attention-backend has no effect with --aia-method dense"
+    ]
+    (note,) = check(num_workers=2, image_tokenizer=__file__)
+    assert note.startswith("--num-workers 2 reads nothing ahead with --image-tokenizer")
     assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
     assert check(aia_probe_rows=16, aia_method="probe") == []

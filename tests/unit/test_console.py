@@ -1,11 +1,18 @@
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.analysis.records import LogRecord, append_record, read_records
+from megatron_aia.analysis.records import (
+    METRICS_FILE,
+    LogRecord,
+    append_record,
+    end_lines,
+    read_records,
+)
 from megatron_aia.training.console import (
     EtaEstimator,
     format_banner,
@@ -62,6 +69,10 @@ def test_broken_values_and_skipped_steps_are_seen():
     assert "loss nan" in line
     assert "grad   inf" in line
     assert line.endswith("skipped 2 (total 7)")
+
+
+def test_damaged_samples_are_seen():
+    assert format_record(make_record(damaged_samples=3), 1).endswith("skipped 0  damaged 3")
 
 
 def test_other_tasks_appear_when_they_have_a_loss():
@@ -129,6 +140,26 @@ def test_resumed_run_replaces_what_it_repeats(tmp_path):
         append_record(tmp_path, make_record(iteration=iteration, loss=loss))
     records = read_records(tmp_path)
     assert [(record.iteration, record.loss) for record in records] == [(10, 3.0), (20, 2.5)]
+
+
+def test_record_of_an_older_program_is_read():
+    values = json.loads(make_record(damaged_samples=3).to_json())
+    del values["damaged_samples"]
+    assert LogRecord.from_json(json.dumps(values)).damaged_samples == 0
+
+
+@pytest.mark.parametrize("cut", [1, 10, 300])
+def test_line_that_a_kill_cut_goes_before_the_next(tmp_path, cut):
+    path = tmp_path / METRICS_FILE
+    end_lines(path)
+    append_record(tmp_path, make_record(iteration=10))
+    whole = path.read_bytes()
+    append_record(tmp_path, make_record(iteration=20))
+    path.write_bytes(path.read_bytes()[:-cut])
+    end_lines(path)
+    assert path.read_bytes() == whole
+    append_record(tmp_path, make_record(iteration=20))
+    assert [record.iteration for record in read_records(tmp_path)] == [10, 20]
 
 
 def test_reading_names_the_broken_line(tmp_path):

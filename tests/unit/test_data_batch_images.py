@@ -25,6 +25,7 @@ from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.packing import truncate
 from megatron_aia.data.sample import ImageSource, Picture, RawSample, TokenizedSample
+from megatron_aia.data.stand_ins import DamageFound
 from megatron_aia.data.tokenizer import train_sentencepiece
 from megatron_aia.training.setup import build_data
 
@@ -169,7 +170,7 @@ def test_a_damaged_picture_is_named_by_the_step_that_needs_it(tmp_path: Path) ->
     folder = write_folder(tmp_path, [broken, *toy_samples("generation", 1)])
     loader = batches(folder)
     loader.check()
-    with pytest.raises(ValueError, match=r"part-00000\.tar: sample s10: 0\.png.*rebuild"):
+    with pytest.raises(DamageFound, match=r"part-00000\.tar: sample s10: 0\.png.*rebuild"):
         loader.step(0)
 
 

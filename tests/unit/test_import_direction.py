@@ -26,7 +26,7 @@ ALLOWED = {
     **{room: ORDER[:place] for place, room in enumerate(ORDER)},
     "cli": ("config", "models"),
     "train": (*ORDER, "cli"),
-    "tools": ORDER,
+    "tools": (*ORDER, "cli"),
 }
 
 

@@ -1,6 +1,7 @@
 """--image-tokenizer: codes made while training are those that the shards would have held."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.pictures import ShardPicture
+from megatron_aia.data.stand_ins import DamageFound
 from megatron_aia.models import load_model_spec
 from megatron_aia.training import setup
 from megatron_aia.training.setup import build_data
@@ -134,7 +136,7 @@ def test_the_online_folder_holds_no_codes(case: tuple[Config, Config]) -> None:
     offline, online = (open_data(config).mixture.indexes[0] for config in case)
     assert any(isinstance(image, np.ndarray) for image in images_of(offline))
     assert all(isinstance(image, ShardPicture) for image in images_of(online))
-    description = json.loads((online.folder / "dataset.json").read_text())
+    description = json.loads((Path(online.folder) / "dataset.json").read_text())
     assert (description["codebook_size"], description["image_tokenizer"]) == (0, "")
 
 
@@ -261,9 +263,11 @@ def test_an_image_that_no_codes_fill(janus: Config, tmp_path: Path) -> None:
 def test_a_damaged_picture_is_named_once(janus: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_data(with_data(janus, task_ratio="1:0"))
     monkeypatch.setattr("megatron_aia.data.pictures.MAX_PIXELS", 50)
-    with pytest.raises(ValueError, match=r"shard-000000\.tar: sample 0+\d+: .*rebuild") as caught:
+    with pytest.raises(DamageFound) as caught:
         data.step(0)
-    assert str(caught.value).count("sample") == 1
+    for damage in caught.value.damages:
+        assert re.search(r"shard-000000\.tar: sample 0+\d+: .*rebuild", damage.reason)
+        assert damage.reason.count("sample") == 1
 
 
 def test_a_picture_too_narrow_for_emu3_is_found_before_the_run(

@@ -11,6 +11,8 @@ import numpy as np
 import webdataset
 
 from megatron_aia.aia.roles import Task, key_code, row_code
+from megatron_aia.config import Config, DataConfig
+from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample
 
 CODEBOOK_SIZE = 100
@@ -121,4 +123,23 @@ def toy_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         tokens=np.concatenate([np.array(ids, np.int64) for ids, _, _ in parts]),
         label_weights=np.concatenate([np.full(len(i), w, np.float32) for i, w, _ in parts]),
         roles=roles,
+    )
+
+
+def toy_batches(
+    folder: Path, prompt: Any = toy_prompt, *, size: int = 1, rank: int = 0, **data: Any
+) -> GlobalBatches:
+    """Return the steps of a run on one folder, of 12 samples each in rows of 48 tokens."""
+    config = Config()
+    defaults = {"seq_length": 48, "global_batch_size": 12, "prompt_drop": 0.3, "num_workers": 0}
+    config.data = DataConfig(data_path=(str(folder),), **{**defaults, **data})
+    return build_global_batches(
+        config,
+        prompt=prompt,
+        prompt_fingerprint=prompt.fingerprint,
+        pad_id=PAD,
+        codebook_size=CODEBOOK_SIZE,
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        micro_batch_multiple=1,
     )

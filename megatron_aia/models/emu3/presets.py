@@ -58,7 +58,11 @@ def emu3_demo() -> Config:
             codebook_size=512,
         ),
         data=DataConfig(
-            seq_length=1024, micro_batch_size=2, global_batch_size=12, prompt_drop=0.05
+            seq_length=1024,
+            micro_batch_size=2,
+            global_batch_size=12,
+            prompt_drop=0.05,
+            num_workers=0,
         ),
         training=TrainingConfig(
             train_iters=100,

@@ -105,7 +105,7 @@ def janus_demo() -> Config:
             patch_size=8,
         ),
         aia=AIAConfig(aia_preset="paper_janus_pro", aia_profile="paper_janus_pro"),
-        data=DataConfig(seq_length=640, global_batch_size=12, prompt_drop=0.1),
+        data=DataConfig(seq_length=640, global_batch_size=12, prompt_drop=0.1, num_workers=0),
         training=TrainingConfig(
             freeze=("vision_model.*",),
             train_iters=300,

@@ -1,0 +1,1 @@
+"""What ``attention_cost.py`` measures and how it tells."""

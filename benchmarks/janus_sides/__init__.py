@@ -1,0 +1,1 @@
+"""What ``janus_step.py`` compares."""

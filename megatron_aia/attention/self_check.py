@@ -1,0 +1,128 @@
+"""A method against the definition, on the machine and in the precision of a run.
+
+What the methods ask of a kernel beyond its documented use (a backward that reads the output only to
+form D, a log-sum-exp that matches its scores) may differ between versions, and a wrong gradient
+would show in no loss for days. So a run checks its method once, in milliseconds, before it starts.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_aia.aia.roles import Segment, Task, Term
+from megatron_aia.attention import dense
+from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.methods import Attend, Method
+
+_TOKENS = 160
+_GRADIENT_OF_SUMS = 4.0
+"""Large, so that the term's part of the gradients is about as large as the output's."""
+
+TOLERANCES = {torch.bfloat16: 0.03, torch.float32: 1e-4, torch.float64: 1e-10}
+"""Largest error that rounding explains, relative and in the Frobenius norm. Three times what was
+measured against float64 in bfloat16 and far more than that in float32."""
+
+
+def check_method(
+    method: Method,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    groups: int,
+    size: int,
+    may_change_backend: bool,
+) -> Method:
+    """Return the method if it is right on this machine, or with the flash kernel if that is.
+
+    Args:
+        method: that a run has chosen.
+        device: of the run.
+        dtype: of its activations.
+        heads: query heads of this rank.
+        groups: key heads of this rank.
+        size: channels of a head.
+        may_change_backend: ``--attention-backend`` is ``auto``.
+
+    Raises:
+        ValueError: the method gives wrong numbers here.
+    """
+    where = (device, dtype, heads, groups, size)
+    error = largest_error(method, *where)
+    if error <= TOLERANCES[dtype]:
+        return method
+    found = f"an error of {error:.1e} against the definition"
+    if may_change_backend and method.backend != "flash":
+        reason = f"exact beside the flash kernel, as {method.backend} has {found}"
+        other = replace(method, backend="flash", reason=reason)
+        return check_method(other, *where, may_change_backend=False)
+    raise ValueError(
+        f"--aia-method {method.name} on the {method.backend} kernel has {found} on this machine; "
+        "pass another --attention-backend or --aia-method dense"
+    )
+
+
+@lru_cache
+def largest_error(
+    method: Method, device: torch.device, dtype: torch.dtype, heads: int, groups: int, size: int
+) -> float:
+    """Return the largest relative error of output, sums and gradients on a small packed row.
+
+    Args:
+        method: under check; a probe measures all rows.
+        device: of the run.
+        dtype: of its activations.
+        heads: query heads of this rank.
+        groups: key heads of this rank.
+        size: channels of a head.
+    """
+    layout = AttentionLayout(_segments(), _TOKENS, 1)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(_TOKENS, 1, h, size, generator=generator).to(device, dtype)
+        for h in (heads, groups, groups, heads)
+    ]
+    inputs[3][::7] = 0  # rows whose output nobody looks at
+    attend = replace(method, probe_rows=_TOKENS).build(0, 0)
+    found = _run(attend, inputs, layout)
+    exact = _run(dense.attend, [x.to(_reference_dtype(dtype)) for x in inputs], layout)
+    errors = [_error(*pair) for pair in zip(found, exact, strict=True)]
+    return float("inf") if any(np.isnan(errors)) else max(errors)
+
+
+def _segments() -> tuple[Segment, ...]:
+    """Return a sample of each task, one without a term, and padding behind them."""
+
+    def segment(start: int, stop: int, *terms: Term) -> Segment:
+        return Segment(0, start, stop, terms, start)
+
+    def term(task: Task, rows: tuple[int, int], keys: tuple[int, int]) -> Term:
+        return Term(task, np.arange(*rows), np.arange(*keys))
+
+    return (
+        segment(0, 70, term(Task.GENERATION, (20, 69), (0, 19))),
+        segment(70, 90),
+        segment(90, 150, term(Task.UNDERSTANDING, (130, 150), (92, 128))),
+    )
+
+
+def _run(attend: Attend, inputs: list[Tensor], layout: AttentionLayout) -> list[Tensor]:
+    """Return output, sums and the gradients of query, key and value."""
+    query, key, value, grad_output = (x.detach().permute(1, 2, 0, 3) for x in inputs)
+    leaves = tuple(x.requires_grad_() for x in (query, key, value))
+    output, sums = attend(query, key, value, layout, query.shape[-1] ** -0.5)
+    grad_outputs = (grad_output, torch.full_like(sums, _GRADIENT_OF_SUMS))
+    gradients = torch.autograd.grad((output, sums), leaves, grad_outputs)
+    return [output.detach(), sums.detach(), *gradients]
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    difference = torch.linalg.vector_norm(found.to(exact.dtype) - exact)
+    return float(difference / torch.linalg.vector_norm(exact))
+
+
+def _reference_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of the reference: not all GPUs are quick in float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

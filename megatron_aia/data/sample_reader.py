@@ -1,0 +1,157 @@
+"""The sample at a position of the run, as tokens."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from megatron_aia.data.batch import with_loaded_images
+from megatron_aia.data.lengths import token_lengths
+from megatron_aia.data.mixture import Mixture, SampleAddress
+from megatron_aia.data.packing import truncate
+from megatron_aia.data.sample import DamagedSample, PromptBuilder, RawSample, TokenizedSample
+from megatron_aia.data.stand_ins import Damage, DamageFound, locate_usable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleReader:
+    """Reads the samples of a run by position; stand-ins take the place of damaged ones."""
+
+    mixture: Mixture
+    """From position to sample."""
+    prompt: PromptBuilder
+    """Writes a sample as tokens; no longer with its prompt dropped than with it."""
+    prompt_fingerprint: str
+    """Changes whenever ``prompt`` may return something else."""
+    seq_length: int
+    """Tokens of a row."""
+    codebook_size: int
+    """Image codes are below this."""
+    prompt_drop: float
+    """Share of generation samples that lose their prompt."""
+    overlong: Literal["error", "truncate"]
+    """What to do with a sample longer than a row."""
+    image_size: int = 0
+    """Side in pixels of the images of a micro-batch; 0 where no image is needed."""
+    found_damaged: set[tuple[int, int]] = field(default_factory=set)
+    """(index number, sample number) of damage that counting tokens does not find; filled by
+    ``mark_damaged`` with the same samples on every rank."""
+
+    def check(self) -> None:
+        """Check that every sample of the mixture fits a row, or can be cut to.
+
+        Raises:
+            ValueError: some do not; the text names the longest.
+        """
+        longest, address, count = 0, (0, 0), 0
+        for number, samples in self.mixture.samples_in_use():
+            lengths = self._lengths[number][samples]
+            overlong = samples[lengths > self.seq_length]
+            count += len(overlong)
+            if lengths.max(initial=0) > longest:
+                longest, address = int(lengths.max()), (number, int(samples[lengths.argmax()]))
+            if self.overlong == "truncate":
+                for sample in overlong:
+                    raw = self._read_raw(number, int(sample))
+                    truncate(self.prompt.outline(raw), self.seq_length)
+        if count and self.overlong == "error":
+            index_number, sample_number = address
+            raise ValueError(
+                f"{count} samples are longer than a row of {self.seq_length} tokens; the longest, "
+                f"{self.mixture.indexes[index_number].key(sample_number)}, has {longest}: pass "
+                f"--seq-length {longest} or more, or --overlong-samples truncate"
+            )
+
+    def planned_length(self, position: int) -> int:
+        """Return the tokens to keep free for a sample; one with a dropped prompt may need less."""
+        return self._planned_length(self._locate(position))
+
+    def read(self, position: int) -> TokenizedSample:
+        """Read the sample at ``position``, with its images where there is an ``image_size``.
+
+        Raises:
+            DamageFound: its content is damaged.
+            ValueError: it cannot be written as tokens, or its shard has changed.
+            OSError: its shard cannot be read.
+        """
+        address = self._locate(position)
+        place = (address.index_number, address.sample_number)
+        try:
+            sample = self._read_sample(
+                *place, drop_prompt=self.mixture.drops_prompt(position, self.prompt_drop)
+            )
+        except DamagedSample as error:
+            raise DamageFound((Damage(*place, str(error)),)) from None
+        if self.overlong == "truncate":
+            sample = truncate(sample, self.seq_length)
+        assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
+        return sample
+
+    def mark_damaged(self, damages: Iterable[Damage]) -> None:
+        """Let stand-ins take the place of these samples. All ranks must mark the same."""
+        self.found_damaged.update((each.index_number, each.sample_number) for each in damages)
+
+    def find_damage(self, index_number: int, sample_number: int) -> Damage | None:
+        """Read a sample as ``build`` would; return what is wrong with it, None if nothing is."""
+        try:
+            self._read_sample(index_number, sample_number, drop_prompt=False)
+        except DamagedSample as error:
+            return Damage(index_number, sample_number, str(error))
+        return None
+
+    def counted_damage(self) -> Iterator[Damage]:
+        """Yield the samples in use that turned out to be damaged when their tokens were counted."""
+        for number, samples in self.mixture.samples_in_use():
+            for sample in samples[self._lengths[number][samples] < 0]:
+                if damage := self.find_damage(number, int(sample)):
+                    yield damage
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which tokens a position stands for.
+
+        A checkpoint's position is good only under the same fingerprint. The layout (packing,
+        batch sizes, ranks) is not part of it.
+        """
+        meaning = [
+            self.mixture.fingerprint,
+            self.prompt_fingerprint,
+            self.seq_length,
+            float(self.prompt_drop),
+            self.overlong,
+        ]
+        return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _lengths(self) -> tuple[np.ndarray, ...]:
+        """Tokens of every sample, int32 ``[len(index)]`` for each index of the mixture.
+
+        Negative for a damaged sample.
+        """
+        return tuple(
+            token_lengths(index, self.prompt, self.prompt_fingerprint, self.codebook_size)
+            for index in self.mixture.indexes
+        )
+
+    def _locate(self, position: int) -> SampleAddress:
+        return locate_usable(self.mixture, position, self._is_damaged)
+
+    def _is_damaged(self, address: SampleAddress) -> bool:
+        place = (address.index_number, address.sample_number)
+        return place in self.found_damaged or bool(self._lengths[place[0]][place[1]] < 0)
+
+    def _planned_length(self, address: SampleAddress) -> int:
+        length = int(self._lengths[address.index_number][address.sample_number])
+        return min(length, self.seq_length) if self.overlong == "truncate" else length
+
+    def _read_sample(
+        self, index_number: int, sample_number: int, drop_prompt: bool
+    ) -> TokenizedSample:
+        sample = self.prompt(self._read_raw(index_number, sample_number), drop_prompt)
+        return with_loaded_images(sample) if self.image_size else sample
+
+    def _read_raw(self, index_number: int, sample_number: int) -> RawSample:
+        return self.mixture.indexes[index_number].read(sample_number, self.codebook_size)

@@ -1,0 +1,92 @@
+"""What is read in the place of a sample whose content is damaged.
+
+A run of weeks must not end with one bad picture, and must not depend on when, or by which rank, it
+was found. So a stand-in is a pure function of the seed, the position and of which samples of its
+source are damaged: the same in every layout, and again after a resume.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from megatron_aia.data.mixture import Mixture, SampleAddress
+from megatron_aia.data.permutation import hash_integers
+
+# Keeps these draws apart from those of the mixture, which uses the numbers below.
+_STAND_IN_STREAM = 103
+_MAX_ATTEMPTS = 1000
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, order=True)
+class Damage:
+    """A sample whose content cannot be used."""
+
+    index_number: int
+    """Which of ``Mixture.indexes``."""
+    sample_number: int
+    reason: str
+    """One line that names shard and sample."""
+
+
+class DamageFound(Exception):
+    """Samples of a step turned out to be damaged; with these known, the step is another one."""
+
+    def __init__(self, damages: tuple[Damage, ...]) -> None:
+        super().__init__(damages)
+        self.damages = damages
+
+    def __str__(self) -> str:
+        return "; ".join(damage.reason for damage in self.damages)
+
+
+class UnreadableStep(ValueError):
+    """A step cannot be read on some rank; all ranks raise this together."""
+
+
+def collect(makers: Iterable[Callable[[], _T]]) -> list[_T]:
+    """Call all ``makers``, so that the damage which several of them find is found at once.
+
+    Raises:
+        DamageFound: of all damage that was found.
+    """
+    results: list[_T] = []
+    damages: list[Damage] = []
+    for make in makers:
+        try:
+            results.append(make())
+        except DamageFound as found:
+            damages += found.damages
+    if damages:
+        raise DamageFound(tuple(damages))
+    return results
+
+
+def locate_usable(
+    mixture: Mixture, position: int, is_damaged: Callable[[SampleAddress], bool]
+) -> SampleAddress:
+    """Return the sample at ``position``, or the one that stands in for it.
+
+    Stand-ins are of the same folder and task, so a mixture keeps its shares.
+
+    Args:
+        mixture: the samples of the run.
+        position: place in the run.
+        is_damaged: tells the samples that cannot be used.
+
+    Raises:
+        ValueError: no usable sample of this folder and task was found.
+    """
+    address = wanted = mixture.locate(position)
+    for attempt in range(_MAX_ATTEMPTS):
+        if not is_damaged(address):
+            return address
+        peers = mixture.peers(wanted)
+        drawn = hash_integers(mixture.seed, _STAND_IN_STREAM, position, attempt) % len(peers)
+        address = replace(wanted, sample_number=int(peers[drawn]))
+    index = mixture.indexes[wanted.index_number]
+    raise ValueError(
+        f"{index.folder}: {_MAX_ATTEMPTS} {wanted.task.name.lower()} samples were drawn to stand "
+        f"in for {index.key(wanted.sample_number)}, and all are damaged; rebuild the shards"
+    )

@@ -1,0 +1,149 @@
+"""Steps that workers read ahead are the steps that are read when they are asked for."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_follow_parent import wait_until_gone
+from toy_data import ToyPrompt, toy_batches, toy_prompt, toy_samples, write_folder
+
+from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.prefetch import Prefetcher
+from megatron_aia.data.sample import DamagedSample, RawSample, TokenizedSample
+from megatron_aia.data.stand_ins import DamageFound
+
+GBS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = [*toy_samples("generation", 17), *toy_samples("understanding", 19)]
+    return write_folder(tmp_path_factory.mktemp("data"), samples)
+
+
+def values(batches: list[MicroBatch]) -> list[Any]:
+    """Return everything a step holds, as what compares by value."""
+    found: list[Any] = []
+    for batch in batches:
+        for field in fields(batch):
+            value = getattr(batch, field.name)
+            if isinstance(value, torch.Tensor):
+                found.append((field.name, value.dtype, value.tolist()))
+            elif field.name == "segments":
+                for segment in value:
+                    terms = [(t.task, t.rows.tolist(), t.keys.tolist()) for t in segment.terms]
+                    place = (segment.batch_index, segment.start, segment.stop, segment.position)
+                    found.append((place, terms))
+            else:
+                found.append((field.name, value))
+    return found
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_the_same_steps_with_any_number_of_workers(folder: Path, num_workers: int) -> None:
+    inline = toy_batches(folder, size=2)
+    prefetcher = Prefetcher(toy_batches(folder, size=2), num_workers)
+    # A run, and one that goes on at another place.
+    for position in [*range(0, 8 * GBS, GBS), 3 * GBS, 4 * GBS, 5]:
+        assert values(prefetcher.step(position)) == values(inline.step(position))
+    prefetcher.close()
+    assert not multiprocessing.active_children()
+
+
+def test_no_random_number_of_the_run_is_drawn(folder: Path) -> None:
+    before = torch.get_rng_state()
+    prefetcher = Prefetcher(toy_batches(folder), 2)
+    prefetcher.step(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def spoiled(keys: tuple[str, ...], error: Exception) -> ToyPrompt:
+    """Return a prompt builder that counts the tokens of some samples, but cannot write them."""
+
+    class Spoiled(ToyPrompt):
+        def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
+            if sample.key.endswith(keys):
+                raise error
+            return super().__call__(sample, drop_prompt)
+
+    return Spoiled(toy_prompt._write)
+
+
+@pytest.mark.parametrize("error", [ValueError("no such word"), OSError("the disk went away")])
+def test_an_error_has_the_words_it_has_without_workers(folder: Path, error: Exception) -> None:
+    prompt = spoiled(("generation003",), error)
+    messages = []
+    for num_workers in (0, 2):
+        prefetcher = Prefetcher(toy_batches(folder, prompt), num_workers)
+        with pytest.raises((ValueError, OSError)) as caught:
+            for position in range(0, 40 * GBS, GBS):
+                prefetcher.step(position)
+        messages.append(str(caught.value))
+    assert messages == [str(error)] * 2
+
+
+def test_all_damage_of_a_step_is_found_at_once(folder: Path) -> None:
+    prompt = spoiled(("1", "3", "5", "7"), DamagedSample("bad"))
+    found = []
+    for num_workers in (0, 2):
+        prefetcher = Prefetcher(toy_batches(folder, prompt), num_workers)
+        with pytest.raises(DamageFound) as caught:
+            prefetcher.step(0)
+        found.append(sorted(caught.value.damages))
+    assert found[0] == found[1]
+    assert len(found[0]) > 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_steps_read_ahead_are_read_anew_after_damage(folder: Path, num_workers: int) -> None:
+    """The damage is told when the steps that hold it have been read already."""
+    batches = toy_batches(folder, num_workers=0)
+    prefetcher = Prefetcher(batches, num_workers)
+    prefetcher.step(0)
+    address = batches.mixture.locate(GBS)
+    damage = batches.find_damage(address.index_number, address.sample_number)
+    assert damage is None
+    batches.found_damaged.add((address.index_number, address.sample_number))
+    prefetcher.restart()
+    expected = toy_batches(folder)
+    before = values(expected.step(GBS))
+    expected.found_damaged.update(batches.found_damaged)
+    assert values(prefetcher.step(GBS)) == values(expected.step(GBS)) != before
+
+
+def test_a_killed_worker_is_one_line(folder: Path) -> None:
+    prefetcher = Prefetcher(toy_batches(folder), 2)
+    prefetcher.step(0)
+    for worker in multiprocessing.active_children():
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"was killed.*--num-workers") as caught:
+        for position in range(GBS, 40 * GBS, GBS):
+            prefetcher.step(position)
+    assert "\n" not in str(caught.value)
+
+
+def read_and_wait(folder: Path, pipe: Connection) -> None:
+    prefetcher = Prefetcher(toy_batches(folder), 2)
+    prefetcher.step(0)
+    pipe.send([child.pid for child in multiprocessing.active_children()])
+    pipe.recv()
+
+
+def test_workers_end_when_their_process_is_killed(folder: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=read_and_wait, args=(folder, theirs)
+    )
+    process.start()
+    workers = ours.recv()
+    assert len(workers) == 2
+    process.kill()
+    process.join()
+    assert wait_until_gone(workers)

@@ -1,0 +1,37 @@
+"""Index data folders and count their tokens before a run, which then starts at once.
+
+Takes the flags of a run and prints what it would log of its data:
+
+    python tools/prepare_data.py --preset emu3_8b --data-path shards --tokenizer-model Emu3-Chat-hf
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without `pip install` too
+
+from megatron_aia.cli import parse
+from megatron_aia.models import load_model_spec
+from megatron_aia.runtime.log import configure_logging, quiet_imports
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code: 2 if the data cannot be used, with one line on standard error."""
+    quiet_imports()
+    from megatron_aia.training.setup import open_data
+
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        configure_logging()
+        data = open_data(config, load_model_spec(config.model.model))
+        for damage in data.counted_damage():
+            print("damaged:", damage.reason)
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    print("\n".join(data.describe()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
