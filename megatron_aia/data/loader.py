@@ -187,7 +187,8 @@ class GlobalBatches:
         """Return how long the rows of a micro-batch are. All ranks that share it agree."""
         if not self.row_multiple:
             return self.seq_length
-        return row_length(rows, plan.lengths, self.row_multiple, self.seq_length)
+        num_tokens = [sum(plan.lengths[number] for number in row) for row in rows]
+        return row_length(num_tokens, self.row_multiple, self.seq_length)
 
     def _count_positions(self, plan: _Plan) -> int:
         """Count the positions of a step's rows on all ranks, padding included."""
