@@ -65,7 +65,10 @@ def count_positions(
         return [len(rows) * model.seq_length // RANKS] * RANKS
     return [
         sum(
-            micro_batch * row_length(batch, lengths, MULTIPLE, model.seq_length)
+            micro_batch
+            * row_length(
+                [sum(lengths[n] for n in row) for row in batch], MULTIPLE, model.seq_length
+            )
             for batch in deal_like_rows(rows, rank, RANKS, micro_batch)
         )
         for rank in range(RANKS)

@@ -27,7 +27,7 @@ import numpy as np
 from megatron_aia.data.cache import cache_folder, replace_file
 from megatron_aia.data.codes import decode_codes
 from megatron_aia.data.damage import damaged_sample, refuse
-from megatron_aia.data.folder import list_shards
+from megatron_aia.data.folder import list_shards, listed_shards, read_description
 from megatron_aia.data.pictures import ShardPicture
 from megatron_aia.data.reader import PictureEntry, parse_description
 from megatron_aia.data.sample import DamagedSample, Picture, RawSample
@@ -40,6 +40,12 @@ _FORMAT_VERSION = 3
 _MAX_GAP = 1 << 16
 """Bytes between members of a sample that are rather read in vain than skipped by another read."""
 _MIN_BYTES_PER_WORKER = 1 << 26
+_NAMED_SHARDS = 3
+_UNUSABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError),
+    *(RecursionError, zipfile.BadZipFile),
+)
+"""What a kept index raises that is damaged, or of another version."""
 logger = logging.getLogger(__name__)
 
 
@@ -135,6 +141,7 @@ def open_index(
     if kept is not None:
         return kept
     logger.info("indexing %d shards of %s", len(shards), folder)
+    _warn_of_absent(folder, shards)
     if num_workers is None:
         num_bytes = sum(shard.size for shard in shards)
         num_workers = min(available_cores(), num_bytes // _MIN_BYTES_PER_WORKER)
@@ -147,6 +154,20 @@ def open_index(
     index = ShardIndex(str(folder), shards, table, fingerprint, cache)
     save_index(index)
     return index
+
+
+def _warn_of_absent(folder: str | Path, shards: Sequence[Shard]) -> None:
+    """Tell of shards that the writer of the folder made and that are not there."""
+    try:
+        listed = listed_shards(read_description(folder) or {}) or []
+    except ValueError:
+        return
+    absent = sorted({name for name, _ in listed} - {shard.name for shard in shards})
+    if absent:
+        logger.warning(
+            "%s: dataset.json lists %d shards that are not there: %s",
+            *(folder, len(absent), ", ".join(absent[:_NAMED_SHARDS])),
+        )
 
 
 def save_index(index: ShardIndex) -> None:
@@ -170,13 +191,20 @@ def _load(folder: str, shards: tuple[Shard, ...], cache: Path) -> ShardIndex | N
         if header["format_version"] != _FORMAT_VERSION or header["shards"] != _list_files(shards):
             return None
         fingerprint = str(header["fingerprint"])
-        with np.load(cache / f"table-{fingerprint}.npz", allow_pickle=False) as columns:
-            table = SampleTable(
-                **{column.name: columns[column.name] for column in fields(SampleTable)}
-            )
-    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
+        table = _load_table(cache / f"table-{fingerprint}.npz")
+    except _UNUSABLE:
+        return None
+    if table is None or not table.fits([shard.size for shard in shards]):
         return None
     return ShardIndex(folder, shards, table, fingerprint, cache)
+
+
+def _load_table(path: Path) -> SampleTable | None:
+    with np.load(path, allow_pickle=False) as columns:
+        # As written, it is not compressed; a small file must not become a large table.
+        if sum(info.file_size for info in columns.zip.infolist()) > path.stat().st_size:
+            return None
+        return SampleTable(**{column.name: columns[column.name] for column in fields(SampleTable)})
 
 
 def _list_files(shards: Sequence[Shard]) -> list[list[str | int]]:

@@ -131,10 +131,12 @@ class GlobalBatches(SampleReader):
             dealt = deal_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
             return [MicroBatchPlan(rows, self.seq_length) for rows in dealt]
         dealt = deal_like_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
-        return [
-            MicroBatchPlan(rows, row_length(rows, plan.lengths, self.row_multiple, self.seq_length))
-            for rows in dealt
-        ]
+        return [MicroBatchPlan(rows, self._row_length(rows, plan.lengths)) for rows in dealt]
+
+    def _row_length(self, rows: list[Row], lengths: list[int]) -> int:
+        """Return how long the rows of a micro-batch are."""
+        num_tokens = [sum(lengths[number] for number in row) for row in rows]
+        return row_length(num_tokens, self.row_multiple, self.seq_length)
 
     def _count_positions(self, plan: _StepPlan) -> int:
         """Count the positions of a step's rows on all ranks, padding included."""

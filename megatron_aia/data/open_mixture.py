@@ -19,7 +19,7 @@ from megatron_aia.data.shuffle import build_shuffle
 from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
 
 # Keeps the choice of a source's samples apart from their orders.
-_LIMIT_STREAM = 103
+_LIMIT_STREAM = 105
 
 
 def open_mixture(data: DataConfig, seed: int, codebook_size: int) -> Mixture:

@@ -113,16 +113,15 @@ def deal_like_rows(
     return own
 
 
-def row_length(rows: Sequence[Row], lengths: Sequence[int], multiple: int, seq_length: int) -> int:
+def row_length(num_tokens: Sequence[int], multiple: int, seq_length: int) -> int:
     """Return how long the rows of a variable micro-batch are, in tokens.
 
     Args:
-        rows: of sample numbers.
-        lengths: tokens of each sample.
+        num_tokens: tokens of the samples of each row.
         multiple: the length is rounded up to one of this.
         seq_length: the longest row; no row of samples may need more.
     """
-    longest = max(sum(lengths[number] for number in row) for row in rows)
+    longest = max(num_tokens)
     assert longest <= seq_length
     return min(max(-(-longest // multiple), 1) * multiple, seq_length)
 

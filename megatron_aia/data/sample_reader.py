@@ -78,7 +78,7 @@ class SampleReader:
 
     def planned_length(self, position: int) -> int:
         """Return the tokens to keep free for a sample; one with a dropped prompt may need less."""
-        return self._planned_length(self._locate(position))
+        return self._planned_length(self.address(position))
 
     def read(self, position: int) -> TokenizedSample:
         """Read the sample at ``position``, with its images where there is an ``image_size``.
@@ -88,7 +88,7 @@ class SampleReader:
             ValueError: it cannot be written as tokens, or its shard has changed.
             OSError: its shard cannot be read.
         """
-        address = self._locate(position)
+        address = self.address(position)
         place = (address.index_number, address.sample_number)
         try:
             sample = self._read_sample(
@@ -104,7 +104,7 @@ class SampleReader:
     def read_placed(self, position: int) -> PlacedSample:
         """As ``read``; return also where the sample comes from."""
         tokens = self.read(position)
-        address = self._locate(position)
+        address = self.address(position)
         raw = self._read_raw(address.index_number, address.sample_number)
         return PlacedSample(address, raw, tokens)
 
@@ -154,7 +154,8 @@ class SampleReader:
             for index in self.mixture.indexes
         )
 
-    def _locate(self, position: int) -> SampleAddress:
+    def address(self, position: int) -> SampleAddress:
+        """Return where the sample at ``position``, or its stand-in, is stored."""
         return locate_usable(self.mixture, position, self._is_damaged)
 
     def _is_damaged(self, address: SampleAddress) -> bool:

@@ -1,18 +1,19 @@
 """Runs that are killed again and again end with the numbers of a run that was left alone."""
 
 import random
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support.job import Job
+from support.job import Job, LaunchedJob
 from support.layouts import Layout
 from support.runs import run_config, write_dataset
 
 from megatron_aia.analysis.records import METRICS_FILE, LogRecord, read_records
-from megatron_aia.checkpoint.folder import LATEST_FILE, find_checkpoint
+from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config import Config
 
 STEPS = 8
@@ -53,8 +54,7 @@ class Killer:
                 assert time.monotonic() < start + 120, f"waiting for a {moment}"
         time.sleep(delay)
         was_running = job.is_running()
-        victims = [None, *range(len(job.ranks))]
-        job.kill(self.random.choice(victims))
+        job.kill(self.random)
         return was_running
 
     def _state(self, moment: str) -> object:
@@ -79,13 +79,11 @@ def job_config(data: Path, layout: Layout, folder: Path, num_workers: int) -> Co
     return replace(config, data=replace(config.data, num_workers=num_workers))
 
 
-def run_with_kills(
-    config: Config, world_size: int, killer: Killer, num_kills: int, log: Path
-) -> int:
+def run_with_kills(start: Callable[[], Job], killer: Killer, num_kills: int) -> int:
     """Start a run as often as it takes; return how often it was killed before its end."""
     kills = 0
     while True:
-        job = Job(config, world_size, log)
+        job = start()
         kills += kills < num_kills and killer.strike(job)
         if job.wait() == 0:
             return kills
@@ -103,33 +101,39 @@ def comparable(record: LogRecord) -> tuple[object, ...]:
     )
 
 
-def compare(data: Path, tmp_path: Path, name: str, num_kills: int, seed: int, workers: int) -> int:
-    """Run one layout undisturbed and killed; return the number of kills."""
+def assert_kills_change_nothing(
+    data: Path, folder: Path, name: str, num_kills: int, start_job: type[Job] = Job
+) -> None:
+    """Run one layout undisturbed, and killed, as often as it takes for so many kills."""
     world_size, layout = LAYOUTS[name]
-    log = tmp_path / "log"
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    log, alone = folder / "log", folder / "alone"
     start = time.monotonic()
-    assert Job(job_config(data, layout, alone, 0), world_size, log).wait() == 0, log.read_text()
-    killer = Killer(random.Random(seed), killed, time.monotonic() - start)
-    config = job_config(data, layout, killed, workers)
-    kills = run_with_kills(config, world_size, killer, num_kills, log)
+    assert start_job(job_config(data, layout, alone, 0), world_size, log).wait() == 0, log.read_text()
+    longest = time.monotonic() - start
     expected = [comparable(record) for record in read_records(alone)]
-    assert [comparable(record) for record in read_records(killed)] == expected
-    assert find_checkpoint(killed).name == f"iter_{STEPS:07d}"
-    assert (killed / LATEST_FILE).read_text() == f"{STEPS}\n"
-    shutil.rmtree(killed)
-    return kills
+    kills = 0
+    while kills < num_kills:
+        killed = folder / f"after {kills} kills"
+        config = job_config(data, layout, killed, num_workers=(kills + 2) % 3)
+        killer = Killer(random.Random(kills), killed, longest)
+        kills += run_with_kills(
+            partial(start_job, config, world_size, log), killer, num_kills - kills
+        )
+        assert [comparable(record) for record in read_records(killed)] == expected
+        assert find_checkpoint(killed).name == f"iter_{STEPS:07d}"
+        assert not list(killed.glob(".iter_*"))
 
 
 def test_a_few_kills_change_no_number(data: Path, tmp_path: Path) -> None:
-    assert compare(data, tmp_path, "DP 2", num_kills=3, seed=1, workers=2) == 3
+    assert_kills_change_nothing(data, tmp_path, "DP 2", 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_many_kills_change_no_number(name: str, data: Path, tmp_path: Path) -> None:
-    kills = 0
-    while kills < 12:
-        folder = tmp_path / str(kills)
-        folder.mkdir()
-        kills += compare(data, folder, name, num_kills=12 - kills, seed=kills, workers=kills % 3)
+    assert_kills_change_nothing(data, tmp_path, name, 12)
+
+
+@pytest.mark.slow
+def test_kills_of_a_launched_run_change_no_number(data: Path, tmp_path: Path) -> None:
+    assert_kills_change_nothing(data, tmp_path, "DP 2", 4, LaunchedJob)

@@ -3,19 +3,26 @@
 import datetime
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import torch.distributed as dist
 
-from megatron_aia.config import Config
+from megatron_aia.config import Config, dump
 from megatron_aia.runtime.mcore import install
 from megatron_aia.training.trainer import Trainer
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_emu3_aia.sh"
+_SHARE_OF_ONE = 0.7
+"""How often one process is killed, not all."""
 
 
 class Job:
@@ -30,17 +37,20 @@ class Job:
     """
 
     def __init__(self, config: Config, world_size: int, log: Path) -> None:
-        install()
-        self._rendezvous = tempfile.mkdtemp()
-        receiver, sender = os.pipe()
-        self.leader = os.fork()
-        if not self.leader:
-            os.close(receiver)
-            os._exit(_lead(config, world_size, log, self._rendezvous, sender))
-        os.close(sender)
-        with os.fdopen(receiver) as pipe:
-            self.ranks = [int(number) for number in pipe.readline().split()]
         self.exit_code: int | None = None
+        self.leader = self._start(config, world_size, log)
+
+    def _start(self, config: Config, world_size: int, log: Path) -> int:
+        install()
+        rendezvous = tempfile.mkdtemp()
+        leader = os.fork()
+        if not leader:
+            os._exit(_lead(config, world_size, log, rendezvous))
+        return leader
+
+    def processes(self) -> list[int]:
+        """Return the processes of the job that are no zombies: ranks, their helpers, the leader."""
+        return [process for process, session in _sessions().items() if session == self.leader]
 
     def is_running(self) -> bool:
         if self.exit_code is None:
@@ -49,20 +59,51 @@ class Job:
                 self.exit_code = os.waitstatus_to_exitcode(status)
         return self.exit_code is None
 
-    def kill(self, rank: int | None) -> None:
-        """Send SIGKILL to a rank, or to all processes at once."""
-        with suppress(ProcessLookupError):
-            if rank is None:
-                os.killpg(self.leader, signal.SIGKILL)
-            else:
-                os.kill(self.ranks[rank], signal.SIGKILL)
+    def kill(self, random: Random) -> None:
+        """Send SIGKILL to a rank or a helper of one, or to all processes."""
+        others = sorted(process for process in self.processes() if process != self.leader)
+        one = [random.choice(others)] if others and random.random() < _SHARE_OF_ONE else None
+        for process in one or [self.leader, *others]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 180) -> int:
         """Wait for the end of every process of the job; return the leader's exit code."""
         wait_until(lambda: not self.is_running(), seconds, "the job does not end")
-        wait_until(lambda: not _of_session(self.leader), 15, "processes outlive their job")
+        wait_until(lambda: not self.processes(), 15, "processes outlive their job")
         assert self.exit_code is not None
         return self.exit_code
+
+
+class LaunchedJob(Job):
+    """The same by torchrun and the training script, as a user starts it."""
+
+    def _start(self, config: Config, world_size: int, log: Path) -> int:
+        self._mark = f"JOB_OF_A_TEST={uuid.uuid4().hex}"
+        file = Path(tempfile.mkdtemp()) / "config.yaml"
+        file.write_text(dump(config))
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command = [sys.executable, *torchrun, str(world_size), str(SCRIPT), "--config", str(file)]
+        name, _, value = self._mark.partition("=")
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, name: value},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        process.returncode = 0  # `is_running` waits for it in its place
+        return process.pid
+
+    def processes(self) -> list[int]:
+        """See ``Job``; torchrun gives every rank a session of its own."""
+        found = []
+        for process in _sessions():
+            with suppress(OSError):
+                if self._mark.encode() in Path(f"/proc/{process}/environ").read_bytes():
+                    found.append(process)
+        return found
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
@@ -72,18 +113,18 @@ def wait_until(condition: Callable[[], bool], seconds: float, otherwise: str) ->
         time.sleep(0.005)
 
 
-def _of_session(leader: int) -> list[int]:
-    """Return the processes of a session that are no zombies."""
-    found = []
+def _sessions() -> dict[int, int]:
+    """Return the session of every process of this machine that is no zombie."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
-                found.append(int(stat.parent.name))
+            if state != "Z":
+                found[int(stat.parent.name)] = int(session)
     return found
 
 
-def _lead(config: Config, world_size: int, log: Path, rendezvous: str, sender: int) -> int:
+def _lead(config: Config, world_size: int, log: Path, rendezvous: str) -> int:
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, sys.stdout.fileno())
@@ -92,11 +133,8 @@ def _lead(config: Config, world_size: int, log: Path, rendezvous: str, sender: i
     for rank in range(world_size):
         child = os.fork()
         if not child:
-            os.close(sender)
             os._exit(_run_rank(config, rank, world_size, rendezvous))
         ranks.append(child)
-    os.write(sender, (" ".join(map(str, ranks)) + "\n").encode())
-    os.close(sender)
     for _ in ranks:
         _, status = os.wait()
         if status:

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from itertools import pairwise
@@ -88,6 +89,44 @@ def test_index_is_kept_until_a_shard_changes(folder: Path, monkeypatch: pytest.M
         kept.write_bytes(kept.read_bytes()[:100])
     assert len(open_index(folder)) == 15 and len(scanned) == 6
     assert not [path for path in (folder / ".index").iterdir() if path.name.startswith(".")]
+
+
+def save_table(path: Path, **changes: np.ndarray) -> None:
+    with np.load(path) as columns:
+        table = {name: columns[name] for name in columns.files}
+    np.savez(path, **{name: changes.get(name, array) for name, array in table.items()})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"member_sizes": np.full(40, 10**12)},
+        {"member_sizes": np.full(40, -1)},
+        {"member_offsets": np.full(40, 10**15)},
+        {"member_offsets": np.zeros(39, np.int64)},
+        {"shard_numbers": np.full(20, 7, np.int32)},
+        {"shard_numbers": np.full(20, -1, np.int32)},
+        {"member_starts": np.arange(21)[::-1].copy()},
+        {"key_starts": np.zeros(21, np.int64)},
+        {"tasks": np.zeros((20, 1), np.uint8)},
+        {"tasks": np.zeros(20, np.float64)},
+    ],
+)
+def test_a_kept_index_of_a_stranger_is_made_again(folder: Path, changes: dict) -> None:
+    index = open_index(folder)
+    (path,) = (folder / ".index").glob("table-*.npz")
+    assert len(index.table.member_sizes) == 40
+    save_table(path, **changes)
+    again = open_index(folder)
+    np.testing.assert_array_equal(again.table.member_sizes, index.table.member_sizes)
+    np.testing.assert_array_equal(again.tasks, index.tasks)
+    with np.load(path) as columns:
+        np.savez_compressed(path, **{name: columns[name] for name in columns.files})
+    assert len(open_index(folder)) == 20
+    header = folder / ".index" / "index.json"
+    for words in ("[]", "7", "[" * 100_000, '{"shards": 1}'):
+        header.write_text(words)
+        assert len(open_index(folder)) == 20
 
 
 def test_fingerprint_is_that_of_a_copy_and_changes_with_a_word(tmp_path: Path) -> None:
@@ -227,6 +266,16 @@ def test_a_short_read_is_no_damage_of_the_sample(folder: Path) -> None:
     shard = LocalShard.at(folder / "part-00000.tar")
     with pytest.raises(OSError, match="10 of 20 bytes could be read"):
         shard.read(shard.size - 10, 20)
+
+
+def test_a_shard_that_was_not_copied_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [*sorted(path.name for path in folder.glob("*.tar")), "part-00009.tar"]
+    description = {"shards": [{"name": name, "size": 1} for name in names]}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    assert len(open_index(folder)) == 20
+    assert "lists 1 shards that are not there: part-00009.tar" in caplog.text
 
 
 def test_reading_goes_on_after_fork_and_after_pickling(folder: Path) -> None:

@@ -108,16 +108,14 @@ def test_like_rows_are_dealt_in_turns() -> None:
 
 @given(lengths_lists.filter(any), st.integers(1, 40))
 def test_a_row_is_as_long_as_it_must_be(lengths: list[int], multiple: int) -> None:
-    rows = [[number] for number in range(len(lengths))]
-    length = row_length(rows, lengths, multiple, 64)
+    length = row_length(lengths, multiple, 64)
     assert max(lengths) <= length <= 64
     assert length == 64 or length % multiple == 0
     assert length - multiple < max(lengths)
 
 
-def test_length_of_a_packed_and_of_an_empty_row() -> None:
-    assert row_length([[0, 1], [2]], [5, 6, 9], 4, 64) == 12
-    assert row_length([[], []], [], 8, 64) == 8
+def test_length_of_empty_rows() -> None:
+    assert row_length([0, 0], 8, 64) == 8
 
 
 def tokenized(task: str, human: str, gpt: str, drop_prompt: bool = False) -> TokenizedSample:

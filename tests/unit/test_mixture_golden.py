@@ -81,9 +81,9 @@ def test_order_of_phases() -> None:
     mixture = by_source(MixturePlan(sources, phases))
     assert mixture.fingerprint == "0c8999faaadf975a"
     assert order(mixture, 30) == (
-        "G0:7/0 U1:9/0 U1:5/0 G0:6/0 U1:7/0 G0:10/0 G0:5/0 U1:15/0 G0:6/1 G0:5/1 "
-        "U1:5/0 G0:7/1 G0:5/2 G0:10/1 G0:7/2 U1:17/0 G1:0/0 G1:6/0 G0:6/2 G0:10/2 "
-        "G1:12/0 U1:11/0 G0:10/3 G0:6/3 U1:13/0 U1:15/0 U1:1/0 G0:7/3 T1:18/0 G0:5/3"
+        "G0:8/0 U1:9/0 U1:5/0 G0:7/0 U1:7/0 G0:10/0 G0:5/0 U1:15/0 G0:7/1 G0:5/1 "
+        "U1:5/0 G0:8/1 G0:5/2 G0:10/1 G0:8/2 U1:17/0 G1:0/0 G1:6/0 G0:7/2 G0:10/2 "
+        "G1:12/0 U1:11/0 G0:10/3 G0:7/3 U1:13/0 U1:15/0 U1:1/0 G0:8/3 T1:18/0 G0:5/3"
     )
     far = mixture.locate(10**9 + 7)
     assert (far.index_number, far.sample_number, far.epoch) == (1, 17, 37037036)
