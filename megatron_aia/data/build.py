@@ -50,11 +50,9 @@ def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
         tokenizer = _load_tokenizer(options)
         source = open_source(options.records, options.format)
         meaning = _meaning(options, tokenizer, source)
+        is_finished = work.is_moved and work.meaning() == meaning
         if work.is_moved:
-            is_finished = work.meaning() == meaning
             work.clean_up()
-        else:
-            is_finished = False
         if not is_finished:
             check_output(options.output, options.overwrite)
             work.begin(meaning, options.overwrite)
@@ -92,7 +90,7 @@ def _meaning(
     digest = hashlib.sha256()
     for file in source.files:
         status = file.stat()
-        digest.update(repr((str(file), status.st_size, status.st_mtime_ns)).encode())
+        digest.update(repr((str(file.absolute()), status.st_size, status.st_mtime_ns)).encode())
     return options.meaning() | {
         "--records": digest.hexdigest(),
         "--image-tokenizer": tokenizer.fingerprint if tokenizer else "",
