@@ -108,6 +108,45 @@ def test_passing_faults_change_nothing(server: RangeServer, cache: Path, faults:
     assert len(server.gets) > 20
 
 
+class ClientError(Exception):
+    """What botocore raises, also as the cause of FileNotFoundError."""
+
+
+ClientError.__module__ = "botocore.exceptions"
+
+
+def not_found_by_s3() -> FileNotFoundError:
+    error = FileNotFoundError("no such key")
+    error.__cause__ = ClientError()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ConnectionResetError("gone"), 6),
+        (TimeoutError("late"), 6),
+        (ClientError("slow down"), 6),
+        (not_found_by_s3(), 1),
+        (FileNotFoundError("gone"), 1),
+        (PermissionError("no"), 1),
+        (ValueError("a mistake"), 1),
+    ],
+)
+def test_only_faults_that_may_pass_are_met_by_another_attempt(
+    error: Exception, attempts: int
+) -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(ValueError if isinstance(error, ValueError) else OSError):
+        object_store.with_retries(call, "s3://bucket/x")
+    assert len(calls) == attempts
+
+
 def test_passing_faults_while_asking_for_sizes(server: RangeServer, cache: Path) -> None:
     server.head_faults, server.faults = ["500"] * 3, ["", "503", "503", "503"]
     assert len(open_index(server.url, cache)) == 8
