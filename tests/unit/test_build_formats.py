@@ -99,8 +99,10 @@ def pictures(tmp_path):
     return tmp_path, files, codes
 
 
-@pytest.mark.parametrize("write", FORMATS)
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("write", "num_workers"),
+    [*((write, 0) for write in FORMATS), (as_tars, 2), (as_parquet, 2)],
+)
 def test_every_format(pictures, write, num_workers):
     folder, files, codes = pictures
     options = BuildOptions(

@@ -262,7 +262,7 @@ def kill_when(options, condition):
 )
 def test_processes_killed_with_sigkill(tmp_path, moments):
     """All processes of the real tool, when some ranges are done and others are at work."""
-    source = write_input(tmp_path / "input", num_records=120, side=120)
+    source = write_input(tmp_path / "input", num_records=120, side=80)
     options = options_for(source, tmp_path / "data", num_workers=2)
     kept = {}
     for count in moments:
@@ -276,6 +276,23 @@ def test_processes_killed_with_sigkill(tmp_path, moments):
     build_shards(options_for(source, tmp_path / "whole"))
     assert contents_of(options.output) == contents_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "input", "whole"]
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_main_process(tmp_path):
+    source = write_input(tmp_path / "input", num_records=400, side=200)
+    options = options_for(source, tmp_path / "data", samples_per_shard=200, num_workers=2)
+    tool = start_tool(options)
+    while not any(WorkFolder(options.output).path.glob("shard-*.tmp")):
+        assert tool.poll() is None
+        time.sleep(0.001)
+    os.kill(tool.pid, signal.SIGKILL)
+    tool.wait()
+    deadline = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(tool.pid, 0)
+            time.sleep(0.1)
 
 
 def leave_unfinished(options):

@@ -70,7 +70,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     records=st.lists(st.dictionaries(st.text('ab",]}', max_size=3), JSON_VALUES), max_size=6),
     chunk=st.integers(1, 40),

@@ -14,7 +14,7 @@ from megatron_aia.data.convert_records import Record, RecordError
 from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.optional import import_optional
 from megatron_aia.data.pictures import check_header, decode_picture
-from megatron_aia.data.shard_writer import RawImage
+from megatron_aia.data.sample_files import RawImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
