@@ -21,7 +21,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --editable '.[demo,hf,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --editable '.[demo,hf,formats,dev]' --constraint constraints.txt
 	touch $@
 
 $(DEMO)/data/dataset.json: $(INSTALLED)

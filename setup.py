@@ -23,6 +23,8 @@ setup(
         "webdataset>=1.0",
     ],
     extras_require={
+        # Inputs of tools/build_shards.py beyond JSON and tar files.
+        "formats": ["datasets", "pyarrow"],
         "demo": ["matplotlib", "pillow", "scikit-image", "scikit-learn"],
         "hf": ["pillow", "safetensors", "tiktoken", "transformers>=4.52"],
         "http": ["aiohttp"],

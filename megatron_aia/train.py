@@ -8,7 +8,9 @@ from pathlib import Path
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.cli import is_rank_0, one_line_errors, parse
 from megatron_aia.config import Config, validate
+from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
+from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.log import quiet_imports
 
@@ -32,6 +34,9 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
             world_size=world_size,
         )
         notes = validate(config, world_size, has_gpu)
+        mixture = mixture_file(config.data)
+        if mixture:
+            read_mixture_file(mixture)
         if config.aia.aia:
             load_profile(config.aia.aia_profile).resolve(
                 config.model.num_layers, config.aia.aia_targets
@@ -53,7 +58,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
 
 def ensure_demo_data(config: Config) -> Config:
     """Give a demo run without data the shards of ``DEMO_DATA``; rank 0 builds them once."""
-    if config.data.data_path:
+    if config.data.data_path or config.data.blend:
         return config
     family = config.model.model
     folder = DEMO_DATA[family]

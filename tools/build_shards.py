@@ -1,6 +1,8 @@
 """Make a data folder for training: from records and pictures, or the demo's (--demo).
 
-python tools/build_shards.py --records data.json --output DIR [--image-tokenizer FOLDER_OR_NPZ]
+A build that was killed goes on where it was when the same command starts again.
+
+python tools/build_shards.py --records INPUT --output DIR [--image-tokenizer FOLDER_OR_NPZ]
 python tools/build_shards.py --demo --output DIR [--overwrite] [--model janus_pro]
 """
 
@@ -12,8 +14,11 @@ from typing import Literal, Optional
 
 import tyro
 
-from megatron_aia.data.build import BuildOptions, build_shards
+from megatron_aia.data.build import build_shards
+from megatron_aia.data.building.dropped import DROPPED_FILE
+from megatron_aia.data.building.options import BuildOptions
 from megatron_aia.data.demo import build_demo
+from megatron_aia.data.shard_writer import read_codebook_size
 
 EXIT_USER_ERROR = 2
 
@@ -46,8 +51,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             num_samples, dropped = build_shards(options)
             if dropped.reasons:
                 print(dropped.table(), file=sys.stderr)
+                print(f"all of them: {options.output / DROPPED_FILE}", file=sys.stderr)
             print(_describe(options.output, num_samples))
-            if options.image_tokenizer is None:
+            if read_codebook_size(options.output) == 0:
                 print("every image is stored as a picture; train on them with --image-tokenizer")
     except (ValueError, OSError) as error:
         print(f"build_shards: {error}", file=sys.stderr)

@@ -37,6 +37,16 @@ def key_code(task: Task) -> int:
     return int(task) << _KEY_SHIFT
 
 
+def row_task(roles: np.ndarray) -> np.ndarray:
+    """Return the task of which each token is a row; 0 for none."""
+    return roles & _ROW_BITS
+
+
+def key_task(roles: np.ndarray) -> np.ndarray:
+    """Return the task of which each token is a key; 0 for none."""
+    return roles >> _KEY_SHIFT
+
+
 @dataclass(frozen=True)
 class Term:
     """One intensity I[s, .]: the rows and keys of one task in one packed sample.
@@ -79,8 +89,8 @@ def find_terms(roles: np.ndarray, start: int = 0) -> tuple[Term, ...]:
     """
     terms = []
     for task in AIA_TASKS:
-        rows = np.flatnonzero((roles & _ROW_BITS) == task)
-        keys = np.flatnonzero((roles >> _KEY_SHIFT) == task)
+        rows = np.flatnonzero(row_task(roles) == task)
+        keys = np.flatnonzero(key_task(roles) == task)
         if len(rows) and len(keys) and keys[0] <= rows[-1]:
             terms.append(Term(task, rows + start, keys + start))
     return tuple(terms)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, told apart under every common colour blindness; blue for generation and
 # red for understanding as in the paper.
-_TASK_COLORS = {
+TASK_COLORS = {
     Task.GENERATION: "#0072B2",
     Task.UNDERSTANDING: "#D55E00",
     Task.TEXT: "#009E73",
@@ -46,7 +46,7 @@ def plot_losses(records: Sequence[LogRecord]) -> "Figure":
     iterations = [record.iteration for record in records]
     aia_by_task = [record.aia_by_task for record in records]
     with_aia = any(aia_by_task)
-    figure = _new_figure(7.0, 5.6 if with_aia else 3.6)
+    figure = new_figure(7.0, 5.6 if with_aia else 3.6)
     panels = figure.subplots(1 + with_aia, 1, sharex=True, squeeze=False)[:, 0]
     _draw_losses(panels[0], iterations, [record.ntp_by_task for record in records])
     panels[0].set_ylabel("next-token loss\n(nats per token)")
@@ -74,7 +74,7 @@ def plot_intensity(
         target: what the profile asks for, ``[L]``.
         title: of the whole figure.
     """
-    figure = _new_figure(9.0, 4.0)
+    figure = new_figure(9.0, 4.0)
     panels = figure.subplots(1, len(AIA_TASKS), sharey=True)
     for axes, task in zip(panels, AIA_TASKS, strict=True):
         if task in target:
@@ -90,7 +90,7 @@ def plot_intensity(
         if task in before:
             _draw_layers(axes, before[task], "before", color=_BEFORE_COLOR, marker="s", ls="--")
         if task in after:
-            _draw_layers(axes, after[task], "after", color=_TASK_COLORS[task], marker="o", ls="-")
+            _draw_layers(axes, after[task], "after", color=TASK_COLORS[task], marker="o", ls="-")
         axes.set_title(task_name(task), pad=26)
         axes.set_xlabel("decoder layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -116,7 +116,7 @@ def plot_reconstruction(
         titles: above each.
     """
     pictures = [np.asarray(original), np.asarray(reconstruction)]
-    figure = _new_figure(8.0, 4.8)
+    figure = new_figure(8.0, 4.8)
     # Constrained layout does not see how far a picture's fixed aspect shrinks its axes.
     figure.set_layout_engine("compressed")
     panels = figure.subplots(1, 2)
@@ -132,7 +132,8 @@ def plot_reconstruction(
     return figure
 
 
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of so many inches."""
     figure_class = import_optional("matplotlib.figure", "demo").Figure
     return figure_class(figsize=(width, height), dpi=150, layout="constrained")
 
@@ -146,13 +147,13 @@ def _draw_losses(
             axes.plot(
                 iterations,
                 losses,
-                color=_TASK_COLORS[task],
+                color=TASK_COLORS[task],
                 linestyle=_TASK_LINES[task],
                 linewidth=1.8,
                 marker="." if len(iterations) <= _MOST_MARKED_POINTS else "",
                 label=task_name(task),
             )
-    _style(axes)
+    style(axes)
 
 
 def _draw_layers(
@@ -168,10 +169,11 @@ def _draw_layers(
         linewidth=1.4,
         label=label,
     )
-    _style(axes)
+    style(axes)
 
 
-def _style(axes: "Axes") -> None:
+def style(axes: "Axes") -> None:
+    """Give axes a light grid and no frame."""
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

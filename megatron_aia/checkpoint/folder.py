@@ -38,7 +38,7 @@ class RunState:
     iteration: int
     """Optimizer steps done, skipped ones included."""
     consumed_samples: int
-    """Position of the next sample: the whole state of the data."""
+    """Samples since the start of the run: with ``data_start`` the whole state of the data."""
     total_skipped: int
     """Steps without an update so far."""
     data_fingerprint: str
@@ -51,6 +51,8 @@ class RunState:
     """``distributed`` or ``replicated``: the two store different things; "" if there is none."""
     freeze: tuple[str, ...] = ()
     """Patterns of --freeze: the optimizer has no state of what they fit."""
+    data_start: int = 0
+    """``consumed_samples`` where the order of the present data began; not 0 after --rebase-data."""
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:

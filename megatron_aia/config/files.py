@@ -1,16 +1,15 @@
 """YAML files and the AIA presets, laid over a configuration."""
 
 import difflib
-import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from megatron_aia.config.tree import Config
+from megatron_aia.config.yaml_file import load_mapping
 
 AIA_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -91,25 +90,6 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2 numbers: ``1e-5`` is a number and ``1:1`` is not one, as a reader expects."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":int", ":float"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+(_[0-9]+)*$"), list("-+0123456789")
-)
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
-
-
 def read_yaml(path: str) -> dict[str, Any]:
     """Return the fields a YAML file sets, checked against the names and types of the tree.
 
@@ -118,15 +98,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, or a key or a value does not fit the tree.
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)
-    except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path}: expected keys with values, as in `train_iters: 100`")
-
+    content = load_mapping(path, f"--config {path}", "train_iters: 100")
     values: dict[str, Any] = {}
     for field, value in _flatten(path, content):
         if field in values:

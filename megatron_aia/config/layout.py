@@ -1,8 +1,12 @@
 """How a run is laid out over processes."""
 
+import math
 from dataclasses import replace
 
 from megatron_aia.config.tree import Config, ModelConfig, ParallelConfig
+
+_ROW_STEP = 64
+"""Variable rows grow by so many tokens: whole tiles of the kernels, and few shapes of tensors."""
 
 
 def fit_layout(config: Config, world_size: int) -> Config:
@@ -31,6 +35,18 @@ def data_parallel_size(config: Config, world_size: int) -> int:
     """Return how many replicas of the model ``world_size`` processes hold."""
     tensor, pipeline, context = config.parallel.layout
     return world_size // (tensor * pipeline * context)
+
+
+def row_multiple(config: Config) -> int:
+    """Return what the length of a variable row is a multiple of, in tokens.
+
+    The processes that share a row, or the residuals of a row, split it evenly then.
+    """
+    tensor, _, context = config.parallel.layout
+    shares = tensor if config.parallel.sequence_parallel else 1
+    if context > 1:
+        shares *= 2 * context
+    return math.lcm(_ROW_STEP, shares)
 
 
 def _halves(model: ModelConfig) -> bool:

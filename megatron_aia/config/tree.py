@@ -162,9 +162,12 @@ class DataConfig:
 
     data_path: tuple[str, ...] = ()
     """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
-    https://)."""
+    https://); or a mixture file (*.yaml)."""
     data_cache_path: Optional[str] = None
     """Folder for the index and tables of the data folders; unset, each keeps its own inside."""
+    blend: tuple[str, ...] = ()
+    """In place of --data-path: a weight and a folder, again and again, as 2 A 1 B; exact in every
+    period of that many samples, whatever their tasks."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
     image_tokenizer: Optional[str] = None
@@ -172,6 +175,8 @@ class DataConfig:
     (*.npz)."""
     seq_length: int = 9216
     """Tokens of one row."""
+    variable_seq_lengths: bool = False
+    """Rows only as long as the longest of their micro-batch needs, at most --seq-length."""
     micro_batch_size: int = 1
     """Rows of one forward pass."""
     global_batch_size: int = 64
@@ -179,7 +184,11 @@ class DataConfig:
     packing: bool = True
     """Put several samples into one row; they never see each other."""
     task_ratio: str = "1:1"
-    """generation:understanding[:text[:mixed]], exact in every period of that many samples."""
+    """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
+    folders of --data-path; a mixture file and --blend have weights of their own."""
+    shuffle_window_shards: int = 0
+    """Shuffle shards, then samples inside windows of so many shards, for network file systems; 0
+    shuffles over all samples of a source."""
     prompt_drop: float = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
@@ -251,6 +260,9 @@ class CheckpointConfig:
     """Where a run whose --load holds no checkpoint yet takes its first weights from."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
+    rebase_data: bool = False
+    """Go on from --load with other data, from the beginning of its order; weights, optimizer and
+    step continue. No effect where the data is unchanged, so a restarted job may keep the flag."""
     exit_signal_handler: bool = False
     """On SIGTERM, finish the step, save and stop, as a cluster's time limit asks for."""
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from megatron_aia.config.data_sources import check_data_sources, named_folders
 from megatron_aia.config.files import flag, value_of
 from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.tree import AIAConfig, Config
@@ -35,7 +36,7 @@ _NOT_NEGATIVE = (
     *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
     *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
     *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size", "num_workers", "max_damaged_samples"),
+    *("image_size", "patch_size", "num_workers", "max_damaged_samples", "shuffle_window_shards"),
 )
 _SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
@@ -75,13 +76,17 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_inputs(config: Config) -> None:
     missing = []
-    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
+    if config.run.preset not in _DEMO_PRESETS and not _names_data(config):
         missing.append("--data-path (shards written by tools/build_shards.py)")
     start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
     if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
         missing.append("--load (a checkpoint to start from)")
     if missing:
         raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
+
+
+def _names_data(config: Config) -> bool:
+    return bool(config.data.data_path or config.data.blend)
 
 
 def _check_ranges(config: Config) -> None:
@@ -113,29 +118,28 @@ def _check_data(config: Config) -> None:
             f"--task-ratio {data.task_ratio} is not a ratio of whole numbers; write "
             "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
         )
-    for folder in data.data_path:
-        _check_data_folder(folder, data.data_cache_path)
+    check_data_sources(data)
+    for folder in named_folders(data):
+        _check_data_folder("--blend" if data.blend else "--data-path", folder, data.data_cache_path)
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise ValueError(f"{flag(name)} {path} does not exist")
 
 
-def _check_data_folder(folder: str, cache_path: str | None) -> None:
+def _check_data_folder(name: str, folder: str, cache_path: str | None) -> None:
     if is_url(folder):
         try:
             check_location(folder)
         except ValueError as error:
-            raise ValueError(f"--data-path {error}") from None
+            raise ValueError(f"{name} {error}") from None
         if cache_path is None:
             raise ValueError(
-                f"--data-path {folder} is a URL and cannot keep its index; name a folder for it by "
+                f"{name} {folder} is a URL and cannot keep its index; name a folder for it by "
                 "--data-cache-path"
             )
     elif not Path(folder).is_dir():
-        raise ValueError(
-            f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
-        )
+        raise ValueError(f"{name} {folder} is not a folder; write one with tools/build_shards.py")
 
 
 def _check_training(config: Config) -> None:
@@ -165,6 +169,13 @@ def _check_checkpoint(config: Config) -> None:
         )
     if checkpoint.finetune and checkpoint.load is None:
         raise ValueError("--finetune has no weights to start from; add --load")
+    if checkpoint.rebase_data and checkpoint.load is None:
+        raise ValueError("--rebase-data has no run to go on with; add --load")
+    if checkpoint.rebase_data and checkpoint.finetune:
+        raise ValueError(
+            "--rebase-data goes on at the step of --load and --finetune begins at step 0, with the "
+            "new data too; use one of them"
+        )
     for name in ("load", "pretrained_checkpoint"):
         folder = getattr(checkpoint, name)
         may_be_missing = name == "load" and folder == checkpoint.save

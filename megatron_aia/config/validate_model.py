@@ -124,6 +124,11 @@ def check_pipeline_parallel(config: Config) -> None:
             f"{name} interleaves pipeline stages, and there is one stage; "
             "leave it out, or use --pipeline-model-parallel-size 2 or more"
         )
+    if config.data.variable_seq_lengths:
+        raise ValueError(
+            f"--variable-seq-lengths cannot be used with {name}: megatron-core mixes up the shapes "
+            "of a stage's two neighbours there; leave out one of them"
+        )
     stage = layers // pipeline
     if stage % chunk or stage == chunk:
         remedy = f"use {_alternatives(stage, below=stage)}" if stage > 1 else "leave it out"

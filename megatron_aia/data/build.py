@@ -1,93 +1,41 @@
-"""From a file of records to a folder of shards; every record is written or counted."""
+"""From an input of records to a folder of shards; every record is written or counted."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Optional
+from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
-from megatron_aia.data.convert_records import Record, RecordError, convert_record, read_records
+from megatron_aia.data.building.dropped import Dropped, read_dropped, write_dropped
+from megatron_aia.data.building.options import BuildOptions
+from megatron_aia.data.building.ranges import Progress, RangeBuilder, RangeJob
+from megatron_aia.data.building.work_folder import FinishedRange, WorkFolder
+from megatron_aia.data.building.workers import Workers
 from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.janus_images import JanusQuantizer
-from megatron_aia.data.optional import import_optional
-from megatron_aia.data.pictures import check_header, decode_picture
-from megatron_aia.data.shard_writer import RawImage, ShardFolder, check_output
+from megatron_aia.data.shard_writer import (
+    FORMAT_VERSION,
+    CodesOrigin,
+    check_codebook_size,
+    check_output,
+    read_num_samples,
+    write_description,
+)
+from megatron_aia.data.sources import Source, open_source
+from megatron_aia.runtime.device import use_one_thread, worker_device
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-@dataclass
-class BuildOptions:
-    """Settings of ``build_shards``."""
-
-    records: Path
-    """JSON list, or JSON lines (*.jsonl), of conversation records."""
-    output: Path
-    """Folder to make."""
-    image_tokenizer: Optional[Path] = None
-    """Codebook file (*.npz), or a folder with the image tokeniser of Emu3 or Janus-Pro. Unset,
-    every image is stored as a picture, for a run that makes codes itself."""
-    image_root: Path = Path()
-    """Where the image paths of the records start."""
-    image_area: Optional[int] = None
-    """Pixels of a picture before it is encoded; the tokeniser's own when unset."""
-    understanding_images: Literal["codes", "pictures"] = "codes"
-    """Store images to look at as codes, as Emu3 reads them, or as picture files for Janus-Pro."""
-    samples_per_shard: int = 5000
-    """Samples of one tar file."""
-    keep_images: bool = False
-    """Store the picture files too."""
-    overwrite: bool = False
-    """Replace a data folder at the output."""
-    allow_dropped: int = 0
-    """Most records that may be left out because they do not fit."""
-    device: str = "cpu"
-    """Torch device of the image tokeniser."""
-
-    def stores_picture(self, is_drawn: bool) -> bool:
-        """Return whether an image goes into the shards as its picture file alone."""
-        if self.image_tokenizer is None:
-            return True
-        return self.understanding_images == "pictures" and not is_drawn
-
-
-class Dropped:
-    """Records that were left out, counted by reason."""
-
-    def __init__(self, allowed: int) -> None:
-        self._allowed = allowed
-        self._examples: dict[str, RecordError] = {}
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, error: RecordError) -> None:
-        """Count one record."""
-        self.reasons[error.reason] += 1
-        self._examples.setdefault(error.reason, error)
-
-    def table(self) -> str:
-        """Return a line for each reason: how many, and the first record with it."""
-        lines = [f"{n:>8}  {self._examples[reason]}" for reason, n in self.reasons.most_common()]
-        return "\n".join(
-            [f"{self.reasons.total()} records do not fit; by reason, the first:", *lines]
-        )
-
-    def check(self) -> None:
-        """Raise ValueError with the table if there are more than allowed."""
-        if self.reasons.total() > self._allowed:
-            remedy = "correct them, or leave them out by --allow-dropped"
-            raise ValueError(f"{self.table()}\n{remedy} {self.reasons.total()}")
+_Run = Callable[[Iterable[RangeJob]], Iterator[Progress | FinishedRange]]
 
 
 def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
     """Convert all records, encode their images and write them.
 
-    Records and the headers of their pictures are checked before the first image is encoded, so
-    that most mistakes show at once.
+    A shard holds a fixed range of the records, so neither the number of workers nor a build that
+    was killed and goes on changes a byte. Where images are named by paths, records and the headers
+    of their pictures are checked before the first image is encoded: most mistakes show at once.
 
     Returns:
         Samples by task, and what was left out.
@@ -95,134 +43,146 @@ def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:
     Raises:
         ValueError: more records do not fit than allowed, or an option is wrong.
     """
-    check_output(options.output, options.overwrite)
-    dropped = Dropped(options.allow_dropped)
-    check = partial(_check_images, options)
-    _for_each_record(options.records, "check", check, dropped.add)
-    dropped.check()
-
-    tokenizer = _load_tokenizer(options)
-    shards = ShardFolder(
-        options.output,
-        tokenizer,
-        options.samples_per_shard,
-        options.overwrite,
-        "janus.npy" if options.stores_picture(is_drawn=False) else "emu3.npy",
-    )
-
-    def write(record: Record) -> None:
-        stored = [
-            _store(options, tokenizer, record, number) for number in range(len(record.images))
-        ]
-        shards.add(record, [codes for codes, _ in stored], [picture for _, picture in stored])
-
-    def drop(error: RecordError) -> None:
-        shards.dropped[error.reason] += 1
-        dropped.add(error)
-        dropped.check()
-
-    dropped = Dropped(options.allow_dropped)
-    with shards:
-        _for_each_record(options.records, "encode", write, drop)
-    return shards.num_samples, dropped
+    options.check()
+    with WorkFolder(options.output) as work:
+        if not work.is_moved:
+            check_output(options.output, options.overwrite)
+        tokenizer = _load_tokenizer(options)
+        source = open_source(options.records, options.format)
+        meaning = _meaning(options, tokenizer, source)
+        if work.is_moved:
+            is_finished = work.meaning() == meaning
+            work.clean_up()
+        else:
+            is_finished = False
+        if not is_finished:
+            check_output(options.output, options.overwrite)
+            work.begin(meaning, options.overwrite)
+            _build(options, work, source, tokenizer)
+    return read_num_samples(options.output), read_dropped(options.output)
 
 
 def _load_tokenizer(options: BuildOptions) -> ImageTokenizer | None:
+    """Load the image tokeniser, on the CPU if the workers do the work."""
     path = options.image_tokenizer
+    device = worker_device(options.device, 0)
     if path is None:
         return None
-    tokenizer = load_image_tokenizer(path, options.image_area, options.device)
+    tokenizer = load_image_tokenizer(
+        path, options.image_area, "cpu" if options.num_workers else device
+    )
     if isinstance(tokenizer, JanusQuantizer) and not options.stores_picture(is_drawn=False):
         raise ValueError(
             f"{path} is Janus-Pro's, which does not look at codes; pass "
             "--understanding-images pictures"
         )
+    check_codebook_size(tokenizer)
     return tokenizer
 
 
-def _check_images(options: BuildOptions, record: Record) -> None:
-    """Check the headers of a record's pictures.
-
-    Raises:
-        RecordError: one is not there, or cannot be used.
-    """
-    for path, is_drawn in zip(record.images, record.drawn, strict=True):
-        with _open_image(record, options.image_root / path) as image:
-            if options.stores_picture(is_drawn):
-                try:
-                    check_header(image)
-                except ValueError as error:
-                    reason = "the image is no picture to store"
-                    raise RecordError(record.id, reason, f"{path}: {error}") from None
-
-
-def _store(
-    options: BuildOptions, tokenizer: ImageTokenizer | None, record: Record, number: int
-) -> tuple[np.ndarray | None, RawImage | None]:
-    """Return the codes and the picture file of one image of a record, None for what it has not.
-
-    Raises:
-        RecordError: the picture is damaged or cannot be encoded.
-    """
-    path = options.image_root / record.images[number]
-    if tokenizer is None or options.stores_picture(record.drawn[number]):
-        picture = _keep(record, path)
-        try:
-            decode_picture(picture.contents)
-        except ValueError as error:
-            reason = "the image cannot be read"
-            raise RecordError(record.id, reason, f"{path} {error}") from error
-        return None, picture
-    image = _load_image(record, path)
-    try:
-        codes = tokenizer.encode(image)
-    except ValueError as error:
-        raise RecordError(record.id, "the image cannot be encoded", str(error)) from error
-    return codes, _keep(record, path) if options.keep_images else None
+def _meaning(
+    options: BuildOptions, tokenizer: ImageTokenizer | None, source: Source
+) -> dict[str, str]:
+    """Return what decides the bytes of the shards, by the flag that sets it."""
+    if tokenizer and source.codebook_size:
+        raise ValueError(
+            f"{options.records} holds codes already; leave out --image-tokenizer "
+            f"{options.image_tokenizer}"
+        )
+    digest = hashlib.sha256()
+    for file in source.files:
+        status = file.stat()
+        digest.update(repr((str(file), status.st_size, status.st_mtime_ns)).encode())
+    return options.meaning() | {
+        "--records": digest.hexdigest(),
+        "--image-tokenizer": tokenizer.fingerprint if tokenizer else "",
+        "format version": str(FORMAT_VERSION),
+    }
 
 
-def _for_each_record(
-    path: Path,
-    label: str,
-    use: Callable[[Record], None],
-    drop: Callable[[RecordError], None],
+def _build(
+    options: BuildOptions, work: WorkFolder, source: Source, tokenizer: ImageTokenizer | None
 ) -> None:
-    for number, entry in tqdm(read_records(path), label, unit=" records", mininterval=1):
-        try:
-            use(convert_record(number, entry))
-        except RecordError as error:
-            drop(error)
+    with ExitStack() as stack:
+        run: _Run
+        if options.num_workers:
+            run = stack.enter_context(Workers(options)).run
+        else:
+            run = _in_this_process(options, tokenizer)
+        if not (source.holds_pictures or work.is_checked):
+            checked = _in_order(_run(run, "check", options, source))
+            _dropped_of(checked).check(options.allow_dropped)
+            work.set_checked()
+        finished: list[FinishedRange] = []
+        num_dropped = 0
+        for result in _run(run, "write", options, source):
+            finished.append(result)
+            num_dropped += len(result.dropped)
+            if num_dropped > options.allow_dropped:
+                # They may be corrected before the next build.
+                work.forget_ranges_with_dropped()
+                _dropped_of(_in_order(finished)).check(options.allow_dropped)
+    _finish(options, work, _in_order(finished), tokenizer or _stored_codes(source))
 
 
-def _open_image(record: Record, path: Path) -> "Image":
-    """Open a picture and read its header only.
-
-    Raises:
-        RecordError: it is not there, or no picture.
-    """
-    image_module = import_optional("PIL.Image", "demo")
-    try:
-        return image_module.open(path)
-    except FileNotFoundError:
-        raise RecordError(record.id, "the image is not there", str(path)) from None
-    except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
-        raise RecordError(record.id, "the image cannot be read", f"{path}: {error}") from error
+def _in_this_process(options: BuildOptions, tokenizer: ImageTokenizer | None) -> _Run:
+    use_one_thread()
+    builder = RangeBuilder(options, lambda: tokenizer)
+    return lambda jobs: (message for job in jobs for message in builder.run(job))
 
 
-def _load_image(record: Record, path: Path) -> "Image":
-    """Read a whole picture, turned as its camera meant it.
+def _run(
+    run: _Run, action: Literal["check", "write"], options: BuildOptions, source: Source
+) -> Iterator[FinishedRange]:
+    """Do something with all ranges and show a progress bar; yield ranges as they are finished."""
+    size = options.samples_per_shard
+    jobs = (
+        RangeJob(action, number, first, stop - first, source.part(first, stop))
+        for number, first in enumerate(range(0, len(source), size))
+        for stop in [min(first + size, len(source))]
+    )
+    label = {"check": "check", "write": "encode"}[action]
+    with tqdm(total=len(source), desc=label, unit=" records", mininterval=1) as bar:
+        for message in run(jobs):
+            if isinstance(message, FinishedRange):
+                yield message
+            else:
+                bar.update(message)
 
-    Raises:
-        RecordError: it is not there, or damaged.
-    """
-    with _open_image(record, path) as image:
-        try:
-            return import_optional("PIL.ImageOps", "demo").exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise RecordError(record.id, "the image cannot be read", f"{path}: {error}") from error
+
+def _in_order(ranges: Iterable[FinishedRange]) -> list[FinishedRange]:
+    return sorted(ranges, key=lambda finished: finished.number)
 
 
-def _keep(record: Record, path: Path) -> RawImage:
-    with _open_image(record, path) as image:
-        suffix = {"JPEG": "jpg"}.get(image.format or "", (image.format or "bin").lower())
-        return RawImage(suffix, path.read_bytes(), image.width, image.height)
+def _dropped_of(ranges: Sequence[FinishedRange]) -> Dropped:
+    return Dropped(record for finished in ranges for record in finished.dropped)
+
+
+@dataclass(frozen=True)
+class _StoredCodes:
+    """The tokeniser of codes that the input held already."""
+
+    name: str
+    codebook_size: int
+
+
+def _stored_codes(source: Source) -> _StoredCodes | None:
+    size = source.codebook_size
+    return _StoredCodes("made before", size) if size else None
+
+
+def _finish(
+    options: BuildOptions,
+    work: WorkFolder,
+    finished: Sequence[FinishedRange],
+    codes: CodesOrigin | None,
+) -> None:
+    """Describe the folder and put it in its place."""
+    num_samples = sum((Counter(result.num_samples) for result in finished), Counter[str]())
+    if not num_samples:
+        work.forget_ranges_with_dropped()
+        raise ValueError(f"no sample to write to {options.output}")
+    write_description(work.data, num_samples, codes, _dropped_of(finished).reasons)
+    write_dropped(work.data, (record for result in finished for record in result.dropped))
+    work.move_to_output()
+    work.clean_up()

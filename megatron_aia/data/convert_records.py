@@ -1,6 +1,6 @@
 """Conversation records (LLaVA and its relatives) to samples.
 
-A record is ``{"id", "image": path or list of paths, "conversations": [{"from", "value"}, ...]}``.
+A record is ``{"id", "image": image or list of images, "conversations": [{"from", "value"}, ...]}``.
 One rule reads them all:
 
 =====================================  ==================================================
@@ -14,17 +14,18 @@ One prompt answered by one image and nothing else is a *generation* sample, a re
 are all seen is *understanding*, and everything else that draws is *mixed*.
 """
 
-import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Union
+
+import numpy as np
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.sample import IMAGE_TAG, Turn
 
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+RecordImage = Union[str, bytes, np.ndarray]
+"""A path, the contents of a picture file, or integer codes ``[h, w]``."""
 _TAGS_AT_AN_END = re.compile(rf"^(?:\s*{IMAGE_TAG}\s*)+|(?:\s*{IMAGE_TAG}\s*)+$")
 
 
@@ -32,12 +33,16 @@ class RecordError(ValueError):
     """A record that cannot become a sample.
 
     Attributes:
+        record_id: name of the record.
         reason: the kind of failure, the same for all records that fail like this.
+        details: what differs between them.
     """
 
     def __init__(self, record_id: str, reason: str, details: str = "") -> None:
         super().__init__(f"record {record_id}: {reason}{details and ': '}{details}")
+        self.record_id = record_id
         self.reason = reason
+        self.details = details
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class Record:
     task: Task
     turns: tuple[Turn, ...]
     """Alternating human and gpt; one tag an image, in the turn where the image stands."""
-    images: tuple[str, ...]
-    """Paths as the record gives them, in the order of the tags."""
+    images: tuple[RecordImage, ...]
+    """As the record gives them, in the order of the tags."""
     source: str = ""
     license: str = ""
 
@@ -61,29 +66,6 @@ class Record:
         )
 
 
-def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number from 0, record) of a JSON list, or of JSON lines in a ``*.jsonl`` file.
-
-    Raises:
-        ValueError: the file cannot be read, or holds something else than JSON objects.
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            if path.suffix == ".jsonl":
-                records: Any = (json.loads(line) for line in file if line.strip())
-            else:
-                records = json.load(file)
-                if not isinstance(records, list):
-                    raise ValueError("it is no list of records; JSON lines must be named *.jsonl")
-            for number, record in enumerate(records):
-                if not isinstance(record, dict):
-                    raise ValueError(f"record number {number} is no JSON object")
-                yield number, record
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read records from {path}: {error}") from error
-
-
 def convert_record(number: int, record: dict[str, Any]) -> Record:
     """Convert one record; see the module for the rule.
 
@@ -93,8 +75,8 @@ def convert_record(number: int, record: dict[str, Any]) -> Record:
     Raises:
         RecordError: the record does not fit the rule.
     """
-    record_id = str(record.get("id", number))
-    images = _image_paths(record_id, record)
+    record_id = str(number if record.get("id") is None else record["id"])
+    images = _images(record_id, record)
     turns = _turns(record_id, record)
     num_tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
     if images and num_tags == 0:
@@ -105,23 +87,41 @@ def convert_record(number: int, record: dict[str, Any]) -> Record:
         raise RecordError(record_id, "image tags do not match images", found)
     if not all(turn.text for turn in turns):
         raise RecordError(record_id, "a turn is empty")
-    return Record(
-        id=record_id,
-        task=_task(turns),
-        turns=turns,
-        images=images,
-        source=str(record.get("source") or record.get("data_source") or ""),
-        license=str(record.get("license") or ""),
-    )
+    origin = str(record.get("source") or record.get("data_source") or "")
+    terms = str(record.get("license") or "")
+    if not _is_unicode(record_id, origin, terms, *(turn.text for turn in turns)):
+        raise RecordError(ascii(record_id), "a text is no valid Unicode")
+    return Record(record_id, _task(turns), turns, images, origin, terms)
 
 
-def _image_paths(record_id: str, record: dict[str, Any]) -> tuple[str, ...]:
-    paths = record.get("image") or record.get("images") or []
-    if isinstance(paths, str):
-        paths = [paths]
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise RecordError(record_id, "image is neither a path nor a list of paths")
-    return tuple(paths)
+def _is_unicode(*texts: str) -> bool:
+    """Tell whether texts can be written; JSON may spell half of a surrogate pair."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _images(record_id: str, record: dict[str, Any]) -> tuple[RecordImage, ...]:
+    found: Any = [record[name] for name in ("image", "images") if not _is_empty(record.get(name))]
+    images = found[0] if found else []
+    images = images if isinstance(images, list) else [images]
+    unpacked = tuple(_unpack(image) for image in images)
+    if not all(isinstance(image, (str, bytes, np.ndarray)) for image in unpacked):
+        raise RecordError(record_id, "image is neither a path nor a picture, nor a list of them")
+    return unpacked
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, bytes, list)) and not value)
+
+
+def _unpack(image: Any) -> Any:
+    """Return the picture, or else the path, of the form in which ``datasets`` stores an image."""
+    if not isinstance(image, dict):
+        return image
+    return image.get("bytes") or image.get("path")
 
 
 def _turns(record_id: str, record: dict[str, Any]) -> tuple[Turn, ...]:

@@ -27,7 +27,7 @@ import numpy as np
 from megatron_aia.data.cache import cache_folder, replace_file
 from megatron_aia.data.codes import decode_codes
 from megatron_aia.data.damage import damaged_sample, refuse
-from megatron_aia.data.folder import list_shards
+from megatron_aia.data.folder import list_shards, listed_shards, read_description
 from megatron_aia.data.pictures import ShardPicture
 from megatron_aia.data.reader import PictureEntry, parse_description
 from megatron_aia.data.sample import DamagedSample, Picture, RawSample
@@ -40,6 +40,7 @@ _FORMAT_VERSION = 3
 _MAX_GAP = 1 << 16
 """Bytes between members of a sample that are rather read in vain than skipped by another read."""
 _MIN_BYTES_PER_WORKER = 1 << 26
+_NAMED_SHARDS = 3
 logger = logging.getLogger(__name__)
 
 
@@ -135,6 +136,7 @@ def open_index(
     if kept is not None:
         return kept
     logger.info("indexing %d shards of %s", len(shards), folder)
+    _warn_of_absent(folder, shards)
     if num_workers is None:
         num_bytes = sum(shard.size for shard in shards)
         num_workers = min(available_cores(), num_bytes // _MIN_BYTES_PER_WORKER)
@@ -147,6 +149,20 @@ def open_index(
     index = ShardIndex(str(folder), shards, table, fingerprint, cache)
     save_index(index)
     return index
+
+
+def _warn_of_absent(folder: str | Path, shards: Sequence[Shard]) -> None:
+    """Tell of shards that the writer of the folder made and that are not there."""
+    try:
+        listed = listed_shards(read_description(folder) or {}) or []
+    except ValueError:
+        return
+    absent = sorted({name for name, _ in listed} - {shard.name for shard in shards})
+    if absent:
+        logger.warning(
+            "%s: dataset.json lists %d shards that are not there: %s",
+            *(folder, len(absent), ", ".join(absent[:_NAMED_SHARDS])),
+        )
 
 
 def save_index(index: ShardIndex) -> None:

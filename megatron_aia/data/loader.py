@@ -6,19 +6,48 @@ size only lay these samples out, so they may all change when a run goes on from 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
-from megatron_aia.aia.roles import Task
+from megatron_aia.config.layout import row_multiple
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.folder import DESCRIPTION_FILE, read_description
-from megatron_aia.data.index import open_index
-from megatron_aia.data.mixture import RATIO_ORDER, Mixture, parse_task_ratio
-from megatron_aia.data.packing import Row, deal_rows, plan_rows
-from megatron_aia.data.sample import PromptBuilder
+from megatron_aia.data.mixture import SampleAddress
+from megatron_aia.data.open_mixture import open_mixture
+from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
+from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
 from megatron_aia.data.sample_reader import SampleReader
 from megatron_aia.data.stand_ins import collect
+from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class PlacedSample:
+    """What a run reads at one position."""
+
+    address: SampleAddress
+    raw: RawSample
+    """As stored."""
+    tokens: TokenizedSample
+    """As the model reads it."""
+
+
+class MicroBatchPlan(NamedTuple):
+    """What a micro-batch is built of."""
+
+    rows: list[Row]
+    """Samples of each row, as offsets from the first position of the step; a row may be empty."""
+    row_length: int
+    """Tokens of each row. All ranks that share the micro-batch agree."""
+
+
+class _StepPlan(NamedTuple):
+    """The rows of a step on all ranks."""
+
+    lengths: list[int]
+    """Tokens to keep free for each sample, counted from the first position of the step."""
+    rows: list[Row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +66,21 @@ class GlobalBatches(SampleReader):
     """The number of micro-batches of a rank is a multiple of this."""
     pad_id: int
     """Token id of padding."""
+    row_multiple: int = 0
+    """Rows are as long as the longest of their micro-batch, rounded up to a multiple of this; 0
+    gives all of them ``seq_length`` tokens."""
 
-    def plan(self, position: int) -> list[list[Row]]:
-        """Return the rows of this rank's micro-batches of the step that begins at ``position``.
+    def plan(self, position: int) -> list[MicroBatchPlan]:
+        """Plan this rank's micro-batches of the step that begins at ``position``.
 
-        Rows hold offsets from ``position``. Every rank gets equally many micro-batches,
-        ``micro_batch_size`` rows each; a row may be empty.
+        Every rank gets equally many, ``micro_batch_size`` rows each.
 
         Raises:
             ValueError: a sample is too long, or a damaged one finds no stand-in.
         """
-        return deal_rows(
-            self._plan_rows(position),
-            self.data_parallel_rank,
-            self.data_parallel_size,
-            self.micro_batch_size,
-        )
+        return self._deal(self._plan_step(position), self.data_parallel_rank)
 
-    def build(self, position: int, rows: list[Row]) -> MicroBatch:
+    def build(self, position: int, plan: MicroBatchPlan) -> MicroBatch:
         """Read one micro-batch of ``plan``.
 
         Raises:
@@ -62,14 +88,14 @@ class GlobalBatches(SampleReader):
             ValueError: a sample cannot be written as tokens, or a shard has changed.
             OSError: a shard cannot be read.
         """
-        offsets = [offset for row in rows for offset in row]
+        offsets = [offset for row in plan.rows for offset in row]
         samples = iter(collect(partial(self.read, position + offset) for offset in offsets))
         return build_micro_batch(
-            [[next(samples) for _ in row] for row in rows],
-            self.seq_length,
+            [[next(samples) for _ in row] for row in plan.rows],
+            plan.row_length,
             self.pad_id,
             self.image_size,
-            [[position + offset for offset in row] for row in rows],
+            [[position + offset for offset in row] for row in plan.rows],
         )
 
     def step(self, position: int) -> list[MicroBatch]:
@@ -81,7 +107,18 @@ class GlobalBatches(SampleReader):
             ValueError: as ``plan`` and ``build``.
             OSError: a shard cannot be read.
         """
-        return collect(partial(self.build, position, rows) for rows in self.plan(position))
+        return collect(partial(self.build, position, plan) for plan in self.plan(position))
+
+    def sample_at(self, position: int) -> PlacedSample:
+        """Read the sample at one position of the run, or the one that stands in for it.
+
+        Raises:
+            DamageFound: its content is damaged, which counting tokens did not find.
+            ValueError: as ``build``.
+        """
+        address = self.address(position)
+        raw = self._read_raw(address.index_number, address.sample_number)
+        return PlacedSample(address, raw, self.read(position))
 
     def describe(self) -> list[str]:
         """Return lines for the log: the samples, the mixture, tokens and padding."""
@@ -89,26 +126,48 @@ class GlobalBatches(SampleReader):
         positions = range(_DESCRIBED_STEPS * self.global_batch_size)
         drawn = [self.mixture.locate(position).task for position in positions]
         counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
-        rows = [self._plan_rows(first) for first in positions[:: self.global_batch_size]]
-        num_rows = sum(len(plan) for plan in rows)
-        tokens = sum(self.planned_length(p) for p in positions)
-        padding = 1 - tokens / (num_rows * self.seq_length)
+        plans = [self._plan_step(first) for first in positions[:: self.global_batch_size]]
+        num_rows = sum(len(plan.rows) for plan in plans)
+        tokens = sum(sum(plan.lengths) for plan in plans)
+        padding = 1 - tokens / sum(map(self._count_positions, plans))
+        size = f"{'at most ' if self.row_multiple else ''}{self.seq_length}"
         return [
             *lines,
             f"the first {len(positions)} samples are {counts} "
             "(generation:understanding:text:mixed), "
             f"{tokens / len(positions):.0f} tokens each on average",
-            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {self.seq_length} tokens a step "
+            f"{num_rows / _DESCRIBED_STEPS:.1f} rows of {size} tokens a step "
             f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
         ]
 
-    def _plan_rows(self, position: int) -> list[Row]:
-        """Lay out the step at ``position``; rows hold offsets from it."""
+    def _plan_step(self, position: int) -> _StepPlan:
+        """Lay out the step at ``position`` for all ranks."""
         lengths = [
             self.planned_length(position + offset) for offset in range(self.global_batch_size)
         ]
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
-        return plan_rows(lengths, self.seq_length, self.packing, multiple)
+        return _StepPlan(lengths, plan_rows(lengths, self.seq_length, self.packing, multiple))
+
+    def _deal(self, plan: _StepPlan, rank: int) -> list[MicroBatchPlan]:
+        """Return the micro-batches of a data-parallel rank."""
+        if not self.row_multiple:
+            dealt = deal_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
+            return [MicroBatchPlan(rows, self.seq_length) for rows in dealt]
+        dealt = deal_like_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
+        return [MicroBatchPlan(rows, self._row_length(rows, plan.lengths)) for rows in dealt]
+
+    def _row_length(self, rows: list[Row], lengths: list[int]) -> int:
+        """Return how long the rows of a micro-batch are."""
+        num_tokens = [sum(lengths[number] for number in row) for row in rows]
+        return row_length(num_tokens, self.row_multiple, self.seq_length)
+
+    def _count_positions(self, plan: _StepPlan) -> int:
+        """Count the positions of a step's rows on all ranks, padding included."""
+        return sum(
+            len(part.rows) * part.row_length
+            for rank in range(self.data_parallel_size)
+            for part in self._deal(plan, rank)
+        )
 
 
 def build_global_batches(
@@ -128,21 +187,12 @@ def build_global_batches(
     first, which alone needs the images.
 
     Raises:
-        ValueError: no data folder is given, one is damaged or made for a larger codebook, or a
-            task of the ratio has no samples.
+        ValueError: no data folder is given, one is damaged or made for a larger codebook, a
+            mixture file is wrong, or a source has no samples.
     """
     data = config.data
-    if not data.data_path:
-        raise ValueError(
-            "--data-path is missing: name one or more folders of shards; "
-            "tools/build_shards.py writes them"
-        )
-    for folder in data.data_path:
-        _check_codebook(folder, codebook_size)
-    indexes = [open_index(folder, data.data_cache_path) for folder in data.data_path]
-    sources = {task: indexes for task in Task}
     return GlobalBatches(
-        mixture=Mixture(sources, parse_task_ratio(data.task_ratio), config.run.seed),
+        mixture=open_mixture(data, config.run.seed, codebook_size),
         prompt=prompt,
         prompt_fingerprint=prompt_fingerprint,
         seq_length=data.seq_length,
@@ -157,21 +207,5 @@ def build_global_batches(
         prompt_drop=data.prompt_drop,
         overlong=data.overlong_samples,
         image_size=image_size,
+        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
     )
-
-
-def _check_codebook(folder: str, codebook_size: int) -> None:
-    """Compare what the writer of a folder noted; the codes themselves are checked when read."""
-    description = read_description(folder)
-    if description is None:
-        return
-    written_with = description.get("codebook_size")
-    if not isinstance(written_with, int):
-        raise ValueError(
-            f"{folder}/{DESCRIPTION_FILE}: no codebook_size in it; build the folder again"
-        )
-    if written_with > codebook_size:
-        raise ValueError(
-            f"{folder}: its images have codes of a codebook of {written_with}, the model's "
-            f"has {codebook_size}; set --codebook-size or take data made for this model"
-        )

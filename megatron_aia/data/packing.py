@@ -94,6 +94,38 @@ def deal_rows(
     return [own[i::num_micro_batches] for i in range(num_micro_batches)]
 
 
+def deal_like_rows(
+    rows: Sequence[Row], rank: int, num_ranks: int, micro_batch_size: int
+) -> list[list[Row]]:
+    """Return the micro-batches of one rank; the rows of each are of like length.
+
+    The micro-batches of one number are of like length on all ranks too, and the ranks take turns at
+    the longest. The arguments are those of ``deal_rows``.
+    """
+    block = num_ranks * micro_batch_size
+    num_micro_batches, rest = divmod(len(rows), block)
+    assert rest == 0
+    own = []
+    for number in range(num_micro_batches):
+        place = rank if number % 2 == 0 else num_ranks - 1 - rank
+        first = number * block + place * micro_batch_size
+        own.append(list(rows[first : first + micro_batch_size]))
+    return own
+
+
+def row_length(num_tokens: Sequence[int], multiple: int, seq_length: int) -> int:
+    """Return how long the rows of a variable micro-batch are, in tokens.
+
+    Args:
+        num_tokens: tokens of the samples of each row.
+        multiple: the length is rounded up to one of this.
+        seq_length: the longest row; no row of samples may need more.
+    """
+    longest = max(num_tokens)
+    assert longest <= seq_length
+    return min(max(-(-longest // multiple), 1) * multiple, seq_length)
+
+
 def _check_fit(lengths: Sequence[int], seq_length: int) -> None:
     longest = max(lengths, default=0)
     if longest > seq_length:

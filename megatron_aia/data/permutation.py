@@ -4,6 +4,8 @@ Integer arithmetic only. A resumed run must find the very order it left, so noth
 on a random generator whose stream another release of a library could change.
 """
 
+import numpy as np
+
 _MASK_64 = (1 << 64) - 1
 _ROUNDS = 6
 
@@ -14,6 +16,14 @@ def splitmix64(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64
     return value ^ (value >> 31)
+
+
+def splitmix64_array(values: np.ndarray) -> np.ndarray:
+    """Return ``splitmix64`` of every element of a uint64 array."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def hash_integers(*values: int) -> int:
@@ -56,8 +66,22 @@ class Permutation:
             value = self._encipher(value)
         return value
 
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Return the numbers at ``places``, an array of integers in ``range(size)``: int64."""
+        values = self._encipher_array(places.astype(np.uint64))
+        while (outside := values >= self.size).any():
+            values[outside] = self._encipher_array(values[outside])
+        return values.astype(np.int64)
+
     def _encipher(self, value: int) -> int:
         left, right = value >> self._half_bits, value & self._half_mask
         for key in self._round_keys:
             left, right = right, left ^ (splitmix64(right ^ key) & self._half_mask)
         return (left << self._half_bits) | right
+
+    def _encipher_array(self, values: np.ndarray) -> np.ndarray:
+        bits, mask = np.uint64(self._half_bits), np.uint64(self._half_mask)
+        left, right = values >> bits, values & mask
+        for key in self._round_keys:
+            left, right = right, left ^ (splitmix64_array(right ^ np.uint64(key)) & mask)
+        return (left << bits) | right

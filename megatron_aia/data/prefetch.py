@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.packing import Row
+from megatron_aia.data.loader import GlobalBatches, MicroBatchPlan
 from megatron_aia.data.stand_ins import DamageFound, collect
 from megatron_aia.data.workers import follow_parent
 from megatron_aia.runtime.device import has_cuda
@@ -29,7 +28,7 @@ class _Request:
 
     position: int
     """Of the first sample of its step."""
-    rows: list[Row]
+    plan: MicroBatchPlan
     found_damaged: frozenset[tuple[int, int]]
     """See ``GlobalBatches``; a worker was forked before the newest of them were found."""
 
@@ -70,7 +69,7 @@ class _MicroBatches(Dataset[_Parcel]):
     def __getitem__(self, request: _Request) -> _Parcel:
         self._batches.found_damaged.update(request.found_damaged)
         try:
-            return _Parcel.wrap(self._batches.build(request.position, request.rows))
+            return _Parcel.wrap(self._batches.build(request.position, request.plan))
         except DamageFound as found:
             return _Parcel.wrap(found)
         except (ValueError, OSError) as error:
@@ -79,19 +78,20 @@ class _MicroBatches(Dataset[_Parcel]):
 
 
 class _Requests:
-    """All micro-batches from a position on, in order and without end."""
+    """All micro-batches from a position on, in order, to the end of a mixture that has one."""
 
     def __init__(self, batches: GlobalBatches) -> None:
         self._batches = batches
         self.position = 0
 
     def __iter__(self) -> Iterator[_Request]:
-        position = self.position
-        while True:
+        position, step = self.position, self._batches.global_batch_size
+        end = self._batches.mixture.num_samples
+        while end is None or position + step <= end:
             found = frozenset(self._batches.found_damaged)
-            for rows in self._batches.plan(position):
-                yield _Request(position, rows, found)
-            position += self._batches.global_batch_size
+            for plan in self._batches.plan(position):
+                yield _Request(position, plan, found)
+            position += step
 
 
 class Prefetcher:

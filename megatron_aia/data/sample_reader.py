@@ -67,7 +67,7 @@ class SampleReader:
 
     def planned_length(self, position: int) -> int:
         """Return the tokens to keep free for a sample; one with a dropped prompt may need less."""
-        return self._planned_length(self._locate(position))
+        return self._planned_length(self.address(position))
 
     def read(self, position: int) -> TokenizedSample:
         """Read the sample at ``position``, with its images where there is an ``image_size``.
@@ -77,7 +77,7 @@ class SampleReader:
             ValueError: it cannot be written as tokens, or its shard has changed.
             OSError: its shard cannot be read.
         """
-        address = self._locate(position)
+        address = self.address(position)
         place = (address.index_number, address.sample_number)
         try:
             sample = self._read_sample(
@@ -136,7 +136,8 @@ class SampleReader:
             for index in self.mixture.indexes
         )
 
-    def _locate(self, position: int) -> SampleAddress:
+    def address(self, position: int) -> SampleAddress:
+        """Return where the sample at ``position``, or its stand-in, is stored."""
         return locate_usable(self.mixture, position, self._is_damaged)
 
     def _is_damaged(self, address: SampleAddress) -> bool:

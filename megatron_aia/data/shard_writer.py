@@ -1,4 +1,4 @@
-"""Writes a folder of WebDataset shards: all of it, or nothing.
+"""Writes WebDataset shards: one file, or a folder of them, all of it or nothing.
 
 The folder holds ``shard-000000.tar``, ... and ``dataset.json``. A sample is a run of adjacent files
 with one key: ``KEY.json``, and for each of its images ``KEY.emu3.npy`` (``KEY.0.emu3.npy``,
@@ -11,11 +11,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 import numpy as np
 
@@ -27,6 +27,18 @@ FORMAT_VERSION = 1
 DESCRIPTION_FILE = "dataset.json"
 
 
+class CodesOrigin(Protocol):
+    """What ``dataset.json`` says of the image tokeniser."""
+
+    @property
+    def name(self) -> str:
+        """Kind and content hash."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Every code is below it."""
+
+
 @dataclass(frozen=True)
 class RawImage:
     """A picture file that goes into the shard as it is."""
@@ -36,6 +48,43 @@ class RawImage:
     contents: bytes
     width: int
     height: int
+
+
+class ShardFile:
+    """One shard while it is written, to be used in a ``with`` statement; same calls, same bytes.
+
+    Args:
+        path: file to make. It is on the disk when the statement has ended.
+        codes_suffix: file type of image codes.
+    """
+
+    def __init__(self, path: Path, codes_suffix: str) -> None:
+        self._path = path
+        self._codes_suffix = codes_suffix
+
+    def __enter__(self) -> "ShardFile":
+        import webdataset
+
+        self._file = self._path.open("wb")
+        self._writer = webdataset.TarWriter(self._file, encoder=False, mtime=0)
+        return self
+
+    def add(
+        self,
+        number: int,
+        record: Record,
+        codes: Sequence[np.ndarray | None],
+        images: Sequence[RawImage | None] = (),
+    ) -> None:
+        """Write one sample under a key made of ``number``; otherwise as ``ShardFolder.add``."""
+        members = sample_members(record, codes, images, self._codes_suffix)
+        self._writer.write({"__key__": f"{number:09d}", **members})
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
 class ShardFolder:
@@ -65,8 +114,8 @@ class ShardFolder:
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard {samples_per_shard} must be at least 1")
-        if image_tokenizer and image_tokenizer.codebook_size > 1 << 16:
-            raise ValueError(f"codes of {image_tokenizer.name} do not fit 16 bits")
+        if image_tokenizer:
+            check_codebook_size(image_tokenizer)
         self._output = Path(output).absolute()
         check_output(self._output, overwrite)
         self._image_tokenizer = image_tokenizer
@@ -103,31 +152,9 @@ class ShardFolder:
             images: the picture files in the same order, None for those not to be stored; empty if
                 none is.
         """
-        images = images or [None] * len(codes)
-        assert len(record.images) == len(codes) == len(images), f"{len(codes)} codes for {record}"
-        prefixes = [""] if len(codes) == 1 else [f"{number}." for number in range(len(codes))]
-        members: dict[str, bytes] = {}
-        code_entries = [
-            _add_codes(members, prefix + self._codes_suffix, grid)
-            for prefix, grid in zip(prefixes, codes, strict=True)
-        ]
-        picture_entries = [
-            _add_picture(members, prefix, image)
-            for prefix, image in zip(prefixes, images, strict=True)
-        ]
-        description: dict[str, Any] = {
-            "id": record.id,
-            "task": record.task.name.lower(),
-            "source": record.source,
-            "license": record.license,
-            "conversations": [{"from": turn.role, "value": turn.text} for turn in record.turns],
-            "codes": code_entries if any(code_entries) else [],
-        }
-        if any(picture_entries):
-            description["images"] = picture_entries
-        members["json"] = dump_with_checksum(description)
+        members = sample_members(record, codes, images, self._codes_suffix)
         self._shards.write({"__key__": f"{self.num_samples.total():09d}", **members})
-        self.num_samples[description["task"]] += 1
+        self.num_samples[task_name(record)] += 1
 
     def __exit__(
         self,
@@ -141,22 +168,93 @@ class ShardFolder:
             if error is None:
                 raise ValueError(f"no sample to write to {self._output}")
             return
-        tokenizer = self._image_tokenizer
-        description = {
-            "format_version": FORMAT_VERSION,
-            "num_samples": dict(sorted(self.num_samples.items())),
-            "codebook_size": tokenizer.codebook_size if tokenizer else 0,
-            "image_tokenizer": tokenizer.name if tokenizer else "",
-            "dropped": dict(sorted(self.dropped.items())),
-            "shards": [
-                {"name": path.name, "size": path.stat().st_size}
-                for path in sorted(self.folder.glob("*.tar"))
-            ],
-        }
-        (self.folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        write_description(self.folder, self.num_samples, self._image_tokenizer, self.dropped)
         if self._output.exists():
             shutil.rmtree(self._output)
         self.folder.rename(self._output)
+
+
+def task_name(record: Record) -> str:
+    """Return the task of a record as the JSON of a sample has it."""
+    return record.task.name.lower()
+
+
+def sample_members(
+    record: Record,
+    codes: Sequence[np.ndarray | None],
+    images: Sequence[RawImage | None],
+    codes_suffix: str,
+) -> dict[str, bytes]:
+    """Return the files of one sample, suffix to contents; for the arguments see ``ShardFolder``."""
+    images = images or [None] * len(codes)
+    assert len(record.images) == len(codes) == len(images), f"{len(codes)} codes for {record}"
+    prefixes = [""] if len(codes) == 1 else [f"{number}." for number in range(len(codes))]
+    members: dict[str, bytes] = {}
+    code_entries = [
+        _add_codes(members, prefix + codes_suffix, grid)
+        for prefix, grid in zip(prefixes, codes, strict=True)
+    ]
+    picture_entries = [
+        _add_picture(members, prefix, image) for prefix, image in zip(prefixes, images, strict=True)
+    ]
+    description: dict[str, Any] = {
+        "id": record.id,
+        "task": task_name(record),
+        "source": record.source,
+        "license": record.license,
+        "conversations": [{"from": turn.role, "value": turn.text} for turn in record.turns],
+        "codes": code_entries if any(code_entries) else [],
+    }
+    if any(picture_entries):
+        description["images"] = picture_entries
+    members["json"] = dump_with_checksum(description)
+    return members
+
+
+def write_description(
+    folder: Path,
+    num_samples: Mapping[str, int],
+    image_tokenizer: CodesOrigin | None,
+    dropped: Mapping[str, int],
+) -> None:
+    """Write ``dataset.json``.
+
+    Args:
+        folder: of the shards.
+        num_samples: by task.
+        image_tokenizer: what made the codes; None where there are none.
+        dropped: records that were left out, by reason.
+    """
+    shards = sorted(folder.glob("*.tar"))
+    description = {
+        "format_version": FORMAT_VERSION,
+        "num_samples": dict(sorted(num_samples.items())),
+        "codebook_size": image_tokenizer.codebook_size if image_tokenizer else 0,
+        "image_tokenizer": image_tokenizer.name if image_tokenizer else "",
+        "dropped": dict(sorted(dropped.items())),
+        "shards": [{"name": shard.name, "size": shard.stat().st_size} for shard in shards],
+    }
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_num_samples(folder: Path) -> Counter[str]:
+    """Return the samples of a folder by task, from its ``dataset.json``."""
+    return Counter(json.loads((folder / DESCRIPTION_FILE).read_bytes())["num_samples"])
+
+
+def read_codebook_size(folder: Path) -> int:
+    """Return the codebook size of a folder's codes, 0 without codes, from ``dataset.json``."""
+    return int(json.loads((folder / DESCRIPTION_FILE).read_bytes())["codebook_size"])
+
+
+def check_codebook_size(image_tokenizer: CodesOrigin) -> None:
+    """Check that codes can be stored.
+
+    Raises:
+        ValueError: they do not fit 16 bits.
+    """
+    if image_tokenizer.codebook_size > 1 << 16:
+        raise ValueError(f"codes of {image_tokenizer.name} do not fit 16 bits")
 
 
 def check_output(output: Path, overwrite: bool) -> None:

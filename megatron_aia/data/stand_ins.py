@@ -13,7 +13,7 @@ from megatron_aia.data.mixture import Mixture, SampleAddress
 from megatron_aia.data.permutation import hash_integers
 
 # Keeps these draws apart from those of the mixture, which uses the numbers below.
-_STAND_IN_STREAM = 103
+_STAND_IN_STREAM = 104
 _MAX_ATTEMPTS = 1000
 
 _T = TypeVar("_T")
@@ -68,7 +68,7 @@ def locate_usable(
 ) -> SampleAddress:
     """Return the sample at ``position``, or the one that stands in for it.
 
-    Stand-ins are of the same folder and task, so a mixture keeps its shares.
+    Stand-ins are of the same source, folder and task, so a mixture keeps its shares.
 
     Args:
         mixture: the samples of the run.

@@ -51,6 +51,10 @@ def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
         virtual_pipeline_model_parallel_size=parallel.virtual_stages if interleaved else None,
         sequence_parallel=layout.sequence_parallel and parallel.tensor_size > 1,
         calculate_per_token_loss=True,
+        # The next stage learns the length of a micro-batch from the one before.
+        variable_seq_lengths=config.data.variable_seq_lengths,
+        # There are no experts here, but the default is refused beside variable lengths.
+        moe_token_dispatcher_type="alltoall",
         # Batched p2p mixes up the two neighbours where they are one process: interleaving on two
         # stages would train on wrong activations, without an error.
         overlap_p2p_comm=interleaved,

@@ -13,6 +13,7 @@ from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
+from megatron_aia.models.token_names import TokenNames
 from megatron_aia.runtime.parallel import Parallel
 
 
@@ -20,6 +21,11 @@ class ModelPrompt(PromptBuilder, Protocol):
     """A model's way to write a sample, and a name for that way."""
 
     fingerprint: str
+    tokenizer: TextTokenizer
+
+    @property
+    def token_names(self) -> TokenNames:
+        """What ids stand for that are no text."""
 
 
 class MakesPrompt(Protocol):

@@ -11,6 +11,7 @@ from megatron_aia.config import Config
 from megatron_aia.config.locations import is_url
 from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.open_mixture import data_folders
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.spec import ModelSpec
@@ -72,14 +73,13 @@ def open_data(
 def _tokenizer_path(config: Config) -> str:
     if config.data.tokenizer_model:
         return config.data.tokenizer_model
-    if not config.data.data_path:
-        raise ValueError("--data-path is empty; give folders written by tools/build_shards.py")
-    if is_url(config.data.data_path[0]):
+    folder = data_folders(config.data)[0]
+    if is_url(folder):
         raise ValueError(
-            f"--data-path {config.data.data_path[0]} is a URL, and a tokeniser is read from files "
-            "only; name the model's by --tokenizer-model"
+            f"the data folder {folder} is a URL, and a tokeniser is read from files only; name the "
+            "model's by --tokenizer-model"
         )
-    path = Path(config.data.data_path[0]) / DATA_TOKENIZER
+    path = Path(folder) / DATA_TOKENIZER
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
     return str(path)

@@ -60,13 +60,20 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.models, self.parallel)
         self.scheduler = build_scheduler(config, self.optimizer)
         self.checkpoints = CheckpointIO(self.models, self.optimizer, self.scheduler, self.parallel)
-        self.iteration = self.consumed_samples = self.total_skipped = 0
+        self.iteration = self.consumed_samples = self.total_skipped = self.data_start = 0
         self.step_learning_rate = math.nan
         self.start_note = "fresh weights"
         if source is not None:
             (self._resume if resumes else self._take_weights)(source)
+        steps_left = max(config.training.train_iters - self.iteration, 0)
+        self.data.mixture.check_length(self.position + steps_left * config.data.global_batch_size)
         self.metrics = IntervalMetrics(config.model.num_layers, self.targets, self.parallel)
         self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
+
+    @property
+    def position(self) -> int:
+        """Place of the next sample in the order of the data."""
+        return self.consumed_samples - self.data_start
 
     def _open_data(self) -> GlobalBatches:
         """Open the data on rank 0 first: it fills the caches that the other ranks then read."""
@@ -112,9 +119,10 @@ class Trainer:
             if stopping:
                 logger.info("stopped by a signal at iteration %d", self.iteration)
                 break
+        logger.info("data: %s", self.data.mixture.describe_drawn(self.position))
 
     def _step(self) -> None:
-        batches = self.feed.step(self.consumed_samples)
+        batches = self.feed.step(self.position)
         output = run_step(self.models, self.spec, self.config, self.parallel, batches, self.targets)
         updated, grad_norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
         self.step_learning_rate = learning_rate(self.optimizer)
@@ -162,6 +170,7 @@ class Trainer:
                 layout=self.checkpoints.layout(),
                 optimizer=_optimizer_kind(self.config),
                 freeze=self.config.training.freeze,
+                data_start=self.data_start,
             ),
             dump(self.config),
             self.config.checkpoint.keep_checkpoints,
@@ -186,19 +195,29 @@ class Trainer:
         if not state.optimizer:
             self.start_note = f"weights of {folder}, which holds no optimizer state"
             return
-        if state.data_fingerprint != self.data.fingerprint:
-            raise ValueError(
-                f"--load {folder} was trained on other data, another tokeniser, "
-                "--image-tokenizer, --seed, --seq-length, --task-ratio, --prompt-drop, "
-                "--overlong-samples or --aia-sets, so its sample position means nothing here; "
-                "restore them, or pass --finetune to start from its weights alone"
-            )
         self.iteration = state.iteration
         self.consumed_samples = state.consumed_samples
+        self.data_start = self._find_data_start(folder, state)
         self.total_skipped = state.total_skipped
         self.start_note = f"{folder}, iteration {state.iteration}"
+        if self.data_start != state.data_start:
+            self.start_note += ", new data from its first sample (--rebase-data)"
         if state.layout != self.checkpoints.layout():
             self.start_note += ", another layout: dropout continues from new random states"
+
+    def _find_data_start(self, folder: Path, state: RunState) -> int:
+        """Return at how many consumed samples the order of this run's data begins."""
+        if state.data_fingerprint == self.data.fingerprint:
+            return state.data_start
+        if not self.config.checkpoint.rebase_data:
+            raise ValueError(
+                f"--load {folder} was trained on other data, another mixture, tokeniser, "
+                "--image-tokenizer, --seed, --seq-length, --task-ratio, --shuffle-window-shards, "
+                "--prompt-drop, --overlong-samples or --aia-sets, so its sample position means "
+                "nothing here; restore them, or pass --rebase-data to begin the new data at its "
+                "first sample, or --finetune to start from its weights alone"
+            )
+        return state.consumed_samples
 
     def _announce(self) -> None:
         if self.reporter:
@@ -206,6 +225,8 @@ class Trainer:
             notes = {"AIA": self.profile_note, "start": self.start_note}
             lines = describe_run(self.config, self.parallel, self.models, notes)
             data = [("data", line.removeprefix("data: ")) for line in self.data.describe()]
+            if self.position:
+                data.append(("data", self.data.mixture.describe_drawn(self.position)))
             self.reporter.banner(lines + data)
 
 

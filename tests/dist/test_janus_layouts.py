@@ -40,7 +40,9 @@ LAYOUTS = {
         "TP 2 + SP + full recompute": janus({**TP, **SP, **FULL}),
         "PP 2": janus(PP),
         "PP 2 x VPP 2": janus({**PP, **VPP}, packing=False),
-        "PP 2 + selective recompute": janus({**PP, **SELECTIVE}, micro_batch_size=2),
+        "PP 2 + selective recompute, variable rows": janus(
+            {**PP, **SELECTIVE}, micro_batch_size=2, variable_rows=True
+        ),
         "DP 2": janus(micro_batch_size=2),
         "DP 2 distributed optimizer": janus(ZERO),
         "DP 2 overlapped": janus(OVERLAP, packing=False),

@@ -33,6 +33,7 @@ LAYOUTS = {
         "full recompute": Layout(FULL),
         "block recompute": Layout({**FULL, "recompute_method": "block", "recompute_num_layers": 2}),
         "dense attention": Layout(method="dense"),
+        "variable rows": Layout(packing=False, micro_batch_size=2, variable_rows=True),
     },
     2: {
         "TP 2": Layout(TP),
@@ -43,6 +44,10 @@ LAYOUTS = {
         "DP 2 distributed optimizer": Layout(ZERO),
         "DP 2 overlapped": Layout(OVERLAP, packing=False),
         "TP 2 + SP + full recompute": Layout({**TP, **SP, **FULL}),
+        "TP 2 + SP, variable rows": Layout({**TP, **SP}, packing=False, variable_rows=True),
+        "PP 2, variable rows": Layout(PP, packing=False, variable_rows=True),
+        "CP 2, variable rows": Layout(CP, packing=False, variable_rows=True),
+        "DP 2, variable rows": Layout(micro_batch_size=2, packing=False, variable_rows=True),
         "PP 2 + full recompute": Layout({**PP, **FULL}, packing=False),
         "PP 2 + selective recompute": Layout({**PP, **SELECTIVE}, micro_batch_size=2),
         "CP 2": Layout(CP),

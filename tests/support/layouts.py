@@ -53,6 +53,7 @@ class Layout:
     probe_rows: int = 64
     aia: bool = True
     family: str = "emu3"
+    variable_rows: bool = False
 
 
 MODELS = {
@@ -121,6 +122,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
             micro_batch_size=layout.micro_batch_size,
             global_batch_size=10,
             packing=layout.packing,
+            variable_seq_lengths=layout.variable_rows,
             task_ratio="2:2:1:1",
             prompt_drop=0.3,
             num_workers=0,

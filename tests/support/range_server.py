@@ -19,6 +19,8 @@ class RangeServer:
     faults: list[str] = field(default_factory=list)
     """For the next GET requests, in order: "500", "429", "403", "drop", "cut", "slow", "stall" or
     "" for none."""
+    head_faults: list[str] = field(default_factory=list)
+    """For the next HEAD requests: status codes."""
     knows_ranges: bool = True
     validators: tuple[str, ...] = ("etag", "date")
     """What it tells of a version: "etag", "weak etag", "date"; and it compares what it is asked."""
@@ -66,7 +68,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        if self.server_state.head_faults:
+            self._send(int(self.server_state.head_faults.pop(0)), {}, b"", with_body=False)
+        else:
+            self._answer(with_body=False)
 
     def do_GET(self) -> None:
         self.server_state.gets.append((self.path, self.headers.get("Range", "")))

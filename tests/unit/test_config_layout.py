@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_aia.config import Config, ModelConfig, ParallelConfig, data_parallel_size, fit_layout
+from megatron_aia.config.layout import row_multiple
 
 SMALL = ModelConfig(
     num_layers=8, hidden_size=96, ffn_hidden_size=256, num_attention_heads=4, num_query_groups=2
@@ -57,3 +58,26 @@ def test_the_input_is_left_alone():
     before = copy.deepcopy(config)
     fit_layout(config, 4)
     assert config == before
+
+
+@pytest.mark.parametrize(
+    ("parallel", "multiple"),
+    [
+        ({}, 64),
+        ({"tensor_model_parallel_size": 3}, 64),
+        ({"tensor_model_parallel_size": 3, "sequence_parallel": True}, 192),
+        ({"context_parallel_size": 3}, 192),
+        ({"context_parallel_size": 64}, 128),
+        (
+            {
+                "context_parallel_size": 5,
+                "tensor_model_parallel_size": 32,
+                "sequence_parallel": True,
+            },
+            320,
+        ),
+    ],
+)
+def test_variable_rows_divide_over_processes(parallel, multiple):
+    config = Config(model=SMALL, parallel=ParallelConfig(**parallel))
+    assert row_multiple(config) == multiple

@@ -180,6 +180,24 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (1, {"save_interval": 5}, "--save-interval 5 has no folder to save to; add --save"),
         (1, {"finetune": True}, "--finetune has no weights to start from; add --load"),
         (1, {"load": "no/where"}, "--load no/where is not a folder"),
+        (
+            2,
+            {
+                "pipeline_model_parallel_size": 2,
+                "num_layers_per_virtual_pipeline_stage": 2,
+                "variable_seq_lengths": True,
+            },
+            "--variable-seq-lengths cannot be used with --num-layers-per-virtual.*leave out one",
+        ),
+        (1, {"rebase_data": True}, "--rebase-data has no run to go on with; add --load"),
+        (
+            1,
+            {"rebase_data": True, "finetune": True, "load": "."},
+            "--rebase-data goes on .* and --finetune begins .*; use one",
+        ),
+        (1, {"blend": ("1", "no/where")}, "--blend no/where is not a folder; .*build_shards"),
+        (1, {"blend": ("1", "."), "data_path": (".",)}, "--blend and --data-path . both name"),
+        (1, {"data_path": ("no.yaml",)}, "--data-path no.yaml is not a file; name a mixture"),
     ],
 )
 def test_a_mistake_is_one_line_with_a_remedy(world_size, values, message):
@@ -226,6 +244,8 @@ def test_what_may_be_combined_is_not_refused(tmp_path):
     assert check(4, num_layers_per_virtual_pipeline_stage=2, recompute_granularity="full") == []
     assert check(save=folder, save_interval=5, load=folder, finetune=True) == []
     assert check(task_ratio="0:1") == []
+    assert check(blend=("3", folder), shuffle_window_shards=4) == []
+    assert check(load=folder, rebase_data=True) == []
     assert check(task_ratio="10:0:3", lr_warmup_iters=0, train_iters=1) == []
     assert check(aia_lambda_generation=0.0, prompt_drop=0.0, lr=0.0, min_lr=0.0) == []
 

@@ -1,9 +1,8 @@
-import json
-
+import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.convert_records import RecordError, convert_record, read_records
+from megatron_aia.data.convert_records import RecordError, convert_record
 
 
 def record(*texts, **fields):
@@ -103,27 +102,26 @@ def test_records_that_do_not_fit_are_named(entry, reason):
     assert caught.value.reason.startswith(reason)
 
 
-def test_both_file_formats(tmp_path):
-    entries = [record("Q", "A"), record("R", "B")]
-    (tmp_path / "a.json").write_text(json.dumps(entries))
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n\n")
-    for name in ("a.json", "a.jsonl"):
-        assert list(read_records(tmp_path / name)) == list(enumerate(entries))
-
-
 @pytest.mark.parametrize(
-    ("name", "contents"),
+    ("image", "unpacked"),
     [
-        ("a.json", "{"),
-        ("a.json", "{}"),
-        ("a.json", "[1]"),
-        ("a.jsonl", "{}\n{"),
-        ("a.jsonl", "[]"),
-        ("a.json", None),
+        (b"png", (b"png",)),
+        ([b"png", "a.jpg"], (b"png", "a.jpg")),
+        ({"bytes": b"png", "path": "a.png"}, (b"png",)),
+        ([{"bytes": None, "path": "a.png"}], ("a.png",)),
     ],
 )
-def test_files_without_records(tmp_path, name, contents):
-    if contents is not None:
-        (tmp_path / name).write_text(contents)
-    with pytest.raises(ValueError, match=f"cannot read records from .*{name}"):
-        list(read_records(tmp_path / name))
+def test_pictures_inside_the_record(image, unpacked):
+    assert convert_record(0, record("What?", "It", image=image)).images == unpacked
+    assert convert_record(0, record("What?", "It", images=image)).images == unpacked
+
+
+def test_codes_inside_the_record():
+    codes = np.arange(6).reshape(2, 3)
+    (image,) = convert_record(0, record("a cat", "<image>", image=codes)).images
+    assert image is codes
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    with pytest.raises(RecordError, match="a text is no valid Unicode"):
+        convert_record(0, record("Q", "\ud83d"))

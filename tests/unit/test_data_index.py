@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from itertools import pairwise
@@ -227,6 +228,16 @@ def test_a_short_read_is_no_damage_of_the_sample(folder: Path) -> None:
     shard = LocalShard.at(folder / "part-00000.tar")
     with pytest.raises(OSError, match="10 of 20 bytes could be read"):
         shard.read(shard.size - 10, 20)
+
+
+def test_a_shard_that_was_not_copied_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [*sorted(path.name for path in folder.glob("*.tar")), "part-00009.tar"]
+    description = {"shards": [{"name": name, "size": 1} for name in names]}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    assert len(open_index(folder)) == 20
+    assert "lists 1 shards that are not there: part-00009.tar" in caplog.text
 
 
 def test_reading_goes_on_after_fork_and_after_pickling(folder: Path) -> None:

@@ -1,9 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, write_folder
 
 from megatron_aia.config.tree import Config
@@ -114,6 +117,52 @@ def test_weights_and_tokens_add_up_in_every_layout(folders: tuple[str, ...]) -> 
         )
         assert all((b.tokens[b.segment_ids == PADDING_SEGMENT] == PAD).all() for b in flat)
     assert len(sums) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_variable_rows_hold_the_same_samples(
+    folders: tuple[str, ...], layout: dict[str, Any]
+) -> None:
+    ranks, fixed = [], 0
+    for rank in range(layout["data_parallel_size"]):
+        loader = batches(folders, rank, **layout)
+        fixed += sum(b.tokens.numel() for b in loader.step(24))
+        ranks.append(replace(loader, row_multiple=4).step(24))
+    assert sum(map(samples_of, ranks), Counter()) == samples_of(batches(folders).step(24))
+    assert len({len(rank) for rank in ranks}) == 1
+    flat = [batch for rank in ranks for batch in rank]
+    assert sum(batch.tokens.numel() for batch in flat) <= fixed
+    for batch in flat:
+        rows, length = batch.tokens.shape
+        assert rows == layout["micro_batch_size"] and length % 4 == 0
+    # A sample that lost its prompt leaves what was kept free for it.
+    without_drop = [
+        replace(batches(folders, rank, **layout, prompt_drop=0.0), row_multiple=4).step(24)
+        for rank in range(layout["data_parallel_size"])
+    ]
+    for batch in (batch for rank in without_drop for batch in rank):
+        needed = max((segment.stop for segment in batch.segments), default=0)
+        assert 0 <= batch.tokens.shape[1] - needed < 4 or batch.tokens.shape[1] == 4
+
+
+def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None:
+    def padding(loader: GlobalBatches) -> float:
+        return float(loader.describe()[-1].split("% of")[0].split()[-1])
+
+    for layout in ({"micro_batch_size": 2}, {"data_parallel_size": 3, "packing": True}):
+        fixed = batches(folders, packing=layout.pop("packing", False), **layout)
+        variable = replace(fixed, row_multiple=4)
+        assert padding(variable) < padding(fixed)
+        assert f"rows of at most {SEQ_LENGTH} tokens a step" in variable.describe()[-1]
+        found = total = 0
+        for position in range(0, 4 * GBS, GBS):
+            for rank in range(fixed.data_parallel_size):
+                for batch in replace(variable, data_parallel_rank=rank, prompt_drop=0.0).step(
+                    position
+                ):
+                    found += batch.num_tokens
+                    total += batch.tokens.numel()
+        assert padding(variable) == pytest.approx(100 * (1 - found / total), abs=0.051)
 
 
 def test_a_run_goes_on_at_any_position_with_any_layout(folders: tuple[str, ...]) -> None:
@@ -248,6 +297,52 @@ def test_data_of_another_codebook_is_refused(tmp_path: Path, noted: str, words: 
     (folder / "dataset.json").write_text(noted)
     with pytest.raises(ValueError, match=words):
         batches((str(folder),))
+
+
+MIXTURE = """
+sources:
+  drawing: {path: a, task: generation, limit: 11}
+  asking: {path: a, task: understanding}
+  rest: b
+phases:
+  - {samples: 31, weights: {drawing: 2, rest: 1}}
+  - {samples: 26, weights: {drawing: 3, asking: 1, rest: 1}}
+  - {weights: {asking: 2, rest: 1}}
+"""
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "data_parallel_size": st.integers(1, 5),
+            "micro_batch_size": st.integers(1, 3),
+            "micro_batch_multiple": st.integers(1, 2),
+            "packing": st.booleans(),
+            "variable_seq_lengths": st.booleans(),
+        }
+    ),
+    st.integers(0, 3),
+    st.integers(0, 100),
+)
+def test_a_mixture_file_gives_each_position_its_sample_in_any_layout(
+    folders: tuple[str, ...], layout: dict[str, Any], window: int, position: int
+) -> None:
+    """Begun at any position: a fresh loader for every example is a run that resumes there."""
+    file = Path(folders[0]).parent / "mixture.yaml"
+    file.write_text(MIXTURE)
+    data = {"data_path": (str(file),), "shuffle_window_shards": window, "seq_length": 192}
+    ranks = step_of_all_ranks(folders, position, **data, **layout)
+
+    mixture = batches(folders, **data).mixture
+    expected = []
+    for offset in range(position, position + GBS):
+        address = mixture.locate(offset)
+        raw = mixture.indexes[address.index_number].read(address.sample_number, CODEBOOK_SIZE)
+        tokens = toy_prompt(raw, mixture.drops_prompt(offset, 0.3)).tokens
+        expected.append((offset, tuple(tokens.tolist())))
+    found = [sample[:2] for sample in sum(map(samples_of, ranks), Counter()).elements()]
+    assert sorted(found) == expected
 
 
 def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,8 +9,14 @@ from toy_data import toy_samples, write_folder
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.index import ShardIndex, open_index
-from megatron_aia.data.mixture import RATIO_ORDER, Mixture, parse_task_ratio
-from megatron_aia.data.permutation import Permutation, hash_fraction, splitmix64
+from megatron_aia.data.mixture import Mixture
+from megatron_aia.data.permutation import (
+    Permutation,
+    hash_fraction,
+    splitmix64,
+    splitmix64_array,
+)
+from megatron_aia.data.task_mixture import RATIO_ORDER, mix_by_task, parse_task_ratio
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +31,24 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> list[ShardIndex]:
 
 
 def mix(indexes: Sequence[ShardIndex], ratio: str, seed: int = 5) -> Mixture:
-    return Mixture({task: indexes for task in Task}, parse_task_ratio(ratio), seed)
+    return mix_by_task(indexes, parse_task_ratio(ratio), seed)
 
 
 def test_splitmix64_is_the_published_function() -> None:
     # First outputs of the reference generator seeded with 0: its state advances by the constant.
     assert splitmix64(0) == 0xE220A8397B1DCDAF
     assert splitmix64(0x9E3779B97F4A7C15) == 0x6E789E6AA1B965F4
+    values = [0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15]
+    assert splitmix64_array(np.array(values, np.uint64)).tolist() == [*map(splitmix64, values)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 700), st.integers(), st.integers(0, 300), st.integers(0, 10**9))
 def test_permutation_is_a_bijection(size: int, seed: int, source: int, epoch: int) -> None:
     order = Permutation(size, seed, source, epoch)
-    assert sorted(order(i) for i in range(size)) == list(range(size))
+    numbers = [order(i) for i in range(size)]
+    assert sorted(numbers) == list(range(size))
+    assert order.take(np.arange(size)).tolist() == numbers
 
 
 def test_permutation_stays_what_it_is() -> None:
@@ -58,9 +69,10 @@ def test_permutation_is_even_and_depends_on_every_argument() -> None:
 def test_ratio_is_exact_in_every_period(indexes: list[ShardIndex], ratio: str) -> None:
     mixture = mix(indexes, ratio)
     wanted = {task: count for task, count in parse_task_ratio(ratio).items() if count}
+    period = sum(wanted.values())
     orders = set()
-    for start in range(0, 60 * mixture.period, mixture.period):
-        tasks = [mixture.locate(start + i).task for i in range(mixture.period)]
+    for start in range(0, 60 * period, period):
+        tasks = [mixture.locate(start + i).task for i in range(period)]
         assert Counter(tasks) == wanted
         orders.add(tuple(tasks))
     assert len(orders) > 1
@@ -70,14 +82,14 @@ def test_ratio_is_exact_in_every_period(indexes: list[ShardIndex], ratio: str) -
 def test_every_sample_once_an_epoch(indexes: list[ShardIndex], ratio: str) -> None:
     mixture = mix(indexes, ratio)
     seen: dict[tuple[Task, int], list[tuple[int, int]]] = {}
-    for position in range(30 * mixture.period):
+    for position in range(30 * mixture.phases[0].period):
         a = mixture.locate(position)
         seen.setdefault((a.task, a.epoch), []).append((a.index_number, a.sample_number))
         assert mixture.indexes[a.index_number].tasks[a.sample_number] == a.task
     for (task, epoch), samples in seen.items():
         assert len(set(samples)) == len(samples)
         if (task, epoch + 1) in seen:
-            assert len(samples) == mixture.num_samples(task)
+            assert len(samples) == sum((index.tasks == task).sum() for index in indexes)
     assert seen[Task.GENERATION, 0] != seen[Task.GENERATION, 1]
     assert {index for index, _ in seen[Task.GENERATION, 0]} == {0, 1}
 
@@ -117,8 +129,6 @@ def test_left_out_and_missing_tasks_are_told(indexes: list[ShardIndex]) -> None:
     assert not any("warning" in line for line in mix(indexes, "1:1:1:1").describe())
     with pytest.raises(ValueError, match="asks for text samples and --data-path has none"):
         mix(indexes[:1], "1:1:1")
-    with pytest.raises(ValueError, match="not a mixture"):
-        Mixture({}, {}, 0)
 
 
 def test_parse_task_ratio() -> None:

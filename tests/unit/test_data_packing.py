@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from toy_data import toy_prompt, toy_sample
 
 from megatron_aia.aia.roles import Task, find_terms
-from megatron_aia.data.packing import deal_rows, pack, plan_rows, truncate
+from megatron_aia.data.packing import (
+    deal_like_rows,
+    deal_rows,
+    pack,
+    plan_rows,
+    row_length,
+    truncate,
+)
 from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample, Turn
 
 lengths_lists = st.lists(st.integers(1, 64), max_size=60)
@@ -70,6 +77,45 @@ def test_deal_balances_tokens_over_ranks() -> None:
         for rank in range(4)
     ]
     assert max(tokens) - min(tokens) <= 4
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(1, 60))
+def test_like_rows_share_a_micro_batch(
+    num_ranks: int, micro_batch_size: int, num_micro_batches: int, num_filled: int
+) -> None:
+    count = num_ranks * micro_batch_size * num_micro_batches
+    lengths = [1 + number * 7 % 61 for number in range(min(num_filled, count))]
+    rows = plan_rows(lengths, 64, False, count)[:count]
+    dealt = [deal_like_rows(rows, rank, num_ranks, micro_batch_size) for rank in range(num_ranks)]
+    assert sorted(n for rank in dealt for batch in rank for row in batch for n in row) == sorted(
+        n for row in rows for n in row
+    )
+
+    def tokens(number: int) -> list[int]:
+        return [sum(lengths[n] for n in row) for rank in dealt for row in rank[number]]
+
+    assert all(len(rank) == num_micro_batches for rank in dealt)
+    for earlier in range(num_micro_batches - 1):
+        assert len(tokens(earlier)) == num_ranks * micro_batch_size
+        assert min(tokens(earlier)) >= max(tokens(earlier + 1))
+
+
+def test_like_rows_are_dealt_in_turns() -> None:
+    rows = [[number] for number in range(8)]
+    assert deal_like_rows(rows, 0, 2, 2) == [[[0], [1]], [[6], [7]]]
+    assert deal_like_rows(rows, 1, 2, 2) == [[[2], [3]], [[4], [5]]]
+
+
+@given(lengths_lists.filter(any), st.integers(1, 40))
+def test_a_row_is_as_long_as_it_must_be(lengths: list[int], multiple: int) -> None:
+    length = row_length(lengths, multiple, 64)
+    assert max(lengths) <= length <= 64
+    assert length == 64 or length % multiple == 0
+    assert length - multiple < max(lengths)
+
+
+def test_length_of_empty_rows() -> None:
+    assert row_length([0, 0], 8, 64) == 8
 
 
 def tokenized(task: str, human: str, gpt: str, drop_prompt: bool = False) -> TokenizedSample:

@@ -12,7 +12,7 @@ import yaml
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config.files import GROUP_OF_FIELD, flag
-from megatron_aia.data.build import BuildOptions
+from megatron_aia.data.building.options import BuildOptions
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -26,6 +26,7 @@ FLAGS_OF_TORCHRUN = {
 }
 FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
 FLAGS_OF_OTHERS = {"--logdir", "--demo"}
+FLAGS_OF_INSPECT_DATA = {"--position", "--count", "--save-image", "--plot", "--plot-steps"}
 
 # Made by a run or by the reader, so not in the repository.
 MADE_LATER = ("demo_output/", "my_data", "my_run", "my_profile.yaml", "/data/")
@@ -116,6 +117,7 @@ def test_named_flags_exist(document: str) -> None:
     for options in (BuildOptions, ImportOptions, ExportOptions):
         known |= {flag(field) for field in options.__dataclass_fields__}
     known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
+    known |= FLAGS_OF_INSPECT_DATA
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text_of(document)))
     assert not named - known
 

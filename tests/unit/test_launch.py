@@ -206,10 +206,21 @@ def test_demo_data_is_built_once(built, preset, family):
     assert built == [(folder, family)]
 
 
-def test_given_data_is_used(built):
-    config = with_values(demo(), {"data_path": ("mine",)})
+@pytest.mark.parametrize("values", [{"data_path": ("mine",)}, {"blend": ("1", "mine")}])
+def test_given_data_is_used(built, values):
+    config = with_values(demo(), values)
     assert train.ensure_demo_data(config) == config
     assert not built
+
+
+def test_a_wrong_mixture_file_is_one_line_before_training(tmp_path, trained, capsys):
+    file = tmp_path / "mixture.yaml"
+    file.write_text("sources: {a: shards}\nphases: [{weights: {b: 1}}]")
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data-path", str(file)], **PRESETS)
+    assert error.value.code == 2 and not trained
+    expected = f"error: {file}: phase 1: weights: b is not among the sources; use a\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_folder_without_an_index_is_not_demo_data(built):

@@ -108,6 +108,12 @@ def test_passing_faults_change_nothing(server: RangeServer, cache: Path, faults:
     assert len(server.gets) > 20
 
 
+def test_passing_faults_while_asking_for_sizes(server: RangeServer, cache: Path) -> None:
+    server.head_faults, server.faults = ["500"] * 3, ["", "503", "503", "503"]
+    assert len(open_index(server.url, cache)) == 8
+    assert not server.head_faults and not server.faults
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("500", "500"), ("drop", "Disconnected"), ("cut", "in 6 attempts"), ("403", "403")],

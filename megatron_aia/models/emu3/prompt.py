@@ -33,6 +33,7 @@ from megatron_aia.models.draft import (
 )
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.picture_codes import PictureCodes
+from megatron_aia.models.token_names import TokenNames
 
 _FIRST_LEAD = "You are a helpful assistant. USER: "
 _LATER_LEAD = " USER: "
@@ -99,6 +100,17 @@ class Emu3Prompt:
         """See ``PromptBuilder``."""
         check_turns(sample)
         return self._write(self._codes.stand_in(sample), drop_prompt=False)
+
+    @property
+    def token_names(self) -> TokenNames:
+        """See ``ModelPrompt``."""
+        ids = self.vocabulary
+        names = ("pad", "bos", "eos", "boi", "img", "eof", "eoi")
+        return TokenNames(
+            special={getattr(ids, name): f"<{name}>" for name in names},
+            codes=range(ids.first_visual, ids.size),
+            others_in_images={ids.eol: "row ends"},
+        )
 
     def _write(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         for codes in sample.codes:

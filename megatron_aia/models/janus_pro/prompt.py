@@ -41,9 +41,10 @@ from megatron_aia.models.draft import (
     split_at_tags,
 )
 from megatron_aia.models.janus_pro.images import load_square
-from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
+from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.models.picture_codes import PictureCodes
+from megatron_aia.models.token_names import TokenNames
 
 Image = np.ndarray | Picture
 
@@ -122,6 +123,16 @@ class JanusPrompt:
         """See ``PromptBuilder``; not even the header of a picture is read."""
         check_turns(sample)
         return self._write(self._codes.stand_in(sample), drop_prompt=False)
+
+    @property
+    def token_names(self) -> TokenNames:
+        """See ``ModelPrompt``."""
+        ids = self.vocabulary
+        return TokenNames(
+            special={token: NAMES[name] for name, token in vars(self.special_tokens).items()},
+            codes=range(ids.first_code, ids.image_slot),
+            others_in_images={ids.image_slot: "slots"},
+        )
 
     def _write(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         draft = Draft()

@@ -1,0 +1,134 @@
+"""A sample as the model reads it, in lines for people."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from megatron_aia.aia.roles import Task, key_task, row_task
+from megatron_aia.analysis.records import task_name
+from megatron_aia.data.loader import PlacedSample
+from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample
+from megatron_aia.models.spec import ModelPrompt
+from megatron_aia.models.token_names import TokenKind, TokenNames
+
+_COLORS = {Task.GENERATION: "34", Task.UNDERSTANDING: "33"}
+_ROW_STYLE = "1"
+_LABEL_STYLE = "4"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring tokens that are shown together: an image, a special token, or a text."""
+
+    kind: TokenKind
+    start: int
+    stop: int
+    """Positions in the sample."""
+
+
+def cut_pieces(sample: TokenizedSample, names: TokenNames) -> Iterator[Piece]:
+    """Cut a sample where the kind of token changes, and texts also where role or label do."""
+
+    def look(position: int) -> tuple[object, ...]:
+        kind = names.kind(int(sample.tokens[position]))
+        if kind is TokenKind.IMAGE:
+            return (kind,)
+        if kind is TokenKind.SPECIAL:
+            return kind, position
+        return kind, int(sample.roles[position]), bool(sample.label_weights[position] > 0)
+
+    for _, positions in groupby(range(len(sample)), look):
+        numbers = list(positions)
+        kind = names.kind(int(sample.tokens[numbers[0]]))
+        yield Piece(kind, numbers[0], numbers[-1] + 1)
+
+
+def format_sample(
+    placed: PlacedSample, position: int, source: str, prompt: ModelPrompt, in_color: bool
+) -> str:
+    """Return a head of a few lines and a line for each piece: positions, marks, contents.
+
+    A mark names a role or a label; where it holds for a part of a piece only, its count stands
+    before it.
+
+    Args:
+        placed: what stands at ``position``.
+        position: in the order of the run.
+        source: where the sample comes from.
+        prompt: wrote the tokens.
+        in_color: for a terminal: blue for roles of generation and yellow for those of
+            understanding, rows bold, labels underlined.
+    """
+    sample = placed.tokens
+    lines = [
+        f"position {position}: {task_name(sample.task)}, {len(sample)} tokens, "
+        f"{int((sample.label_weights > 0).sum())} labels",
+        f"  sample {sample.key} of {source}, epoch {placed.address.epoch}",
+    ]
+    lines += [f"  image {n}: {text}" for n, text in enumerate(describe_images(placed.raw))]
+    pieces = list(cut_pieces(sample, prompt.token_names))
+    marks = [_marks(sample, piece) for piece in pieces]
+    width = max(map(len, marks), default=0)
+    for piece, mark in zip(pieces, marks, strict=True):
+        last = piece.stop - 1
+        place = str(last) if last == piece.start else f"{piece.start}..{last}"
+        contents = _contents(sample, piece, prompt)
+        if in_color:
+            contents = _paint(sample, piece, contents)
+        lines.append(f"{place:>13}  {mark:{width}}  {contents}")
+    return "\n".join(lines)
+
+
+def describe_images(raw: RawSample) -> list[str]:
+    """Return a line for each image: how it is stored, its size, and what the model does with it."""
+    lines = []
+    roles = [turn.role for turn in raw.turns for _ in range(turn.text.count(IMAGE_TAG))]
+    for role, image in zip(roles, raw.images, strict=True):
+        use = "to draw" if role == "gpt" else "to look at"
+        if isinstance(image, np.ndarray):
+            size = f"{image.shape[0]} x {image.shape[1]} codes"
+        else:
+            width, height = image.pixel_size()
+            size = f"picture of {width} x {height} pixels"
+        lines.append(f"{size}, {use}")
+    return lines
+
+
+def _contents(sample: TokenizedSample, piece: Piece, prompt: ModelPrompt) -> str:
+    tokens = [int(token) for token in sample.tokens[piece.start : piece.stop]]
+    names = prompt.token_names
+    if piece.kind is TokenKind.SPECIAL:
+        return names.special[tokens[0]]
+    if piece.kind is TokenKind.TEXT:
+        return prompt.tokenizer.decode(tokens).replace("\n", "\\n")
+    counts = Counter(names.others_in_images.get(token, "codes") for token in tokens)
+    return f"[image: {', '.join(f'{count} {name}' for name, count in counts.items())}]"
+
+
+def _marks(sample: TokenizedSample, piece: Piece) -> str:
+    roles = sample.roles[piece.start : piece.stop]
+    is_label = sample.label_weights[piece.start : piece.stop] > 0
+    masks = {"label": is_label}
+    for task in _COLORS:
+        masks[f"row {task_name(task)}"] = row_task(roles) == task
+        masks[f"key {task_name(task)}"] = key_task(roles) == task
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    whole = piece.stop - piece.start
+    return ", ".join(
+        name if count == whole else f"{count} {name}" for name, count in counts.items() if count
+    )
+
+
+def _paint(sample: TokenizedSample, piece: Piece, text: str) -> str:
+    roles = sample.roles[piece.start : piece.stop]
+    styles = [
+        color
+        for task, color in _COLORS.items()
+        if ((row_task(roles) == task) | (key_task(roles) == task)).any()
+    ][:1]
+    styles += [_ROW_STYLE] * bool(row_task(roles).any())
+    styles += [_LABEL_STYLE] * bool((sample.label_weights[piece.start : piece.stop] > 0).any())
+    return f"\x1b[{';'.join(styles)}m{text}\x1b[0m" if styles else text

@@ -1,0 +1,71 @@
+"""How the command line names the data: folders, one mixture file, or a blend of folders."""
+
+from pathlib import Path
+
+from megatron_aia.config.tree import DataConfig
+
+_MIXTURE_SUFFIXES = (".yaml", ".yml")
+
+
+def mixture_file(data: DataConfig) -> str | None:
+    """Return the mixture file that --data-path names, or None if it names folders.
+
+    Raises:
+        ValueError: there is something beside the file.
+    """
+    files = [path for path in data.data_path if path.endswith(_MIXTURE_SUFFIXES)]
+    if files and len(data.data_path) > 1:
+        raise ValueError(
+            f"--data-path {files[0]} is a mixture file and must stand alone; name the other "
+            "folders in it"
+        )
+    return files[0] if files else None
+
+
+def blend_pairs(blend: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Return the weights and folders of --blend.
+
+    Raises:
+        ValueError: they are not pairs of a whole number and a folder, or a folder stands twice.
+    """
+    given = f"--blend {' '.join(blend)}"
+    if len(blend) % 2:
+        raise ValueError(f"{given} is not pairs; write weight folder, as in --blend 2 A 1 B")
+    weights, folders = blend[::2], blend[1::2]
+    for weight, folder in zip(weights, folders, strict=True):
+        if not (weight.isascii() and weight.isdigit() and int(weight)):
+            raise ValueError(
+                f"{given}: the weight {weight} of {folder} is not a whole number from 1 on; for "
+                "0.7 and 0.3 write 7 and 3"
+            )
+    twice = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
+    if twice:
+        raise ValueError(f"{given}: {twice[0]} stands there twice; add its weights")
+    return [(int(weight), folder) for weight, folder in zip(weights, folders, strict=True)]
+
+
+def named_folders(data: DataConfig) -> list[str]:
+    """Return the data folders that the command line names itself; none of a mixture file."""
+    blended = [folder for _, folder in blend_pairs(data.blend)]
+    return blended + ([] if mixture_file(data) else list(data.data_path))
+
+
+def check_data_sources(data: DataConfig) -> None:
+    """Check that flags which name or weight data do not contradict each other.
+
+    Raises:
+        ValueError: naming the flag, its value and a remedy.
+    """
+    file, pairs = mixture_file(data), blend_pairs(data.blend)
+    if pairs and data.data_path:
+        raise ValueError(
+            f"--blend and --data-path {data.data_path[0]} both name the data; use one of them"
+        )
+    if (file or pairs) and data.task_ratio != DataConfig.task_ratio:
+        remedy = "give weights to its sources" if file else "the weights of --blend take its place"
+        raise ValueError(
+            f"--task-ratio {data.task_ratio} weights the tasks of plain folders, not "
+            f"{file or '--blend'}; leave it out, {remedy}"
+        )
+    if file and not Path(file).is_file():
+        raise ValueError(f"--data-path {file} is not a file; name a mixture file or data folders")

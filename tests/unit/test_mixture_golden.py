@@ -1,0 +1,102 @@
+"""Committed orders: to change one is to change the data of runs that go on from a checkpoint."""
+
+from fake_index import fake_index
+
+from megatron_aia.aia.roles import Task
+from megatron_aia.data.mixture import Mixture, SampleAddress
+from megatron_aia.data.mixture_file import MixturePlan, Source
+from megatron_aia.data.open_mixture import mix_sources
+from megatron_aia.data.phases import Phase
+from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
+
+SEED = 1234
+FIRST = fake_index("first", [Task.GENERATION, Task.UNDERSTANDING] * 9 + [Task.TEXT] * 4)
+SECOND = fake_index("second", [Task.UNDERSTANDING] * 5 + [Task.GENERATION] * 7 + [Task.MIXED] * 3)
+
+
+def by_task(ratio: str, window_shards: int = 0) -> Mixture:
+    return mix_by_task([FIRST, SECOND], parse_task_ratio(ratio), SEED, window_shards)
+
+
+def order(mixture: Mixture, count: int) -> str:
+    """Return the first samples as ``task index:sample/epoch``."""
+
+    def text(address: SampleAddress) -> str:
+        place = f"{address.index_number}:{address.sample_number}/{address.epoch}"
+        return address.task.name[0] + place
+
+    return " ".join(text(mixture.locate(position)) for position in range(count))
+
+
+def test_order_of_two_tasks() -> None:
+    mixture = by_task("1:1")
+    assert mixture.fingerprint == "c26eea374e3d7c80"
+    assert order(mixture, 40) == (
+        "G0:12/0 U0:13/0 U1:2/0 G1:10/0 U0:3/0 G1:5/0 U1:0/0 G0:4/0 G0:2/0 U0:17/0 "
+        "U0:15/0 G1:11/0 G0:6/0 U1:3/0 G0:10/0 U1:4/0 U0:5/0 G1:7/0 G0:0/0 U0:9/0 "
+        "U1:1/0 G1:8/0 U0:1/0 G0:8/0 G0:14/0 U0:11/0 U0:7/0 G1:6/0 G1:9/0 U0:13/1 "
+        "U0:17/1 G0:16/0 G0:12/1 U0:11/1 G1:8/1 U1:0/1 G1:5/1 U0:3/1 U1:2/1 G0:14/1"
+    )
+    far = mixture.locate(10**9 + 7)
+    assert (far.index_number, far.sample_number, far.epoch) == (0, 15, 35714285)
+
+
+def test_order_of_four_tasks() -> None:
+    mixture = by_task("2:1:1:1")
+    assert mixture.fingerprint == "ceb1528b1072c0d7"
+    assert order(mixture, 40) == (
+        "G0:12/0 G1:10/0 M1:14/0 T0:21/0 U0:13/0 U1:2/0 T0:18/0 G0:4/0 M1:13/0 G1:5/0 "
+        "G1:11/0 G0:2/0 T0:19/0 M1:12/0 U0:3/0 U1:0/0 G0:10/0 T0:20/0 M1:12/1 G0:6/0 "
+        "M1:14/1 G0:0/0 G1:7/0 T0:21/1 U0:17/0 G1:8/0 T0:19/1 G0:8/0 U0:15/0 M1:13/1 "
+        "T0:20/1 G1:6/0 U1:3/0 G0:14/0 M1:14/2 M1:13/2 G1:9/0 U1:4/0 T0:18/1 G0:16/0"
+    )
+    far = mixture.locate(10**9 + 7)
+    assert (far.index_number, far.sample_number, far.epoch) == (1, 5, 25000000)
+
+
+def by_source(plan: MixturePlan) -> Mixture:
+    return mix_sources(plan, SEED, {"first": FIRST, "second": SECOND}.__getitem__)
+
+
+def test_order_of_a_blend() -> None:
+    sources = (Source("1", "first"), Source("2", "second"))
+    mixture = by_source(MixturePlan(sources, (Phase((2, 1)),)))
+    assert mixture.fingerprint == "c2b37a96905c6617"
+    assert order(mixture, 30) == (
+        "M1:14/0 T0:20/0 G0:14/0 M1:12/0 U0:13/0 U0:9/0 G0:0/0 T0:19/0 U1:1/0 T0:21/0 "
+        "G0:16/0 G1:5/0 U0:7/0 U1:3/0 G0:10/0 G0:12/0 U1:0/0 U0:5/0 G0:2/0 M1:13/0 "
+        "G0:6/0 G1:7/0 U0:17/0 G0:4/0 U0:15/0 G1:6/0 T0:18/0 G1:11/0 G0:8/0 U0:3/0"
+    )
+    far = mixture.locate(10**9 + 7)
+    assert (far.index_number, far.sample_number, far.epoch) == (0, 18, 30303030)
+
+
+def test_order_of_phases() -> None:
+    sources = (
+        Source("drawing", "second", Task.GENERATION, limit=4),
+        Source("asking", "first", Task.UNDERSTANDING),
+        Source("rest", "first"),
+    )
+    phases = (Phase((1, 1, 0), 7), Phase((3, 0, 2), 13), Phase((1, 1, 1)))
+    mixture = by_source(MixturePlan(sources, phases))
+    assert mixture.fingerprint == "0c8999faaadf975a"
+    assert order(mixture, 30) == (
+        "G0:8/0 U1:9/0 U1:5/0 G0:7/0 U1:7/0 G0:10/0 G0:5/0 U1:15/0 G0:7/1 G0:5/1 "
+        "U1:5/0 G0:8/1 G0:5/2 G0:10/1 G0:8/2 U1:17/0 G1:0/0 G1:6/0 G0:7/2 G0:10/2 "
+        "G1:12/0 U1:11/0 G0:10/3 G0:7/3 U1:13/0 U1:15/0 U1:1/0 G0:8/3 T1:18/0 G0:5/3"
+    )
+    far = mixture.locate(10**9 + 7)
+    assert (far.index_number, far.sample_number, far.epoch) == (1, 17, 37037036)
+
+
+def test_order_of_windows() -> None:
+    """Four shards of the one task and three of the other, in two windows each."""
+    mixture = by_task("1:1", window_shards=2)
+    assert mixture.fingerprint == "581ed78cc13630e2"
+    assert order(mixture, 30) == (
+        "G1:10/0 U0:5/0 U0:1/0 G0:8/0 U0:3/0 G0:2/0 U1:2/0 G0:6/0 G0:0/0 U0:7/0 "
+        "U1:0/0 G0:4/0 G1:11/0 U1:3/0 G1:7/0 U1:4/0 U1:1/0 G1:5/0 G0:16/0 U0:9/0 "
+        "U0:13/0 G1:6/0 U0:11/0 G1:9/0 G0:10/0 U0:15/0 U0:17/0 G1:8/0 G0:12/0 U1:4/1"
+    )
+    far = mixture.locate(10**9 + 7)
+    assert (far.index_number, far.sample_number, far.epoch) == (0, 5, 35714285)
