@@ -75,10 +75,22 @@ def _inspect(options: argparse.Namespace, config: "Config") -> None:
     from megatron_aia.training.setup import open_data  # heavy: torch and megatron-core
 
     data = open_data(config, load_model_spec(config.model.model))
+    steps = options.plot_steps * data.global_batch_size if options.plot else 0
+    _check_end(data, options.position, max(options.count, steps))
     for position in range(options.position, options.position + options.count):
         _show(config, data, position, options.save_image)
     if options.plot:
         _plot(data, options.position, options.plot_steps, options.plot)
+
+
+def _check_end(data: "GlobalBatches", position: int, count: int) -> None:
+    """Check that the phases of the mixture are long enough."""
+    end = data.mixture.num_samples
+    if end is not None and position + count > end:
+        raise ValueError(
+            f"--position {position} and the {count} samples from there on go beyond the end of the "
+            f"mixture, which has {end}; lower --position, --count or --plot-steps"
+        )
 
 
 def _show(
@@ -91,7 +103,8 @@ def _show(
     folder = data.mixture.indexes[placed.address.index_number].folder
     in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     prompt: ModelPrompt = data.prompt  # type: ignore[assignment]
-    print(format_sample(placed, position, str(folder), prompt, in_color))
+    origin = f"{folder}, source {data.mixture.pools[placed.address.source].name}"
+    print(format_sample(placed, position, origin, prompt, in_color))
     if image_folder:
         tokenizer = _decoder(config, Path(str(folder)))
         for file in save_images(placed.raw, image_folder, f"position-{position}", tokenizer):

@@ -47,7 +47,7 @@ def cut_pieces(sample: TokenizedSample, names: TokenNames) -> Iterator[Piece]:
 
 
 def format_sample(
-    placed: PlacedSample, position: int, source: str, prompt: ModelPrompt, in_color: bool
+    placed: PlacedSample, position: int, origin: str, prompt: ModelPrompt, in_color: bool
 ) -> str:
     """Return a head of a few lines and a line for each piece: positions, marks, contents.
 
@@ -57,7 +57,7 @@ def format_sample(
     Args:
         placed: what stands at ``position``.
         position: in the order of the run.
-        source: where the sample comes from.
+        origin: folder and source of the sample.
         prompt: wrote the tokens.
         in_color: for a terminal: blue for roles of generation and yellow for those of
             understanding, rows bold, labels underlined.
@@ -66,7 +66,7 @@ def format_sample(
     lines = [
         f"position {position}: {task_name(sample.task)}, {len(sample)} tokens, "
         f"{int((sample.label_weights > 0).sum())} labels",
-        f"  sample {sample.key} of {source}, epoch {placed.address.epoch}",
+        f"  sample {sample.key} of {origin}, epoch {placed.address.epoch}",
     ]
     lines += [f"  image {n}: {text}" for n, text in enumerate(describe_images(placed.raw))]
     pieces = list(cut_pieces(sample, prompt.token_names))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from support.layouts import MODELS
 from support.runs import VOCAB_SIZE, write_dataset
 from support.tiny_data import CODEBOOK_SIZE, JANUS_GRID
@@ -115,7 +116,7 @@ def test_words_names_and_places(folders, family):
                     members[key] = json.load(archive.extractfile(member))
     tasks = set()
     for position, lines in enumerate(blocks_of(output)):
-        key = re.search(r"sample (\S+) of (\S+), epoch 0", lines[1])[1]
+        key = re.search(r"sample (\S+) of \S+, source \S+, epoch 0", lines[1])[1]
         description = members[key]
         tasks.add(description["task"])
         assert lines[0].startswith(f"position {position}: {description['task']}, ")
@@ -136,6 +137,25 @@ def test_positions_are_chosen(folders):
     _, everything, _ = inspect(folders, "emu3", "--count", 9)
     _, some, _ = inspect(folders, "emu3", "--position", 4, "--count", 3)
     assert blocks_of(some) == blocks_of(everything)[4:7]
+
+
+def test_sources_of_a_mixture_file(folders, tmp_path):
+    phases = [{"weights": {"pairs": 1, "words": 2}, "samples": 9}]
+    sources = {
+        "pairs": {"path": str(folders["emu3"]), "task": "generation"},
+        "words": {"path": str(folders["emu3"]), "task": "text"},
+    }
+    file = tmp_path / "mixture.yaml"
+    file.write_text(yaml.safe_dump({"sources": sources, "phases": phases}))
+    tokenizer = folders["emu3"] / "tokenizer.model"
+    flags = ("--data-path", file, "--tokenizer-model", tokenizer, "--task-ratio", "1:1")
+    code, output, error = inspect(folders, "emu3", *flags, "--count", 9)
+    assert (code, error) == (0, "")
+    for lines in blocks_of(output):
+        name = re.search(r", source (\S+), epoch", lines[1])[1]
+        assert {"pairs": "generation", "words": "text"}[name] in lines[0]
+    code, _, error = inspect(folders, "emu3", *flags, "--count", 10)
+    assert code == 2 and "the end of the mixture, which has 9; lower --position" in error
 
 
 def test_colours_change_nothing_but_colours(folders):
