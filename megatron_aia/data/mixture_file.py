@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.config.files import did_you_mean
+from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.yaml_file import load_mapping
 from megatron_aia.data.phases import Phase
 
@@ -81,8 +82,12 @@ def _read_source(path: str, name: Any, entry: Any) -> Source:
         raise ValueError(f"{place}: task {task!r} is none; use {', '.join(_TASKS)}")
     if limit is not None and (not _is_whole(limit) or limit < 1):
         raise ValueError(f"{place}: limit must be a whole number from 1 on, not {limit!r}")
-    # An address with a scheme, as s3://bucket/shards, stays what it is.
-    if "://" not in folder:
+    if is_url(folder):
+        try:
+            check_location(folder)
+        except ValueError as error:
+            raise ValueError(f"{place}: path {error}") from None
+    else:
         folder = str(Path(path).parent / folder)
     return Source(name, folder, None if task is None else Task[task.upper()], limit, place)
 

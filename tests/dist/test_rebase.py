@@ -3,9 +3,11 @@
 The other data is a mixture file, whose second phase begins inside a step of the run.
 """
 
+import io
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -32,9 +34,18 @@ phases:
 """
 
 
-def steps_of(config: Config) -> tuple[list[LogRecord], list[list[torch.Tensor]]]:
-    """Train; return the records of this start and the tokens of its steps."""
-    trainer = Trainer(config)
+class Start(NamedTuple):
+    """What one start of a run left behind."""
+
+    records: list[LogRecord]
+    steps: list[list[torch.Tensor]]
+    """Tokens of its micro-batches."""
+    log: str
+
+
+def train(config: Config) -> Start:
+    trainer, log = Trainer(config), io.StringIO()
+    logging.getLogger("megatron_aia").addHandler(logging.StreamHandler(log))
     first, steps = trainer.iteration, []
     original = GlobalBatches.step
 
@@ -51,15 +62,16 @@ def steps_of(config: Config) -> tuple[list[LogRecord], list[list[torch.Tensor]]]
     dist.barrier()
     destroy_parallel()
     assert config.checkpoint.save
-    return [r for r in read_records(Path(config.checkpoint.save)) if r.iteration > first], steps
+    records = [r for r in read_records(Path(config.checkpoint.save)) if r.iteration > first]
+    return Start(records, steps, log.getvalue())
 
 
-def run_all(configs: dict[str, Config]) -> dict[str, Any]:
-    return {name: steps_of(config) for name, config in configs.items()}
+def train_all(configs: dict[str, Config]) -> dict[str, Start]:
+    return {name: train(config) for name, config in configs.items()}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Start]]:
     """A run, the same with other data from step 2 on, and restarts of that one at its step 4."""
     data = write_dataset(tmp_path_factory.mktemp("data"))
     mixture = data / "mixture.yaml"
@@ -80,33 +92,42 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         "resumed": config("resumed", mixture, END, "rebased/iter_0000004"),
         "restarted": config("restarted", mixture, END, "rebased/iter_0000004", rebase_data=True),
     }
-    return folder, spawn(run_all, 1, configs)
+    return folder, spawn(train_all, 1, configs)
 
 
 def test_new_data_begins_at_its_first_sample(runs: Any) -> None:
-    records, steps = runs[1]["rebased"]
-    _, fresh = runs[1]["fresh"]
+    records, steps, _ = runs[1]["rebased"]
     assert len(steps) == END - SWITCH
-    for ours, theirs in zip(steps, fresh, strict=True):
+    for ours, theirs in zip(steps, runs[1]["fresh"].steps, strict=True):
         assert all(map(torch.equal, ours, theirs))
     assert [record.iteration for record in records] == [3, 4, 5]
     assert [record.consumed_samples for record in records] == [30, 40, 50]
 
 
 def test_weights_optimizer_and_schedule_go_on(runs: Any) -> None:
-    (fresh, _), (rebased, _) = runs[1]["fresh"], runs[1]["rebased"]
+    first, fresh, rebased = (runs[1][name].records for name in ("first", "fresh", "rebased"))
     assert rebased[0].loss < fresh[0].loss
-    first, _ = runs[1]["first"]
     assert rebased[0].learning_rate != first[0].learning_rate
 
 
 @pytest.mark.parametrize("name", ["resumed", "restarted"])
 def test_the_rebased_run_resumes_exactly(name: str, runs: Any) -> None:
     """Without the flag, and with it: the command line of a job that a cluster restarts."""
-    (records, steps), (expected, their_steps) = runs[1][name], runs[1]["rebased"]
-    assert [r.iteration for r in records] == [5]
-    assert all(map(torch.equal, steps[0], their_steps[-1]))
-    assert (records[0].loss, records[0].grad_norm) == (expected[-1].loss, expected[-1].grad_norm)
+    (record,), (step,), _ = runs[1][name]
+    expected = runs[1]["rebased"]
+    assert record.iteration == END
+    assert all(map(torch.equal, step, expected.steps[-1]))
+    last = expected.records[-1]
+    assert (record.loss, record.grad_norm) == (last.loss, last.grad_norm)
+
+
+def test_the_log_counts_what_was_drawn_on_a_resume_and_at_the_end(runs: Any) -> None:
+    log = runs[1]["resumed"].log
+    assert "20 samples so far: " in log.split("iteration 5/5")[0]
+    # 11 and 6 in the first phase; 13 in the second, whose 6 periods have 6 and 6.
+    counts = ("30 samples so far: 18 drawing", "30 samples so far: 17 drawing")
+    assert any(count in log.split("iteration 5/5")[1] for count in counts)
+    assert "so far" not in runs[1]["rebased"].log.split("iteration 3/5")[0]
 
 
 def test_the_checkpoint_says_where_the_data_began(runs: Any) -> None:
@@ -117,3 +138,19 @@ def test_the_checkpoint_says_where_the_data_began(runs: Any) -> None:
     for name in ("rebased", "resumed", "restarted"):
         assert (state(name).consumed_samples, state(name).data_start) == (50, 20)
     assert state("rebased").data_fingerprint == state("fresh").data_fingerprint
+
+
+def failure_of(config: Config) -> str:
+    with pytest.raises(ValueError) as error:
+        Trainer(config)
+    destroy_parallel()
+    return str(error.value)
+
+
+def test_a_run_longer_than_its_phases_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    file = data / "mixture.yaml"
+    file.write_text("sources: {all: .}\nphases: [{samples: 39, weights: {all: 1}}]")
+    config = run_config(file, Layout(), train_iters=4)
+    message = spawn(failure_of, 1, replace(config, data=replace(config.data, task_ratio="1:1")))
+    assert "phases of the mixture end after 39 samples, and the run draws 40" in message

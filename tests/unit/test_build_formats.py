@@ -121,6 +121,8 @@ def test_every_format(pictures, write, num_workers):
         assert sample.task is Task.GENERATION
         assert [turn.text for turn in sample.turns] == [prompt, "<image>"]
         np.testing.assert_array_equal(sample.images[0], grid)
+    code, report, _ = run_tool("verify_shards", options.output, "--decode")
+    assert code == 0, report
 
 
 def test_codes_of_emu3_are_kept(tmp_path):

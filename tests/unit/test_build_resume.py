@@ -1,6 +1,7 @@
 """Builds by several processes, and builds that are killed: always the same bytes."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -354,6 +355,26 @@ def test_records_that_stopped_a_build_are_tried_again(tmp_path):
         assert (now.st_ino, now.st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
     build_shards(options_for(source, tmp_path / "whole", samples_per_shard=2))
     assert contents_of(options.output) == contents_of(tmp_path / "whole")
+
+
+def test_a_disk_that_fails_drops_no_record(source, expected, tmp_path, monkeypatch):
+    options = options_for(source, tmp_path / "data")
+    opened = image_module.open
+
+    def fail(place, *arguments, **settings):
+        if Path(place).name == "14.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
+        return opened(place, *arguments, **settings)
+
+    leave_unfinished(options)
+    kept = journals(options)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_module, "open", fail)
+        with pytest.raises(OSError, match=r"Input/output error.*14\.png"):
+            build_shards(options)
+    assert set(kept) <= set(journals(options))
+    build_shards(options)
+    assert contents_of(options.output) == expected
 
 
 def test_two_builds_of_one_output(source, tmp_path):

@@ -13,6 +13,7 @@ from megatron_aia.aia.profile import load_profile
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config.files import GROUP_OF_FIELD, flag
 from megatron_aia.data.building.options import BuildOptions
+from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.data.verify import VerifyOptions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -182,6 +183,14 @@ def test_the_profile_of_the_documents_is_valid(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(example))
         profile = load_profile(str(path))
         profile.resolve(profile.depth, "layer")
+
+
+def test_the_mixture_file_of_the_documents_is_valid(tmp_path: Path) -> None:
+    (example,) = [b for b in code_blocks("docs/data.md", "yaml") if "phases:" in b]
+    path = tmp_path / "mixture.yaml"
+    path.write_text(example)
+    plan = read_mixture_file(str(path))
+    assert [phase.num_samples for phase in plan.phases] == [1_000_000, None]
 
 
 def test_the_changelog_has_this_version() -> None:

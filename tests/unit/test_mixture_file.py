@@ -99,6 +99,24 @@ def test_a_source_has_only_its_samples_once_an_epoch(folder: Path) -> None:
     assert max(epoch for source, epoch in seen if source == 0) > 20
 
 
+def test_peers_are_of_the_same_source_and_task(folder: Path) -> None:
+    """Of them stand-ins are drawn for damaged samples."""
+    mixture = open_file(folder)
+    for position in range(60):
+        address = mixture.locate(position)
+        peers = mixture.peers(address)
+        assert address.sample_number in peers
+        assert len(peers) == (9, 5, 4)[address.source]
+        assert set(mixture.indexes[address.index_number].tasks[peers]) == {address.task}
+    both = MixturePlan((Source("all", "a", limit=5),), (Phase((1,)),))
+    mixed = mix_sources(both, SEED, lambda name: fake_index(name, [1, 2, 1, 2, 0, 1, 1]))
+    kept = {(a.task, a.sample_number) for a in map(mixed.locate, range(5))}
+    for address in map(mixed.locate, range(5)):
+        assert {(address.task, n) for n in mixed.peers(address).tolist()} == {
+            sample for sample in kept if sample[0] == address.task
+        }
+
+
 def test_a_limit_keeps_the_same_samples_for_every_seed(folder: Path) -> None:
     kept = []
     for seed in (5, 6):
@@ -204,6 +222,7 @@ MISTAKES = {
     "no path": (FILE.replace("path: both, task: gen", "task: gen"), "the key path is missing"),
     "a number for a path": (FILE.replace("path: both", "path: 3"), "path must be .*, not 3"),
     "unknown option": (FILE.replace("limit", "limits"), "unknown key limits; did you"),
+    "a URL that runs": (FILE.replace("texts", "'pipe:cat x'"), "chat: path pipe:cat x: no URL"),
     "unknown task": (FILE.replace("generation", "drawn"), "task 'drawn' is none; use text, gen"),
     "limit of 0": (FILE.replace("limit: 5", "limit: 0"), "limit must be .* from 1 on, not 0"),
     "limit as text": (FILE.replace("limit: 5", "limit: 5k"), "limit must be .*, not '5k'"),

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from dataclasses import fields
+from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,14 @@ def values(batches: list[MicroBatch]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_the_same_steps_with_any_number_of_workers(folder: Path, num_workers: int) -> None:
-    inline = toy_batches(folder, size=2)
-    prefetcher = Prefetcher(toy_batches(folder, size=2), num_workers)
+@pytest.mark.parametrize(("num_workers", "row_multiple"), [(1, 0), (2, 4), (3, 0)])
+def test_the_same_steps_with_any_number_of_workers(
+    folder: Path, num_workers: int, row_multiple: int
+) -> None:
+    inline, ahead = (
+        replace(toy_batches(folder, size=2), row_multiple=row_multiple) for _ in range(2)
+    )
+    prefetcher = Prefetcher(ahead, num_workers)
     # A run, and one that goes on at another place.
     for position in [*range(0, 8 * GBS, GBS), 3 * GBS, 4 * GBS, 5]:
         assert values(prefetcher.step(position)) == values(inline.step(position))
