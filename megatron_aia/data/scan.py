@@ -12,8 +12,9 @@ from megatron_aia.data.shard import Read, Shard
 from megatron_aia.data.tar import list_members
 
 MAX_JSON_BYTES = 1 << 24
-MAX_MEMBER_BYTES = 1 << 28
-"""Most bytes of a file that is read: a shard from elsewhere must not fill the memory."""
+MAX_IMAGE_BYTES = 1 << 28
+"""Most bytes of the JSON, and of all images of a sample: a shard from elsewhere must not fill the
+memory."""
 _MEMBER_NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
 """The key goes up to the first dot after the last slash, as WebDataset has it."""
 
@@ -89,7 +90,7 @@ class _Sample:
         if "json" not in members:
             self._report_sample("missing member", f"no json beside {', '.join(members)}")
             return None
-        if not self._is_small(members["json"], MAX_JSON_BYTES):
+        if not self._is_small("json", members["json"].size, MAX_JSON_BYTES):
             return None
         data = self.read(members["json"].offset, members["json"].size)
         try:
@@ -109,16 +110,16 @@ class _Sample:
             self._report_sample("missing member", f"its {names} is missing")
             return None
         found = tuple(members[suffix] for suffix in used)
-        if not all(self._is_small(member, MAX_MEMBER_BYTES) for member in found[1:]):
+        # Several tags may name one member, which is then read for each.
+        if not self._is_small("images", sum(m.size for m in found[1:]), MAX_IMAGE_BYTES):
             return None
         others = tuple(member for suffix, member in members.items() if suffix not in used)
         return SampleEntry(self.key, self.offset, data, description, found, others)
 
-    def _is_small(self, member: Member, limit: int) -> bool:
-        if member.size > limit:
-            text = f"its {member.suffix} has {member.size} bytes, over {limit}"
-            self._report_sample("member size", text)
-        return member.size <= limit
+    def _is_small(self, what: str, num_bytes: int, limit: int) -> bool:
+        if num_bytes > limit:
+            self._report_sample("member size", f"{num_bytes} bytes of {what} are over {limit}")
+        return num_bytes <= limit
 
     def _report_sample(self, kind: Kind, text: str) -> None:
         self._report(kind, f"sample {self.key}: {text}")

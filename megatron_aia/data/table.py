@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from megatron_aia.data.reader import PictureEntry
-from megatron_aia.data.scan import MAX_MEMBER_BYTES, SampleEntry
+from megatron_aia.data.scan import MAX_IMAGE_BYTES, MAX_JSON_BYTES, SampleEntry
 
 _TYPES = {
     "tasks": np.uint8,
@@ -107,8 +107,10 @@ class SampleTable:
             return False
         room = np.repeat(np.array(shard_sizes, np.int64)[self.shard_numbers], members)
         sizes, offsets = self.member_sizes, self.member_offsets
-        is_inside = (sizes >= 0) & (sizes <= MAX_MEMBER_BYTES) & (offsets >= 0)
-        return bool((is_inside & (offsets <= room - sizes)).all())
+        if not ((sizes >= 0) & (offsets >= 0) & (offsets <= room - sizes)).all():
+            return False
+        of_samples = np.add.reduceat(sizes, self.member_starts[:-1]) if n else sizes
+        return bool((of_samples <= MAX_JSON_BYTES + MAX_IMAGE_BYTES).all())
 
     def key(self, number: int) -> bytes:
         """Return the key of a sample, in UTF-8."""

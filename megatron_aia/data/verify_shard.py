@@ -9,7 +9,7 @@ from megatron_aia.data.damage import Kind, Problem
 from megatron_aia.data.pictures import decode_picture
 from megatron_aia.data.reader import CodesEntry, PictureEntry
 from megatron_aia.data.sample import DamagedSample
-from megatron_aia.data.scan import MAX_MEMBER_BYTES, Member, SampleEntry, scan_shard
+from megatron_aia.data.scan import MAX_IMAGE_BYTES, Member, SampleEntry, scan_shard
 from megatron_aia.data.shard import Read, Shard
 from megatron_aia.data.walk import ShardPart
 
@@ -72,8 +72,8 @@ def _verify_sample(job: ShardJob, sample: SampleEntry, read: Read) -> Iterator[P
         checksum = sample.description.checksums.get(member.suffix)
         if member.suffix not in entries and checksum is None:
             continue
-        if member.size > MAX_MEMBER_BYTES:
-            text = f"its {member.suffix} has {member.size} bytes, over {MAX_MEMBER_BYTES}"
+        if member.size > MAX_IMAGE_BYTES:
+            text = f"{member.size} bytes of {member.suffix} are over {MAX_IMAGE_BYTES}"
             yield _problem(job, sample, "member size", text)
             continue
         data = read(member.offset, member.size)

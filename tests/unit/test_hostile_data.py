@@ -237,13 +237,18 @@ def test_a_member_that_fills_the_memory(tmp_path: Path, monkeypatch: pytest.Monk
     """The limits are so high that the test lowers them, but one of JSON."""
     write_shard(tmp_path / "a.tar", [{"__key__": "a", "json": b" " * (scan.MAX_JSON_BYTES + 1)}])
     tracemalloc.start()
-    refuse(tmp_path, "a.tar: sample a: its json has 16777217 bytes, over 16777216")
+    refuse(tmp_path, "a.tar: sample a: 16777217 bytes of json are over 16777216")
     assert tracemalloc.get_traced_memory()[1] < 4 * MEGABYTE
     tracemalloc.stop()
 
-    monkeypatch.setattr(scan, "MAX_MEMBER_BYTES", 139)
-    write_shard(tmp_path / "a.tar", [toy_sample("b", "understanding", "<image>q", "a")])
-    refuse(tmp_path, "a.tar: sample b: its emu3.npy has 140 bytes, over 139")
+    monkeypatch.setattr(scan, "MAX_IMAGE_BYTES", 300)
+    sample = toy_sample("b", "mixed", "<image><image>q", "a")
+    write_shard(tmp_path / "a.tar", [sample])
+    assert len(open_index(tmp_path)) == 1
+    one_for_three = toy_sample("b", "understanding", "<image>q", "<image><image>")
+    one_for_three["json"]["codes"] = one_for_three["json"]["codes"][:1] * 3
+    write_shard(tmp_path / "a.tar", [one_for_three])
+    refuse(tmp_path, "a.tar: sample b: 420 bytes of images are over 300")
 
 
 def npy_with_header(header: str, version: tuple[int, int] = (1, 0), values: bytes = b"") -> bytes:

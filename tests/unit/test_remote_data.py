@@ -259,6 +259,8 @@ def test_a_run_gets_the_batches_of_the_files(tmp_path: Path, num_workers: int) -
             prefetcher.close()
             steps.append(np.stack(tokens))
         np.testing.assert_array_equal(*steps)
+    assert not (folder / ".index").exists()
+    assert len(list((tmp_path / "cache").glob("*/index.json"))) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
