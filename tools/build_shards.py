@@ -18,7 +18,7 @@ from megatron_aia.data.build import build_shards
 from megatron_aia.data.building.dropped import DROPPED_FILE
 from megatron_aia.data.building.options import BuildOptions
 from megatron_aia.data.demo import build_demo
-from megatron_aia.data.shard_writer import read_codebook_size
+from megatron_aia.data.description import read_codebook_size
 
 EXIT_USER_ERROR = 2
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from megatron_aia.models.spec import ModelPrompt
 
 EXIT_USER_ERROR = 2
-
 _T = TypeVar("_T")
 
 
@@ -88,7 +87,7 @@ def _show(
     from megatron_aia.analysis.sample_images import save_images
     from megatron_aia.analysis.sample_text import format_sample
 
-    placed = _with_stand_ins(data, partial(data.sample_at, position))
+    placed = _read(data, partial(data.read_placed, position))
     folder = data.mixture.indexes[placed.address.index_number].folder
     in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     prompt: ModelPrompt = data.prompt  # type: ignore[assignment]
@@ -99,15 +98,16 @@ def _show(
             print(f"  {file}")
 
 
-def _with_stand_ins(data: "GlobalBatches", read: Callable[[], _T]) -> _T:
-    """Read, and again with stand-ins for the damaged samples that were found, as a run does."""
+def _read(data: "GlobalBatches", read: Callable[[], _T]) -> _T:
+    """Read as a run does, with stand-ins for damaged samples, and name these."""
     from megatron_aia.data.stand_ins import DamageFound
 
     while True:
         try:
             return read()
         except DamageFound as found:
-            print(f"inspect_data: damaged, another sample stands in: {found}", file=sys.stderr)
+            for damage in found.damages:
+                print("damaged:", damage.reason, file=sys.stderr)
             data.mark_damaged(found.damages)
 
 
@@ -124,8 +124,8 @@ def _plot(data: "GlobalBatches", position: int, num_steps: int, file: Path) -> N
     from megatron_aia.analysis.data_plots import measure_step, plot_data
 
     size = data.global_batch_size
-    firsts = [position + size * number for number in range(num_steps)]
-    steps = [measure_step(_with_stand_ins(data, partial(data.step, first))) for first in firsts]
+    first_positions = range(position, position + size * num_steps, size)
+    steps = [measure_step(_read(data, partial(data.step, first))) for first in first_positions]
     plot_data(steps, data.seq_length).savefig(file)
     print(file)
 

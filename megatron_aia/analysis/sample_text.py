@@ -9,8 +9,8 @@ import numpy as np
 
 from megatron_aia.aia.roles import Task, key_task, row_task
 from megatron_aia.analysis.records import task_name
-from megatron_aia.data.loader import PlacedSample
 from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample
+from megatron_aia.data.sample_reader import PlacedSample
 from megatron_aia.models.spec import ModelPrompt
 from megatron_aia.models.token_names import TokenKind, TokenNames
 

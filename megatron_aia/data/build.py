@@ -14,16 +14,16 @@ from megatron_aia.data.building.options import BuildOptions
 from megatron_aia.data.building.ranges import Progress, RangeBuilder, RangeJob
 from megatron_aia.data.building.work_folder import FinishedRange, WorkFolder
 from megatron_aia.data.building.workers import Workers
-from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
-from megatron_aia.data.janus_images import JanusQuantizer
-from megatron_aia.data.shard_writer import (
+from megatron_aia.data.description import (
     FORMAT_VERSION,
     CodesOrigin,
     check_codebook_size,
-    check_output,
     read_num_samples,
     write_description,
 )
+from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
+from megatron_aia.data.janus_images import JanusQuantizer
+from megatron_aia.data.shard_writer import check_output
 from megatron_aia.data.sources import Source, open_source
 from megatron_aia.runtime.device import use_one_thread, worker_device
 

@@ -1,6 +1,7 @@
 """Image codes: plain ``.npy`` arrays, and nothing that could run code."""
 
 import io
+from functools import lru_cache
 
 import numpy as np
 
@@ -8,6 +9,12 @@ from megatron_aia.data.checksum import fits
 from megatron_aia.data.damage import quote
 from megatron_aia.data.reader import CodesEntry
 from megatron_aia.data.sample import DamagedSample
+
+_Header = tuple[tuple[int, ...], bool, np.dtype, int]
+"""Shape, whether columns come first, type, and where the values begin."""
+_USUAL = b"\x93NUMPY\x01\x00\x76\x00"
+_USUAL_SIZE = 128
+"""What numpy writes of any small array. Parsing its header takes longer than all the rest."""
 
 
 def decode_codes(
@@ -48,16 +55,21 @@ def decode_codes(
     return codes.astype(np.int64)
 
 
-def _read_npy_header(data: bytes, member: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Return shape, whether columns come first, type, and where the values begin."""
-    file = io.BytesIO(data)
+def _read_npy_header(data: bytes, member: str) -> _Header:
     try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, is_fortran, dtype = read(file)
+        return _parse_usual(data[:_USUAL_SIZE]) if data.startswith(_USUAL) else _parse(data)
     except Exception:  # a damaged header makes numpy raise much else than ValueError
         raise DamagedSample(f"{member} is no plain npy array") from None
-    return shape, is_fortran, dtype, file.tell()
+
+
+def _parse(data: bytes) -> _Header:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    return *read(file), file.tell()
+
+
+_parse_usual = lru_cache(maxsize=4096)(_parse)

@@ -41,6 +41,11 @@ _MAX_GAP = 1 << 16
 """Bytes between members of a sample that are rather read in vain than skipped by another read."""
 _MIN_BYTES_PER_WORKER = 1 << 26
 _NAMED_SHARDS = 3
+_UNUSABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError),
+    *(RecursionError, zipfile.BadZipFile),
+)
+"""What a kept index raises that is damaged, or of another version."""
 logger = logging.getLogger(__name__)
 
 
@@ -186,13 +191,20 @@ def _load(folder: str, shards: tuple[Shard, ...], cache: Path) -> ShardIndex | N
         if header["format_version"] != _FORMAT_VERSION or header["shards"] != _list_files(shards):
             return None
         fingerprint = str(header["fingerprint"])
-        with np.load(cache / f"table-{fingerprint}.npz", allow_pickle=False) as columns:
-            table = SampleTable(
-                **{column.name: columns[column.name] for column in fields(SampleTable)}
-            )
-    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
+        table = _load_table(cache / f"table-{fingerprint}.npz")
+    except _UNUSABLE:
+        return None
+    if table is None or not table.fits([shard.size for shard in shards]):
         return None
     return ShardIndex(folder, shards, table, fingerprint, cache)
+
+
+def _load_table(path: Path) -> SampleTable | None:
+    with np.load(path, allow_pickle=False) as columns:
+        # As written, it is not compressed; a small file must not become a large table.
+        if sum(info.file_size for info in columns.zip.infolist()) > path.stat().st_size:
+            return None
+        return SampleTable(**{column.name: columns[column.name] for column in fields(SampleTable)})
 
 
 def _list_files(shards: Sequence[Shard]) -> list[list[str | int]]:

@@ -11,26 +11,14 @@ from typing import NamedTuple
 from megatron_aia.config.layout import row_multiple
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.mixture import SampleAddress
 from megatron_aia.data.open_mixture import open_mixture
 from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
-from megatron_aia.data.sample import PromptBuilder, RawSample, TokenizedSample
+from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.sample_reader import SampleReader
 from megatron_aia.data.stand_ins import collect
 from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
-
-
-@dataclass(frozen=True)
-class PlacedSample:
-    """What a run reads at one position."""
-
-    address: SampleAddress
-    raw: RawSample
-    """As stored."""
-    tokens: TokenizedSample
-    """As the model reads it."""
 
 
 class MicroBatchPlan(NamedTuple):
@@ -108,17 +96,6 @@ class GlobalBatches(SampleReader):
             OSError: a shard cannot be read.
         """
         return collect(partial(self.build, position, plan) for plan in self.plan(position))
-
-    def sample_at(self, position: int) -> PlacedSample:
-        """Read the sample at one position of the run, or the one that stands in for it.
-
-        Raises:
-            DamageFound: its content is damaged, which counting tokens did not find.
-            ValueError: as ``build``.
-        """
-        address = self.address(position)
-        raw = self._read_raw(address.index_number, address.sample_number)
-        return PlacedSample(address, raw, self.read(position))
 
     def describe(self) -> list[str]:
         """Return lines for the log: the samples, the mixture, tokens and padding."""

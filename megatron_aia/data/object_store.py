@@ -166,11 +166,10 @@ def with_retries(call: Callable[[], _T], url: str) -> _T:
 
 
 def _root(error: Exception) -> BaseException:
-    """Return what went wrong: fsspec calls every failure to learn a size FileNotFoundError."""
+    """Return what went wrong: on web servers, fsspec calls every failure FileNotFoundError."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and _is_of_client(cause) and _status(cause) != 404:
-        return cause or error
-    return error
+    is_other = type(cause).__module__.startswith("aiohttp") and _status(cause) != 404
+    return cause if isinstance(error, FileNotFoundError) and cause and is_other else error
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -16,6 +16,17 @@ from megatron_aia.data.sample import DamagedSample, PromptBuilder, RawSample, To
 from megatron_aia.data.stand_ins import Damage, DamageFound, locate_usable
 
 
+@dataclass(frozen=True)
+class PlacedSample:
+    """What a run reads at one position."""
+
+    address: SampleAddress
+    raw: RawSample
+    """As stored."""
+    tokens: TokenizedSample
+    """As the model reads it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleReader:
     """Reads the samples of a run by position; stand-ins take the place of damaged ones."""
@@ -89,6 +100,13 @@ class SampleReader:
             sample = truncate(sample, self.seq_length)
         assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
         return sample
+
+    def read_placed(self, position: int) -> PlacedSample:
+        """As ``read``; return also where the sample comes from."""
+        tokens = self.read(position)
+        address = self.address(position)
+        raw = self._read_raw(address.index_number, address.sample_number)
+        return PlacedSample(address, raw, tokens)
 
     def mark_damaged(self, damages: Iterable[Damage]) -> None:
         """Let stand-ins take the place of these samples. All ranks must mark the same."""

@@ -8,7 +8,18 @@ from itertools import pairwise
 import numpy as np
 
 from megatron_aia.data.reader import PictureEntry
-from megatron_aia.data.scan import SampleEntry
+from megatron_aia.data.scan import MAX_MEMBER_BYTES, SampleEntry
+
+_TYPES = {
+    "tasks": np.uint8,
+    "shard_numbers": np.int32,
+    "member_starts": np.int64,
+    "member_offsets": np.int64,
+    "member_sizes": np.int64,
+    "member_is_picture": np.bool_,
+    "key_starts": np.int64,
+    "keys": np.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -46,16 +57,17 @@ class SampleTable:
             images = sample.description.images
             is_picture += [False, *(isinstance(image, PictureEntry) for image in images)]
             member_ends.append(len(offsets))
-        return cls(
-            tasks=np.array(tasks, np.uint8),
-            shard_numbers=np.zeros(len(tasks), np.int32),
-            member_starts=np.array(member_ends, np.int64),
-            member_offsets=np.array(offsets, np.int64),
-            member_sizes=np.array(sizes, np.int64),
-            member_is_picture=np.array(is_picture, np.bool_),
-            key_starts=np.array(key_ends, np.int64),
-            keys=np.frombuffer(bytes(keys), np.uint8),
-        )
+        columns = {
+            "tasks": tasks,
+            "shard_numbers": [0] * len(tasks),
+            "member_starts": member_ends,
+            "member_offsets": offsets,
+            "member_sizes": sizes,
+            "member_is_picture": is_picture,
+            "key_starts": key_ends,
+            "keys": list(keys),
+        }
+        return cls(**{name: np.array(values, _TYPES[name]) for name, values in columns.items()})
 
     @classmethod
     def concatenate(cls, tables: Sequence["SampleTable"]) -> "SampleTable":
@@ -72,6 +84,31 @@ class SampleTable:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def fits(self, shard_sizes: Sequence[int]) -> bool:
+        """Tell whether this can be the table of shards of these sizes in bytes.
+
+        A table comes from a file beside the shards, which may be anybody's.
+        """
+        n, m = len(self.tasks), len(self.member_offsets)
+        shapes = {"member_starts": n + 1, "key_starts": n + 1, "keys": len(self.keys)}
+        shapes |= {"tasks": n, "shard_numbers": n}
+        for column in fields(self):
+            array = getattr(self, column.name)
+            if array.dtype != _TYPES[column.name] or array.shape != (shapes.get(column.name, m),):
+                return False
+        ends = ((self.member_starts, m), (self.key_starts, len(self.keys)))
+        if any(starts[0] != 0 or starts[-1] != end for starts, end in ends):
+            return False
+        members = np.diff(self.member_starts)
+        if n and (members.min() < 1 or np.diff(self.key_starts).min() < 1):
+            return False
+        if n and not 0 <= self.shard_numbers.min() <= self.shard_numbers.max() < len(shard_sizes):
+            return False
+        room = np.repeat(np.array(shard_sizes, np.int64)[self.shard_numbers], members)
+        sizes, offsets = self.member_sizes, self.member_offsets
+        is_inside = (sizes >= 0) & (sizes <= MAX_MEMBER_BYTES) & (offsets >= 0)
+        return bool((is_inside & (offsets <= room - sizes)).all())
 
     def key(self, number: int) -> bytes:
         """Return the key of a sample, in UTF-8."""

@@ -56,7 +56,7 @@ class Draft:
             key=sample.key,
             task=sample.task,
             tokens=np.concatenate(self.tokens),
-            label_weights=np.isin(kinds, (Kind.DRAWN, Kind.ANSWER)).astype(np.float32),
+            label_weights=((kinds == Kind.DRAWN) | (kinds == Kind.ANSWER)).astype(np.float32),
             roles=_roles(kinds, sets) if is_active else np.zeros(len(kinds), np.uint8),
             images=tuple(self.images),
         )
@@ -73,7 +73,8 @@ def _roles(kinds: np.ndarray, sets: Sets) -> np.ndarray:
     drawn, seen = kinds == Kind.DRAWN, kinds == Kind.SEEN
     drawing_rows, seeing_keys = drawn, seen
     last_drawn = position[drawn].max(initial=-1)
-    drawing_keys = np.isin(kinds, (Kind.PROMPT, Kind.ANSWER)) & (position < last_drawn)
+    is_text = (kinds == Kind.PROMPT) | (kinds == Kind.ANSWER)
+    drawing_keys = is_text & (position < last_drawn)
     first_seen = position[seen].min(initial=len(kinds))
     seeing_rows = (kinds == Kind.ANSWER) & (position > first_seen)
     if sets == "released_code":

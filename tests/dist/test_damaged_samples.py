@@ -1,6 +1,7 @@
 """A damaged sample gets the same stand-in in every layout, however and whenever it is found."""
 
 import json
+import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -160,4 +161,26 @@ def fail_to_read(config: Config) -> list[str]:
     with MonkeyPatch.context() as patch:
         patch.setattr(GlobalBatches, "_read_raw", fail)
         patch.setattr(Trainer, "_log", lambda trainer: (failing.set(), log(trainer)))
+        return failure_of(config)
+
+
+def test_a_killed_worker_stops_all_ranks(data: Any, tmp_path: Path) -> None:
+    layout = Layout(family="janus_pro")
+    messages = spawn(lose_a_worker, 2, config(data[0], tmp_path, layout, {"num_workers": 1}))
+    assert len(set(messages)) == 1
+    assert messages[0].startswith("UnreadableStep: a process that reads samples was killed")
+    assert "\n" not in messages[0]
+
+
+def lose_a_worker(config: Config) -> list[str]:
+    """Kill the worker of one rank after the first step."""
+    log = Trainer._log
+
+    def kill(trainer: Trainer) -> None:
+        for worker in multiprocessing.active_children() if dist.get_rank() == 1 else ():
+            worker.kill()
+        log(trainer)
+
+    with MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_log", kill)
         return failure_of(config)

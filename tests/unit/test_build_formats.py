@@ -99,8 +99,10 @@ def pictures(tmp_path):
     return tmp_path, files, codes
 
 
-@pytest.mark.parametrize("write", FORMATS)
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("write", "num_workers"),
+    [*((write, 0) for write in FORMATS), (as_tars, 2), (as_parquet, 2)],
+)
 def test_every_format(pictures, write, num_workers):
     folder, files, codes = pictures
     options = BuildOptions(
@@ -119,6 +121,8 @@ def test_every_format(pictures, write, num_workers):
         assert sample.task is Task.GENERATION
         assert [turn.text for turn in sample.turns] == [prompt, "<image>"]
         np.testing.assert_array_equal(sample.images[0], grid)
+    code, report, _ = run_tool("verify_shards", options.output, "--decode")
+    assert code == 0, report
 
 
 def test_codes_of_emu3_are_kept(tmp_path):

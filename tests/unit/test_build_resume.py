@@ -1,6 +1,7 @@
 """Builds by several processes, and builds that are killed: always the same bytes."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -262,7 +263,7 @@ def kill_when(options, condition):
 )
 def test_processes_killed_with_sigkill(tmp_path, moments):
     """All processes of the real tool, when some ranges are done and others are at work."""
-    source = write_input(tmp_path / "input", num_records=120, side=120)
+    source = write_input(tmp_path / "input", num_records=120, side=80)
     options = options_for(source, tmp_path / "data", num_workers=2)
     kept = {}
     for count in moments:
@@ -276,6 +277,23 @@ def test_processes_killed_with_sigkill(tmp_path, moments):
     build_shards(options_for(source, tmp_path / "whole"))
     assert contents_of(options.output) == contents_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "input", "whole"]
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_main_process(tmp_path):
+    source = write_input(tmp_path / "input", num_records=400, side=200)
+    options = options_for(source, tmp_path / "data", samples_per_shard=200, num_workers=2)
+    tool = start_tool(options)
+    while not any(WorkFolder(options.output).path.glob("shard-*.tmp")):
+        assert tool.poll() is None
+        time.sleep(0.001)
+    os.kill(tool.pid, signal.SIGKILL)
+    tool.wait()
+    deadline = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(tool.pid, 0)
+            time.sleep(0.1)
 
 
 def leave_unfinished(options):
@@ -337,6 +355,26 @@ def test_records_that_stopped_a_build_are_tried_again(tmp_path):
         assert (now.st_ino, now.st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
     build_shards(options_for(source, tmp_path / "whole", samples_per_shard=2))
     assert contents_of(options.output) == contents_of(tmp_path / "whole")
+
+
+def test_a_disk_that_fails_drops_no_record(source, expected, tmp_path, monkeypatch):
+    options = options_for(source, tmp_path / "data")
+    opened = image_module.open
+
+    def fail(place, *arguments, **settings):
+        if Path(place).name == "14.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
+        return opened(place, *arguments, **settings)
+
+    leave_unfinished(options)
+    kept = journals(options)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_module, "open", fail)
+        with pytest.raises(OSError, match=r"Input/output error.*14\.png"):
+            build_shards(options)
+    assert set(kept) <= set(journals(options))
+    build_shards(options)
+    assert contents_of(options.output) == expected
 
 
 def test_two_builds_of_one_output(source, tmp_path):

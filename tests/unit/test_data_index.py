@@ -91,6 +91,44 @@ def test_index_is_kept_until_a_shard_changes(folder: Path, monkeypatch: pytest.M
     assert not [path for path in (folder / ".index").iterdir() if path.name.startswith(".")]
 
 
+def save_table(path: Path, **changes: np.ndarray) -> None:
+    with np.load(path) as columns:
+        table = {name: columns[name] for name in columns.files}
+    np.savez(path, **{name: changes.get(name, array) for name, array in table.items()})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"member_sizes": np.full(40, 10**12)},
+        {"member_sizes": np.full(40, -1)},
+        {"member_offsets": np.full(40, 10**15)},
+        {"member_offsets": np.zeros(39, np.int64)},
+        {"shard_numbers": np.full(20, 7, np.int32)},
+        {"shard_numbers": np.full(20, -1, np.int32)},
+        {"member_starts": np.arange(21)[::-1].copy()},
+        {"key_starts": np.zeros(21, np.int64)},
+        {"tasks": np.zeros((20, 1), np.uint8)},
+        {"tasks": np.zeros(20, np.float64)},
+    ],
+)
+def test_a_kept_index_of_a_stranger_is_made_again(folder: Path, changes: dict) -> None:
+    index = open_index(folder)
+    (path,) = (folder / ".index").glob("table-*.npz")
+    assert len(index.table.member_sizes) == 40
+    save_table(path, **changes)
+    again = open_index(folder)
+    np.testing.assert_array_equal(again.table.member_sizes, index.table.member_sizes)
+    np.testing.assert_array_equal(again.tasks, index.tasks)
+    with np.load(path) as columns:
+        np.savez_compressed(path, **{name: columns[name] for name in columns.files})
+    assert len(open_index(folder)) == 20
+    header = folder / ".index" / "index.json"
+    for words in ("[]", "7", "[" * 100_000, '{"shards": 1}'):
+        header.write_text(words)
+        assert len(open_index(folder)) == 20
+
+
 def test_fingerprint_is_that_of_a_copy_and_changes_with_a_word(tmp_path: Path) -> None:
     for name, word in (("a", "cat"), ("b", "cat"), ("c", "dog")):
         write_shard(tmp_path / name / "x.tar", [toy_sample("k", "text", word, "answer")])

@@ -14,6 +14,7 @@ from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config.files import GROUP_OF_FIELD, flag
 from megatron_aia.data.building.options import BuildOptions
 from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.data.verify import VerifyOptions
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -115,7 +116,7 @@ def test_links_resolve(document: str) -> None:
 def test_named_flags_exist(document: str) -> None:
     known = {flag(field) for field in GROUP_OF_FIELD}
     known |= {flag(f"no_{field}") for field in GROUP_OF_FIELD}
-    for options in (BuildOptions, ImportOptions, ExportOptions):
+    for options in (BuildOptions, VerifyOptions, ImportOptions, ExportOptions):
         known |= {flag(field) for field in options.__dataclass_fields__}
     known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
     known |= FLAGS_OF_INSPECT_DATA

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_positions_are_chosen(folders):
 def test_colours_change_nothing_but_colours(folders):
     data = open_run(folders, "emu3")
     for position in range(NUM_POSITIONS):
-        placed = data.sample_at(position)
+        placed = data.read_placed(position)
         plain, painted = (
             format_sample(placed, position, "data", data.prompt, in_color)
             for in_color in (False, True)
@@ -153,9 +154,9 @@ def test_colours_change_nothing_but_colours(folders):
 
 def test_codes_are_saved_as_colours_or_decoded(folders, tmp_path):
     data = open_run(folders, "emu3")
-    position = next(p for p in range(9) if len(data.sample_at(p).raw.images) == 2)
-    codes = data.sample_at(position).raw.images
-    assert describe_images(data.sample_at(position).raw)[0].endswith("codes, to look at")
+    position = next(p for p in range(9) if len(data.read_placed(p).raw.images) == 2)
+    codes = data.read_placed(position).raw.images
+    assert describe_images(data.read_placed(position).raw)[0].endswith("codes, to look at")
     flags = ("--position", position, "--save-image", tmp_path / "images")
     code, output, _ = inspect(folders, "emu3", *flags)
     assert code == 0
@@ -180,15 +181,35 @@ def test_codes_are_saved_as_colours_or_decoded(folders, tmp_path):
 
 def test_pictures_are_saved_as_they_are(folders, tmp_path):
     data = open_run(folders, "janus_pro")
-    position = next(p for p in range(9) if data.sample_at(p).tokens.task is Task.UNDERSTANDING)
+    position = next(p for p in range(9) if data.read_placed(p).tokens.task is Task.UNDERSTANDING)
     inspect(folders, "janus_pro", "--position", position, "--save-image", tmp_path)
-    shard, key = data.sample_at(position).raw.key.split("/")
+    shard, key = data.read_placed(position).raw.key.split("/")
     with tarfile.open(folders["janus_pro"] / shard) as archive:
         picture = image_module.open(io.BytesIO(archive.extractfile(f"{key}.0.png").read()))
     saved = image_module.open(tmp_path / f"position-{position}-image-0.png")
     np.testing.assert_array_equal(np.asarray(saved), np.asarray(picture))
-    (line,) = describe_images(data.sample_at(position).raw)
+    (line,) = describe_images(data.read_placed(position).raw)
     assert line == f"picture of {picture.width} x {picture.height} pixels, to look at"
+
+
+def test_stand_ins_are_shown_as_a_run_reads_them(folders, tmp_path):
+    """Damage behind the header of a picture shows when it is decoded."""
+    folder = tmp_path / "data"
+    shutil.copytree(folders["janus_pro"], folder, ignore=shutil.ignore_patterns(".index"))
+    shard = folder / "shard-000001.tar"
+    with tarfile.open(shard) as archive:
+        member = next(info for info in archive if info.name.endswith(".png"))
+    data = bytearray(shard.read_bytes())
+    data[member.offset_data + member.size - 20] ^= 0xFF
+    shard.write_bytes(data)
+    damaged = f"{shard.name}/{member.name.split('.')[0]}"
+    _, before, _ = inspect(folders, "janus_pro", "--count", NUM_POSITIONS * 2)
+    changed = {"janus_pro": folder}
+    code, after, error = inspect(changed, "janus_pro", "--count", NUM_POSITIONS * 2)
+    assert code == 0 and error.startswith("damaged: ") and error.count("\n") == 1
+    assert damaged in before.split() and damaged not in after.split()
+    for old, new in zip(blocks_of(before), blocks_of(after), strict=True):
+        assert (old[2:] == new[2:]) or damaged in old[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,6 @@
 """Data folders behind URLs: the same samples as from files, or one clear line."""
 
+import json
 import os
 import pickle
 import sys
@@ -12,7 +13,7 @@ from support.corruption import write_sealed_shards
 from support.range_server import RangeServer, serve
 from support.tiny_data import CODEBOOK_SIZE
 from support.tools import run_tool
-from toy_data import toy_samples, write_shard
+from toy_data import PAD, toy_prompt, toy_samples, write_folder, write_shard
 
 from megatron_aia.config import Config, validate
 from megatron_aia.config.files import with_values
@@ -20,6 +21,8 @@ from megatron_aia.data import index as index_module
 from megatron_aia.data import object_store, remote
 from megatron_aia.data.folder import read_description
 from megatron_aia.data.index import ShardIndex, open_index
+from megatron_aia.data.loader import build_global_batches
+from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.data.sample import DamagedSample
 
 pytest.importorskip("aiohttp")
@@ -106,6 +109,45 @@ def test_passing_faults_change_nothing(server: RangeServer, cache: Path, faults:
     server.faults = faults * 10
     assert read_all(open_index(server.url, cache)) == expected
     assert len(server.gets) > 20
+
+
+class ClientError(Exception):
+    """What botocore raises, also as the cause of FileNotFoundError."""
+
+
+ClientError.__module__ = "botocore.exceptions"
+
+
+def not_found_by_s3() -> FileNotFoundError:
+    error = FileNotFoundError("no such key")
+    error.__cause__ = ClientError()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ConnectionResetError("gone"), 6),
+        (TimeoutError("late"), 6),
+        (ClientError("slow down"), 6),
+        (not_found_by_s3(), 1),
+        (FileNotFoundError("gone"), 1),
+        (PermissionError("no"), 1),
+        (ValueError("a mistake"), 1),
+    ],
+)
+def test_only_faults_that_may_pass_are_met_by_another_attempt(
+    error: Exception, attempts: int
+) -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(ValueError if isinstance(error, ValueError) else OSError):
+        object_store.with_retries(call, "s3://bucket/x")
+    assert len(calls) == attempts
 
 
 def test_passing_faults_while_asking_for_sizes(server: RangeServer, cache: Path) -> None:
@@ -195,6 +237,28 @@ def test_damage_behind_a_url_is_that_of_the_sample(server: RangeServer, cache: P
             index.read(number, CODEBOOK_SIZE)
     code, out, _ = run_tool("verify_shards", server.url, "--num-workers", 2)
     assert code == 1 and "1  checksum" in out
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_gets_the_batches_of_the_files(tmp_path: Path, num_workers: int) -> None:
+    folder = write_folder(
+        tmp_path / "data", [*toy_samples("generation", 9), *toy_samples("understanding", 9)]
+    )
+    shards = [{"name": p.name, "size": p.stat().st_size} for p in sorted(folder.glob("*.tar"))]
+    (folder / "dataset.json").write_text(json.dumps({"codebook_size": 100, "shards": shards}))
+    with serve(folder) as server:
+        steps = []
+        for location in (str(folder), server.url):
+            config = Config()
+            config.data.data_path = (location,)
+            config.data.data_cache_path = str(tmp_path / "cache")
+            config.data.seq_length, config.data.global_batch_size = 64, 6
+            data = build_global_batches(config, toy_prompt, "toy", PAD, 100, 0, 1, 1)
+            prefetcher = Prefetcher(data, num_workers)
+            tokens = [batch.tokens for i in range(3) for batch in prefetcher.step(6 * i)]
+            prefetcher.close()
+            steps.append(np.stack(tokens))
+        np.testing.assert_array_equal(*steps)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -70,7 +70,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     records=st.lists(st.dictionaries(st.text('ab",]}', max_size=3), JSON_VALUES), max_size=6),
     chunk=st.integers(1, 40),
@@ -350,6 +350,11 @@ PICTURE = b"picture"
         ),
         ({"path": "p.jpg", "cap": "only"}, ["only", "<image>"], ("p.jpg",)),
         ({"__key__": "k", "jpg": PICTURE, "txt": "a dog\n"}, ["a dog", "<image>"], (PICTURE,)),
+        (
+            {"image": "a", "conversations": {"from": ["human", "gpt"], "value": ["Q", "A"]}},
+            ["<image>Q", "A"],
+            ("a",),
+        ),
         ({"image": {"bytes": PICTURE}, "caption": "x"}, ["x", "<image>"], (PICTURE,)),
     ],
 )
@@ -369,6 +374,7 @@ def test_rows_of_other_data_sets(row, texts, images):
         ({"path": "a.jpg", "cap": "an <image> of a"}, "image tags do not match"),
         ({"path": 3, "cap": "a"}, "image is neither"),
         ({"path": "a.jpg", "cap": []}, "a turn is not from"),
+        ({"conversations": {"from": ["human"], "value": "Q"}}, "no conversations"),
         ({"input_prompt": None, "output_image": "o"}, "a turn is not from"),
     ],
 )

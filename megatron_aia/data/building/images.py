@@ -14,7 +14,8 @@ from megatron_aia.data.convert_records import Record, RecordError
 from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.optional import import_optional
 from megatron_aia.data.pictures import check_header, decode_picture
-from megatron_aia.data.shard_writer import RawImage
+from megatron_aia.data.sample_files import RawImage
+from megatron_aia.data.sources.base import is_failure_of_disk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,7 @@ class _File:
 
         Raises:
             RecordError: the file is not there, or no picture.
+            OSError: the disk failed.
         """
         module = import_optional("PIL.Image", "demo")
         try:
@@ -44,12 +46,14 @@ class _File:
         except module.UnidentifiedImageError:
             raise self.unreadable("no picture of a known format") from None
         except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-            raise self.unreadable(error) from error
+            raise self.unreadable(error) from None
         with image:
             yield image
 
-    def unreadable(self, error: object) -> RecordError:
-        """Return the error of a picture that is damaged."""
+    def unreadable(self, error: Exception | str) -> RecordError:
+        """Return the error of a picture that is damaged; one of the disk is raised again."""
+        if isinstance(error, Exception) and is_failure_of_disk(error):
+            raise error
         return RecordError(self.record.id, "the image cannot be read", f"{self.name}: {error}")
 
     def contents(self) -> bytes:
@@ -129,7 +133,7 @@ def _load(file: _File) -> "Image":
         try:
             return import_optional("PIL.ImageOps", "demo").exif_transpose(image).convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise file.unreadable(error) from error
+            raise file.unreadable(error) from None
 
 
 def _keep(file: _File) -> RawImage:

@@ -14,7 +14,8 @@ from megatron_aia.data.building.options import BuildOptions
 from megatron_aia.data.building.work_folder import FinishedRange, WorkFolder
 from megatron_aia.data.convert_records import Record, RecordError, convert_record
 from megatron_aia.data.images import ImageTokenizer
-from megatron_aia.data.shard_writer import ShardFile, task_name
+from megatron_aia.data.sample_files import task_name
+from megatron_aia.data.shard_writer import ShardFile
 from megatron_aia.data.sources import Part
 from megatron_aia.data.sources.rows import to_record
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_aia.data.building.dropped import DroppedRecord
-from megatron_aia.data.shard_writer import DESCRIPTION_FILE
+from megatron_aia.data.folder import DESCRIPTION_FILE
 
 _CHUNK = 1 << 22
 _MEANING = "build.json"

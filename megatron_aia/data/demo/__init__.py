@@ -15,7 +15,8 @@ from megatron_aia.data.convert_records import Record, convert_record
 from megatron_aia.data.images import PatchQuantizer
 from megatron_aia.data.optional import import_optional
 from megatron_aia.data.sample import IMAGE_TAG
-from megatron_aia.data.shard_writer import RawImage, ShardFolder, check_output
+from megatron_aia.data.sample_files import RawImage
+from megatron_aia.data.shard_writer import ShardFolder, check_output
 from megatron_aia.data.tokenizer import train_sentencepiece
 
 if TYPE_CHECKING:

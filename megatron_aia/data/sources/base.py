@@ -1,5 +1,6 @@
 """What a format gives the shard builder: numbered records, in parts that any process can read."""
 
+import errno
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,18 @@ Row = dict[str, Any]
 path, the bytes of a picture file, or an integer array of codes."""
 
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def is_failure_of_disk(error: Exception) -> bool:
+    """Tell whether a file could not be read although it is there.
+
+    Then nothing is known of the record, and it must not be dropped.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return number is not None and number not in _ABSENT
+
+
 class Part(Protocol):
     """A range of records; it can be pickled, and holds no more of the input than it must."""
 
@@ -22,6 +35,7 @@ class Part(Protocol):
 
         Raises:
             ValueError: the input is damaged; the text names the file.
+            OSError: the disk failed.
         """
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from megatron_aia.data.convert_records import RecordError
-from megatron_aia.data.sources.base import Format, Part, Row, Source
+from megatron_aia.data.sources.base import Format, Part, Row, Source, is_failure_of_disk
 
 CODEBOOK_SIZE = 32_768
 """Of the tokeniser published with Emu3."""
@@ -58,6 +58,8 @@ class _Emu3Part:
             try:
                 yield _load(self.prefix / name)
             except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+                if is_failure_of_disk(error):
+                    raise
                 details = f"{self.prefix / name}: {str(error).partition(chr(10))[0]}"
                 yield RecordError(name, "its file cannot be loaded", details)
 

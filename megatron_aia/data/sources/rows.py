@@ -23,6 +23,7 @@ from megatron_aia.data.sources.base import Row
 
 PICTURE_FIELDS = ("image", "jpg", "jpeg", "png", "webp")
 _CAPTION_FIELDS = ("txt", "caption")
+_TURN = ("from", "value")
 
 
 def to_record(row: Row) -> Row:
@@ -36,6 +37,15 @@ def to_record(row: Row) -> Row:
     caption = next((row[field] for field in _CAPTION_FIELDS if field in row), None)
     picture = next((row[field] for field in PICTURE_FIELDS if field in row), None)
     return row if caption is None or picture is None else _drawing(row, caption, [picture])
+
+
+def _conversation(row: Row) -> Row:
+    """Turn a dictionary of lists, as ``datasets`` stores some lists of turns, into a list."""
+    turns = row["conversations"]
+    if not isinstance(turns, dict) or not all(isinstance(turns.get(key), list) for key in _TURN):
+        return row
+    pairs = zip(*(turns[key] for key in _TURN), strict=False)
+    return {**row, "conversations": [dict(zip(_TURN, pair, strict=True)) for pair in pairs]}
 
 
 def _open_sora_plan(row: Row) -> Row:
@@ -72,7 +82,7 @@ def _drawing(row: Row, prompt: Any, images: list[Any]) -> Row:
 
 
 _FORMS: tuple[tuple[tuple[str, ...], Callable[[Row], Row]], ...] = (
-    (("conversations",), lambda row: row),
+    (("conversations",), _conversation),
     (("input_prompt", "output_image"), _sharegpt_4o),
     (("cap", "path"), _open_sora_plan),
     (("texts", "images"), _emu3),

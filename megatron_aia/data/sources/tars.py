@@ -14,6 +14,7 @@ from pathlib import Path
 
 from megatron_aia.data.sources.base import FileCounts, Format, Part, Row, Slice, Source
 from megatron_aia.data.sources.rows import PICTURE_FIELDS
+from megatron_aia.data.workers import available_cores, map_in_processes
 
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
 _SUFFIXES = ("txt", "caption", *PICTURE_FIELDS)
@@ -58,7 +59,8 @@ def open_tars(path: Path) -> Source:
     files = tuple(sorted(path.glob("*.tar"))) if path.is_dir() else (path,)
     if not files:
         raise ValueError(f"cannot read records from {path}: it has no *.tar files")
-    return TarRecords(files, FileCounts(files, [_count(file) for file in files]))
+    counts = list(map_in_processes(_count, files, available_cores(), "count samples", "files"))
+    return TarRecords(files, FileCounts(files, counts))
 
 
 def _count(file: Path) -> int:
