@@ -7,6 +7,7 @@ part runs in a process of its own, so that memory is that of the part alone:
     python benchmarks/mixture_3m.py [--samples 3000000] [--written 100000] [--folder my_data]
 """
 
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import energon_reader
 import numpy as np
 import tyro
 import webdataset
@@ -272,6 +274,18 @@ def read_webdataset(folder: Path, count: int, seed: int) -> Seconds:
     return timed(read)[0]
 
 
+def read_energon(folder: Path, count: int) -> Seconds:
+    """Stream as energon does, with its mixture of the same folders."""
+    samples = energon_reader.samples(folder)
+    next(samples)
+
+    def read() -> None:
+        for _ in range(count):
+            next(samples)
+
+    return timed(read)[0]
+
+
 def decode(sample: dict[str, bytes]) -> tuple[Any, np.ndarray]:
     """Decode what the own reader decodes, without its checks."""
     codes = np.lib.format.read_array(io.BytesIO(sample["emu3.npy"]), allow_pickle=False)
@@ -281,13 +295,19 @@ def decode(sample: dict[str, bytes]) -> tuple[Any, np.ndarray]:
 def compare_reading(folder: Path, options: Options) -> None:
     """Let the readers read in turns, and print what each needed."""
     found: dict[str, list[Seconds]] = {}
+    has_energon = importlib.util.find_spec("megatron.energon") is not None
+    if has_energon:
+        energon_reader.prepare(folder)
     for number in range(options.rounds):
         start = 1_000_000 * number
-        for name, part, arguments in (
+        readers: list[tuple[str, Callable[..., Seconds], tuple[int, ...]]] = [
             ("own, whole source", read_own, (options.read, 0, start)),
             ("own, windows of 8 shards", read_own, (options.read, 8, start)),
             ("webdataset", read_webdataset, (options.read, number)),
-        ):
+        ]
+        if has_energon:
+            readers.append(("megatron-energon", read_energon, (options.read,)))
+        for name, part, arguments in readers:
             found.setdefault(name, []).append(in_process(part, folder, *arguments))
     for name, times in found.items():
         rates = ", ".join(f"{options.read / each.wall:,.0f}" for each in times)
