@@ -3,7 +3,7 @@
 Writes small samples, reads them step by step in a process of its own, and adds up the
 proportional set size (PSS) of that process and of its workers, in which pages they share count
 once. Mapped files are left out: their share changes with every other program that maps the same
-libraries.
+libraries. Before it, the tokens of all samples are counted, by one process and by two.
 
     python benchmarks/loader_memory.py --folder DIR [--samples 100000]
 """
@@ -23,7 +23,8 @@ import tyro
 import webdataset
 
 from megatron_aia.config.files import with_values
-from megatron_aia.data.loader import build_global_batches
+from megatron_aia.data.lengths import token_lengths
+from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.models import load_model_spec, preset_table
 
@@ -85,11 +86,9 @@ def pss_megabytes() -> float:
     return sum(map(int, found)) / 1024
 
 
-def read_all(options: Options) -> None:
-    """Print (samples read, MB of PSS) as JSON lines, then samples a second."""
-    assert options.workers is not None
+def open_batches(folder: Path) -> GlobalBatches:
     settings = {
-        "data_path": (str(options.folder),),
+        "data_path": (str(folder),),
         "global_batch_size": BATCH,
         "seq_length": 1024,
         "text_vocab_size": 256,
@@ -98,9 +97,29 @@ def read_all(options: Options) -> None:
     config = with_values(preset_table()["emu3_demo"](), settings)
     spec = load_model_spec("emu3")
     prompt = spec.prompt(config, ByteTokenizer())
-    batches = build_global_batches(
+    return build_global_batches(
         config, prompt, prompt.fingerprint, spec.pad_id(config), CODEBOOK_SIZE, 0, 1, 1
     )
+
+
+def count_tokens(folder: Path) -> None:
+    """Print how fast the table of lengths is made."""
+    batches = open_batches(folder)
+    (index,) = batches.mixture.indexes
+    for num_workers in (1, 2, 1, 2):
+        wall, cpu = time.perf_counter(), time.process_time()
+        name = f"{time.time()}"  # a table of its own, not one that is kept
+        token_lengths(index, batches.prompt, name, CODEBOOK_SIZE, num_workers)
+        rate = len(index) / (time.perf_counter() - wall)
+        used = (time.process_time() - cpu) / len(index)
+        note = f", {1e6 * used:.0f} us of CPU each" if num_workers == 1 else ""
+        print(f"counting tokens, {num_workers} processes: {rate:.0f} samples/s{note}")
+
+
+def read_all(options: Options) -> None:
+    """Print (samples read, MB of PSS) as JSON lines, then samples a second."""
+    assert options.workers is not None
+    batches = open_batches(options.folder)
     batches.check()
     prefetcher = Prefetcher(batches, options.workers)
     every = max(options.samples // BATCH // POINTS, 1)
@@ -139,6 +158,7 @@ def main() -> None:
         return
     if not options.folder.exists():
         write_samples(options.folder, options.samples)
+    count_tokens(options.folder)
     curves = {}
     for workers in (0, 2):
         curves[workers], rate = measure(options, workers)
