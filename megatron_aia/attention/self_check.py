@@ -5,7 +5,7 @@ form D, a log-sum-exp that matches its scores) may differ between versions, and 
 would show in no loss for days. So a run checks its method once, in milliseconds, before it starts.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +16,7 @@ from megatron_aia.aia.roles import Segment, Task, Term
 from megatron_aia.attention import dense
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Attend, Method
+from megatron_aia.runtime.row_chunks import held_slices, take_held
 
 _TOKENS = 160
 _GRADIENT_OF_SUMS = 4.0
@@ -26,38 +27,42 @@ TOLERANCES = {torch.bfloat16: 0.03, torch.float32: 1e-4, torch.float64: 1e-10}
 measured against float64 in bfloat16 and far more than that in float32."""
 
 
-def check_method(
-    method: Method,
-    device: torch.device,
-    dtype: torch.dtype,
-    heads: int,
-    groups: int,
-    size: int,
-    may_change_backend: bool,
-) -> Method:
-    """Return the method if it is right on this machine, or with the flash kernel if that is.
+@dataclass(frozen=True)
+class Setting:
+    """What a method will be used with."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of the activations."""
+    heads: int
+    """Query heads of this rank."""
+    groups: int
+    """Key heads of this rank."""
+    head_size: int
+    """Channels of a head."""
+    shares_rows: bool = False
+    """Context parallelism cuts rows: a rank has the first and the last quarter of one."""
+
+
+def check_method(method: Method, setting: Setting, may_change_backend: bool) -> Method:
+    """Return the method if it is right in this setting, or with the flash kernel if that is.
 
     Args:
         method: that a run has chosen.
-        device: of the run.
-        dtype: of its activations.
-        heads: query heads of this rank.
-        groups: key heads of this rank.
-        size: channels of a head.
+        setting: of the run.
         may_change_backend: ``--attention-backend`` is ``auto``.
 
     Raises:
         ValueError: the method gives wrong numbers here.
     """
-    where = (device, dtype, heads, groups, size)
-    error = largest_error(method, *where)
-    if error <= TOLERANCES[dtype]:
+    error = largest_error(method, setting)
+    if error <= TOLERANCES[setting.dtype]:
         return method
     found = f"an error of {error:.1e} against the definition"
     if may_change_backend and method.backend != "flash":
         reason = f"exact beside the flash kernel, as {method.backend} has {found}"
         other = replace(method, backend="flash", reason=reason)
-        return check_method(other, *where, may_change_backend=False)
+        return check_method(other, setting, may_change_backend=False)
     raise ValueError(
         f"--aia-method {method.name} on the {method.backend} kernel has {found} on this machine; "
         "pass another --attention-backend or --aia-method dense"
@@ -65,29 +70,25 @@ def check_method(
 
 
 @lru_cache
-def largest_error(
-    method: Method, device: torch.device, dtype: torch.dtype, heads: int, groups: int, size: int
-) -> float:
+def largest_error(method: Method, setting: Setting) -> float:
     """Return the largest relative error of output, sums and gradients on a small packed row.
 
-    Args:
-        method: under check; a probe measures all rows.
-        device: of the run.
-        dtype: of its activations.
-        heads: query heads of this rank.
-        groups: key heads of this rank.
-        size: channels of a head.
+    A probe measures all rows.
     """
-    layout = AttentionLayout(_segments(), _TOKENS, 1)
+    place = (0, 2 if setting.shares_rows else 1)
+    layout = AttentionLayout(_segments(), _TOKENS, 1, held_slices(_TOKENS, *place))
     generator = torch.Generator().manual_seed(0)
-    inputs = [
-        torch.randn(_TOKENS, 1, h, size, generator=generator).to(device, dtype)
+    heads, groups = setting.heads, setting.groups
+    query, key, value, grad_output = (
+        torch.randn(_TOKENS, 1, h, setting.head_size, generator=generator)
         for h in (heads, groups, groups, heads)
-    ]
-    inputs[3][::7] = 0  # rows whose output nobody looks at
+    )
+    grad_output[::7] = 0  # rows whose output nobody looks at
+    held = [take_held(x, *place, dim=0) for x in (query, grad_output)]
+    inputs = [x.to(setting.device, setting.dtype) for x in (held[0], key, value, held[1])]
     attend = replace(method, probe_rows=_TOKENS).build(0, 0)
     found = _run(attend, inputs, layout)
-    exact = _run(dense.attend, [x.to(_reference_dtype(dtype)) for x in inputs], layout)
+    exact = _run(dense.attend, [x.to(_reference_dtype(setting.dtype)) for x in inputs], layout)
     errors = [_error(*pair) for pair in zip(found, exact, strict=True)]
     return float("inf") if any(np.isnan(errors)) else max(errors)
 

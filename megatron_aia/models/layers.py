@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_aia.attention.core_attention import AlignedCoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.attention.probed_attention import ProbedCoreAttention
-from megatron_aia.attention.self_check import check_method
+from megatron_aia.attention.self_check import Setting, check_method
 from megatron_aia.config import Config
 from megatron_aia.models.norm import RMSNorm
 from megatron_aia.runtime.device import (
@@ -103,10 +103,15 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
     if torch.get_default_device().type == "meta":
         return method  # nobody asks this model for numbers
     use_flash_attention(method.backend)
-    heads = model.num_attention_heads // tensor_parallel_size
-    groups = model.num_query_groups // tensor_parallel_size
-    may_change = model.attention_backend == "auto"
-    return check_method(method, device(), dtype, heads, groups, model.head_size, may_change)
+    setting = Setting(
+        device=device(),
+        dtype=dtype,
+        heads=model.num_attention_heads // tensor_parallel_size,
+        groups=model.num_query_groups // tensor_parallel_size,
+        head_size=model.head_size,
+        shares_rows=config.parallel.context_parallel_size > 1,
+    )
+    return check_method(method, setting, model.attention_backend == "auto")
 
 
 def uses_transformer_engine(config: Config) -> bool:

@@ -16,7 +16,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from megatron_aia.aia import inject
 from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.attention import core_attention
-from megatron_aia.models import backbone
+from megatron_aia.models import backbone, layers
 from megatron_aia.models.janus_pro import network
 from megatron_aia.models.norm import RMSNorm
 from megatron_aia.training import losses, setup, step
@@ -92,7 +92,7 @@ def plant_batched_p2p() -> None:
 
 def plant_no_term_under_recompute() -> None:
     """A guard that takes the second pass of recompute for the first loses the whole term."""
-    core_attention._is_first_pass_of_recompute = lambda: True
+    core_attention.is_first_pass_of_recompute = lambda: True
 
 
 def plant_head_without_reduction() -> None:
@@ -156,6 +156,8 @@ TRAPS: list[tuple[Callable[[], None], int, Layout]] = [
 def run_with(plant: Callable[[], None] | None, data: Path, layout: Layout) -> StepResult:
     if plant is not None:
         plant()
+        # It would stop the run with some of these mistakes before its first step.
+        layers.check_method = lambda method, *_: method
     config = tiny_config(data, layout)
     strong = replace(config.aia, aia_lambda_generation=4000.0, aia_lambda_understanding=4000.0)
     return run_layout(replace(config, aia=strong), num_steps=1, check_replicas=False)

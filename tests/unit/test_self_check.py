@@ -8,7 +8,7 @@ import torch
 
 from megatron_aia.attention import flash_ops, rectangle, self_check
 from megatron_aia.attention.methods import Machine, Method, choose_method
-from megatron_aia.attention.self_check import TOLERANCES, check_method, largest_error
+from megatron_aia.attention.self_check import TOLERANCES, Setting, check_method, largest_error
 from megatron_aia.runtime.device import use_flash_attention
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -30,15 +30,16 @@ def forget_results() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", ["rectangle", "probe"])
 @pytest.mark.parametrize("shape", [SHAPE, (4, 4, 80), (1, 1, 128)])
+@pytest.mark.parametrize("shares_rows", [False, True])
 def test_right_kernels_pass_with_room(
-    name: str, dtype: torch.dtype, shape: tuple[int, int, int]
+    name: str, dtype: torch.dtype, shape: tuple[int, int, int], shares_rows: bool
 ) -> None:
-    error = largest_error(method(name), CPU, dtype, *shape)
+    error = largest_error(method(name), Setting(CPU, dtype, *shape, shares_rows))
     assert 0 < error < TOLERANCES[dtype] / 2
 
 
 def test_dense_is_the_reference_itself() -> None:
-    assert largest_error(method("dense"), CPU, FP32, *SHAPE) == 0
+    assert largest_error(method("dense"), Setting(CPU, FP32, *SHAPE)) == 0
 
 
 def ignore_the_shifted_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,23 @@ def test_a_wrong_kernel_ends_the_run(
     with pytest.raises(
         ValueError, match=r"--aia-method rectangle on the flash kernel has an error"
     ):
-        check_method(method("rectangle"), CPU, dtype, *SHAPE, may_change_backend=True)
+        check_method(method("rectangle"), Setting(CPU, dtype, *SHAPE), may_change_backend=True)
+
+
+def test_a_causal_mask_from_the_first_key_shows_where_rows_are_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels disagree about a causal mask with more keys than queries."""
+
+    def forward(query: Any, key: Any, value: Any, scale: float, *rest: Any) -> Any:
+        output, lse, extras = flash_ops._forward(query, key, value, True, scale, rest[0])
+        return output, lse, (extras, extras)
+
+    monkeypatch.setattr(flash_ops, "forward", forward)
+    assert largest_error(method("rectangle"), Setting(CPU, FP32, *SHAPE)) < TOLERANCES[FP32]
+    largest_error.cache_clear()
+    shared = Setting(CPU, FP32, *SHAPE, shares_rows=True)
+    assert largest_error(method("rectangle"), shared) > 0.1
 
 
 def test_auto_falls_back_to_flash_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +114,12 @@ def test_auto_falls_back_to_flash_and_says_so(monkeypatch: pytest.MonkeyPatch) -
         return (output * 2 if backend == "cudnn" else output), sums
 
     monkeypatch.setattr(rectangle, "attend", attend)
-    where = (CPU, FP32, *SHAPE)
-    chosen = check_method(method("rectangle", "cudnn"), *where, may_change_backend=True)
+    setting = Setting(CPU, FP32, *SHAPE)
+    chosen = check_method(method("rectangle", "cudnn"), setting, may_change_backend=True)
     assert chosen.backend == "flash"
     assert "exact beside the flash kernel, as cudnn has an error of 1" in str(chosen)
     with pytest.raises(ValueError, match="on the cudnn kernel has an error"):
-        check_method(method("rectangle", "cudnn"), *where, may_change_backend=False)
+        check_method(method("rectangle", "cudnn"), setting, may_change_backend=False)
 
 
 def test_the_run_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
