@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import GlobalBatches, MicroBatchPlan
 from megatron_aia.data.stand_ins import DamageFound, collect
-from megatron_aia.data.workers import follow_parent
 from megatron_aia.runtime.device import has_cuda
+from megatron_aia.runtime.processes import follow_parent
 
 _LEAST_AHEAD = 2
 """Micro-batches that each worker is ahead at least."""

@@ -1,9 +1,7 @@
 """The same work on many items, in several processes."""
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,10 +10,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from megatron_aia.runtime.processes import follow_parent
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _QUIET_SECONDS = 3
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 _function: Callable[[Any], Any]
 """In a worker process: what it does."""
@@ -75,23 +74,3 @@ def _start(function: Callable[[Any], Any]) -> None:
 
 def _work(item: Any) -> Any:
     return _function(item)
-
-
-def follow_parent() -> None:
-    """Make this forked process end when its parent does, or when the parent sends SIGTERM.
-
-    SIGTERM and SIGINT of anybody else are ignored: a cluster, or Ctrl-C, sends them to all
-    processes of a job at once, and the parent may want to finish a step and save.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    # A parent that is killed closes nothing that its other children hold open: ask for it.
-    while os.getppid() == parent:
-        received = signal.sigtimedwait([signal.SIGTERM], _SECONDS_BETWEEN_LOOKS)
-        if received is not None and received.si_pid == parent:
-            break
-    os._exit(0)

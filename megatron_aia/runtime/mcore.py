@@ -7,6 +7,7 @@ adaptation                  reason
 ==========================  ===================================================================
 ``_use_group_step_adam``    without Apex or Transformer Engine, a resumed Adam is silently wrong
 ``_save_without_manager``   the spawned manager re-runs the main script at the first save
+``_end_writers_with_rank``  a rank killed while it saves leaves writers that wait for ever
 ``_disable_memory_probe``   without psutil the forked writer dies and the save hangs
 ``_recompute_without_fp8``  selective recompute of norms fails where TE is missing
 ==========================  ===================================================================
@@ -25,6 +26,7 @@ import torch
 from megatron_aia.runtime.adam import GroupStepAdamW
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.mcore_cpu import adapt_to_cpu
+from megatron_aia.runtime.processes import follow_parent
 
 TESTED_VERSIONS = ("0.16.",)
 
@@ -58,6 +60,7 @@ def install() -> None:
         importlib.import_module(name)
     _use_group_step_adam()
     _save_without_manager()
+    _end_writers_with_rank()
     _disable_memory_probe()
     _recompute_without_fp8()
     adapt_to_cpu()
@@ -79,6 +82,19 @@ def _use_group_step_adam() -> None:
 def _save_without_manager() -> None:
     module: Any = sys.modules["megatron.core.dist_checkpointing.strategies.filesystem_async"]
     module._results_queue = queue.Queue()
+
+
+def _end_writers_with_rank() -> None:
+    module: Any = sys.modules["megatron.core.dist_checkpointing.strategies.filesystem_async"]
+    cls = module.FileSystemWriterAsync
+    original = cls.write_preloaded_data
+
+    @functools.wraps(original)
+    def write(*args: Any, **kwargs: Any) -> None:
+        follow_parent()
+        original(*args, **kwargs)
+
+    cls.write_preloaded_data = staticmethod(write)
 
 
 def _disable_memory_probe() -> None:

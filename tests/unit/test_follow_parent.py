@@ -6,7 +6,8 @@ import signal
 import time
 from multiprocessing.connection import Connection
 
-from megatron_aia.data.workers import follow_parent, map_in_processes
+from megatron_aia.data.workers import map_in_processes
+from megatron_aia.runtime.processes import follow_parent
 
 
 def test_a_closure_is_inherited_and_nobody_is_left() -> None:
