@@ -29,6 +29,7 @@ from megatron_aia.checkpoint.folder import (
 )
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
+from megatron_aia.runtime.processes import end_with_children
 
 
 class CheckpointIO:
@@ -70,7 +71,8 @@ class CheckpointIO:
             "opt_param_scheduler": self._scheduler.state_dict(),
             "rng_state": self._rng_state(),
         }
-        dist_checkpointing.save(content, str(temporary))
+        with end_with_children("that writes a checkpoint"):
+            dist_checkpointing.save(content, str(temporary))
         dist.barrier()
 
         def finish() -> None:

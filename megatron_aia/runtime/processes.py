@@ -1,10 +1,16 @@
-"""Forked processes that end with the process that forked them."""
+"""Processes and those they forked: neither outlives the other's sudden death."""
 
+import logging
+import multiprocessing.process
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+logger = logging.getLogger(__name__)
 
 
 def follow_parent() -> None:
@@ -25,3 +31,43 @@ def _watch(parent: int) -> None:
         if received is not None and received.si_pid == parent:
             break
     os._exit(0)
+
+
+@contextmanager
+def end_with_children(purpose: str) -> Iterator[None]:
+    """End this process if a process that it forks in the ``with`` statement is killed.
+
+    Whoever waits for the result of such a child may wait for ever. The job's launcher sees that
+    this process ends, and starts the job anew.
+
+    Args:
+        purpose: of the children, for the log.
+    """
+    before, done = _children(), threading.Event()
+    thread = threading.Thread(target=_watch_children, args=(before, done, purpose), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _children() -> set[Any]:
+    # The public function forgets those that have ended, which are the ones to look for.
+    return set(multiprocessing.process._children)  # type: ignore[attr-defined]
+
+
+def _watch_children(before: set[Any], done: threading.Event, purpose: str) -> None:
+    seen: set[Any] = set()
+    while not done.wait(_SECONDS_BETWEEN_LOOKS):
+        seen |= _children() - before
+        for child in seen:
+            if child.exitcode is not None and child.exitcode < 0:
+                logger.error(
+                    "a process %s was killed (signal %d), as the system does when memory runs out; "
+                    "this rank ends, start the job again",
+                    purpose,
+                    -child.exitcode,
+                )
+                os._exit(1)

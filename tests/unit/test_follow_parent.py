@@ -6,8 +6,10 @@ import signal
 import time
 from multiprocessing.connection import Connection
 
+import pytest
+
 from megatron_aia.data.workers import map_in_processes
-from megatron_aia.runtime.processes import follow_parent
+from megatron_aia.runtime.processes import end_with_children, follow_parent
 
 
 def test_a_closure_is_inherited_and_nobody_is_left() -> None:
@@ -58,3 +60,21 @@ def test_a_follower_ignores_others_and_ends_with_its_parent() -> None:
     parent.kill()
     parent.join()
     assert wait_until_gone(followers)
+
+
+def wait_for_child(code: int | None) -> None:
+    """Wait for a child that is killed, or ends with ``code``; then go on without its result."""
+    context = multiprocessing.get_context("fork")
+    with end_with_children("under test"):
+        child = context.Process(target=os._exit, args=(code,)) if code is not None else None
+        child = child or context.Process(target=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        child.start()
+        time.sleep(30 if code is None else 1.5)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 1), (0, 0), (3, 0)])
+def test_a_process_ends_with_a_child_that_is_killed(code: int | None, expected: int) -> None:
+    process = multiprocessing.get_context("fork").Process(target=wait_for_child, args=(code,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == expected
