@@ -1,4 +1,4 @@
-"""Mixture files: sources by name, and phases with their weights. The format is in docs/data.md."""
+"""Mixture files: sources by name, and phases with their weights; see docs/loading.md."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

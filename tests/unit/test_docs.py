@@ -186,7 +186,7 @@ def test_the_profile_of_the_documents_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_mixture_file_of_the_documents_is_valid(tmp_path: Path) -> None:
-    (example,) = [b for b in code_blocks("docs/data.md", "yaml") if "phases:" in b]
+    (example,) = [b for b in code_blocks("docs/loading.md", "yaml") if "phases:" in b]
     path = tmp_path / "mixture.yaml"
     path.write_text(example)
     plan = read_mixture_file(str(path))
