@@ -185,7 +185,15 @@ def export_known(run: Path, assets: Path, target: Path, layout: str) -> Result:
     return export_hf(run, target, layout, "--assets", assets)
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("transformers", marks=pytest.mark.slow),
+        "transformers, bf16",
+        "original",
+        pytest.param("original .bin", marks=pytest.mark.slow),
+    ],
+)
 def test_through_two_by_two_and_an_interleaved_pipeline(
     name: str, converted: Any, tmp_path: Path
 ) -> None:

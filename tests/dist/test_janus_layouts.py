@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.layouts import MODELS, Layout, StepResult, run_layouts
+from support.layouts import MODELS, Layout, LayoutSuite, StepResult, run_layouts
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
@@ -63,6 +63,15 @@ LAYOUTS = {
 }
 
 
+SUITE = LayoutSuite(
+    LAYOUTS,
+    slow={
+        *("micro-batch 4", "TP 2", "PP 2", "DP 2", "DP 2 distributed optimizer", "CP 2"),
+        *("DP 2 x TP 2", "PP 4", "CP 4", "DP 2 x CP 2"),
+    },
+)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"), family="janus_pro")
@@ -75,33 +84,19 @@ def reference(shards: Path) -> StepResult:
     return result
 
 
-@pytest.fixture(scope="module")
-def results(shards: Path) -> dict[str, StepResult]:
-    found: dict[str, Any] = {}
-    for world_size, layouts in LAYOUTS.items():
-        found.update(spawn(run_layouts, world_size, shards, layouts))
-    return found
-
-
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return |actual - expected| / |expected| in the 2-norm."""
     difference = torch.linalg.vector_norm((actual - expected).double())
     return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
-ALL_LAYOUTS = [name for layouts in LAYOUTS.values() for name in layouts]
-
-
-@pytest.mark.parametrize("name", ALL_LAYOUTS)
-def test_equal_to_one_process(
-    name: str, results: dict[str, StepResult], reference: StepResult
-) -> None:
-    result = results[name]
+@pytest.mark.parametrize("name", SUITE.parameters())
+def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) -> None:
+    result = SUITE.result(name, shards)
     assert relative_error(result.next_token, reference.next_token) < TOLERANCE
     for layer, losses in reference.aia_loss.items():
         assert relative_error(result.aia_loss[layer], losses) < TOLERANCE, f"AIA, layer {layer}"
-    layout = next(layouts[name] for layouts in LAYOUTS.values() if name in layouts)
-    if not layout.parallel.get("use_distributed_optimizer"):
+    if not SUITE.by_name[name].parallel.get("use_distributed_optimizer"):
         # With it, a rank keeps the sum of its own shard only; norms and weights show the rest.
         for parameter, gradient in reference.gradients.items():
             error = relative_error(result.gradients[parameter], gradient)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.layouts import Layout, StepResult, run_layouts
+from support.layouts import Layout, LayoutSuite, StepResult, run_layouts
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
@@ -81,6 +81,18 @@ LAYOUTS = {
     8: {"TP 2 x PP 2 x CP 2 + SP": Layout({**TP, **PP, **CP, **SP})},
 }
 
+SUITE = LayoutSuite(
+    LAYOUTS,
+    slow={
+        *("micro-batch 2", "micro-batch 4 unpacked", "selective recompute", "block recompute"),
+        *("TP 2", "PP 2", "DP 2", "DP 2 distributed optimizer", "PP 2 + full recompute"),
+        *("CP 2 unpacked", "CP 2 dense attention", "CP 2 + full recompute"),
+        *("DP 2, variable rows", "TP 2 x PP 2", "DP 2 x TP 2", "DP 2 x PP 2 x VPP 2", "PP 4"),
+        *("CP 4 dense attention unpacked", "TP 2 x CP 2", "PP 2 x CP 2", "DP 2 x CP 2"),
+        "TP 2 x PP 2 x CP 2 + SP",
+    },
+)
+
 WITHOUT_AIA = {
     1: {"reference without AIA": Layout(packing=False, aia=False)},
     2: {
@@ -107,28 +119,15 @@ def reference(shards: Path) -> StepResult:
     return result
 
 
-@pytest.fixture(scope="module")
-def results(shards: Path) -> dict[str, StepResult]:
-    found: dict[str, Any] = {}
-    for world_size, layouts in LAYOUTS.items():
-        found.update(spawn(run_layouts, world_size, shards, layouts, timeout=900))
-    return found
-
-
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return |actual - expected| / |expected| in the 2-norm."""
     difference = torch.linalg.vector_norm((actual - expected).double())
     return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
-ALL_LAYOUTS = {name: layout for layouts in LAYOUTS.values() for name, layout in layouts.items()}
-
-
-@pytest.mark.parametrize("name", ALL_LAYOUTS)
-def test_equal_to_one_process(
-    name: str, results: dict[str, StepResult], reference: StepResult
-) -> None:
-    check(results[name], reference, ALL_LAYOUTS[name])
+@pytest.mark.parametrize("name", SUITE.parameters())
+def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) -> None:
+    check(SUITE.result(name, shards), reference, SUITE.by_name[name])
 
 
 def test_rows_of_several_ranks_without_aia(shards: Path) -> None:

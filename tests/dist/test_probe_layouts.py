@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-import torch
-from support.layouts import Layout, StepResult, run_layouts
+from support.layouts import Layout, StepResult, relative_difference, run_layouts
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
@@ -38,23 +37,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StepResult]:
     return {**one, **spawn(run_layouts, 2, shards, TWO_PROCESSES)}
 
 
-def difference(actual: StepResult, expected: StepResult) -> float:
-    """Return the largest relative error over the AIA losses, the gradients and the weights."""
-    pairs = [(actual.aia_loss[layer], loss) for layer, loss in expected.aia_loss.items()]
-    pairs += [(actual.gradients[name], x) for name, x in expected.gradients.items()]
-    pairs += [(actual.weights[name], x) for name, x in expected.weights.items()]
-    errors = [torch.linalg.vector_norm((a - b).double()) / b.double().norm() for a, b in pairs]
-    return max(float(error) for error in errors)
-
-
 @pytest.mark.parametrize("name", ["packed, selective recompute", *TWO_PROCESSES])
 def test_the_same_rows_in_every_layout(name: str, results: dict[str, StepResult]) -> None:
-    assert difference(results[name], results["probe"]) < TOLERANCE
+    assert relative_difference(results[name], results["probe"]) < TOLERANCE
 
 
 def test_all_rows_are_exact(results: dict[str, StepResult]) -> None:
-    assert difference(results["all rows"], results["exact"]) < TOLERANCE
+    assert relative_difference(results["all rows"], results["exact"]) < TOLERANCE
 
 
 def test_few_rows_are_an_estimate(results: dict[str, StepResult]) -> None:
-    assert 1e-3 < difference(results["probe"], results["exact"])
+    assert 1e-3 < relative_difference(results["probe"], results["exact"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from megatron.core.utils import unwrap_model
@@ -30,6 +31,7 @@ from megatron_aia.runtime.parallel import (
 from megatron_aia.training.optimizer import apply_gradients, build_optimizer
 from megatron_aia.training.setup import build_models
 from megatron_aia.training.step import StepOutput, run_step
+from support.spawn import spawn
 from support.tiny_data import (
     CODEBOOK_SIZE,
     JANUS_GRID,
@@ -249,3 +251,43 @@ def _join(name: str, entries: list[Any], check_replicas: bool) -> torch.Tensor:
         return tensors[0]
     full = torch.cat(tensors, dim=split)
     return full[:real_size]
+
+
+def relative_difference(actual: StepResult, expected: StepResult) -> float:
+    """Return the largest relative error over the AIA losses, the gradients and the weights."""
+    pairs = [(actual.aia_loss[layer], loss) for layer, loss in expected.aia_loss.items()]
+    pairs += [(actual.gradients[name], x) for name, x in expected.gradients.items()]
+    pairs += [(actual.weights[name], x) for name, x in expected.weights.items()]
+    errors = [torch.linalg.vector_norm((a - b).double()) / b.double().norm() for a, b in pairs]
+    return max(float(error) for error in errors)
+
+
+class LayoutSuite:
+    """Layouts by number of processes, run when the first of their group is asked for.
+
+    Args:
+        layouts: by number of processes, then by name.
+        slow: names of those that the quick tests leave out.
+    """
+
+    def __init__(self, layouts: dict[int, dict[str, Layout]], slow: set[str]) -> None:
+        self.by_name = {
+            name: layout for group in layouts.values() for name, layout in group.items()
+        }
+        assert slow <= self.by_name.keys(), slow - self.by_name.keys()
+        self._layouts, self._slow = layouts, slow
+        self._found: dict[str, StepResult] = {}
+
+    def parameters(self) -> list[Any]:
+        """Return the names, as parameters of a test."""
+        slow = pytest.mark.slow
+        return [pytest.param(n, marks=slow) if n in self._slow else n for n in self.by_name]
+
+    def result(self, name: str, shards: Path) -> StepResult:
+        """Return what a layout gave on ``shards``, the same folder in every call."""
+        if name not in self._found:
+            ((world_size, group),) = ((w, g) for w, g in self._layouts.items() if name in g)
+            is_slow = name in self._slow
+            wanted = {n: layout for n, layout in group.items() if (n in self._slow) == is_slow}
+            self._found.update(spawn(run_layouts, world_size, shards, wanted, timeout=900))
+        return self._found[name]
