@@ -17,6 +17,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,9 @@ def one_shard() -> bytes:
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what ``function`` returns in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    # A worker of multiprocessing's own pool may not start workers of its own.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 @dataclass
