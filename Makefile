@@ -71,6 +71,9 @@ gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/attention_cost.py
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/step_cost.py --shape packed --heads-a-group 1
+	@if $(BIN)/python -c "import transformer_engine.pytorch" 2>/dev/null; \
+		then $(BIN)/python benchmarks/step_cost.py --fp8; \
+		else echo "Transformer Engine does not import here: FP8 was NOT compared"; fi
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
