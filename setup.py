@@ -9,7 +9,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_aia", "megatron_aia.*"]),
-    package_data={"megatron_aia.aia": ["profiles/*.yaml"], "megatron_aia.data.demo": ["*.yaml"]},
+    package_data={
+        "megatron_aia.aia": ["profiles/*.yaml"],
+        "megatron_aia.building.demo": ["*.yaml"],
+    },
     install_requires=[
         "fsspec",
         "torch>=2.6",

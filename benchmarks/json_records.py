@@ -32,13 +32,13 @@ def write_records(path: Path, count: int) -> None:
 
 
 def find_records(path: Path) -> int:
-    from megatron_aia.data.sources import open_source
+    from megatron_aia.building.sources import open_source
 
     return len(open_source(path))
 
 
 def find_and_read_range(path: Path) -> int:
-    from megatron_aia.data.sources import open_source
+    from megatron_aia.building.sources import open_source
 
     source = open_source(path)
     return sum(1 for _ in source.part(len(source) - RANGE, len(source)).read())
@@ -57,7 +57,7 @@ WAYS: dict[str, Callable[[Path], int]] = {
 
 def measure(way: str, path: Path) -> None:
     """Print CPU seconds and megabytes above those of the imports."""
-    import megatron_aia.data.sources  # noqa: F401
+    import megatron_aia.building.sources  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()

@@ -28,14 +28,15 @@ import tyro
 import webdataset
 
 from megatron_aia.config.tree import Config, DataConfig
-from megatron_aia.data.cache import cache_folder
-from megatron_aia.data.folder import list_shards
-from megatron_aia.data.index import ShardIndex, open_index, save_index
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.open_mixture import open_mixture
-from megatron_aia.data.sample import RawSample, TokenizedSample
-from megatron_aia.data.table import SampleTable
+from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.shards.cache import cache_folder
+from megatron_aia.shards.folder import list_shards
+from megatron_aia.shards.index import ShardIndex, open_index, save_index
+from megatron_aia.shards.raw_sample import RawSample
+from megatron_aia.shards.table import SampleTable
 
 PER_SHARD = 5000
 CODEBOOK_SIZE = 100

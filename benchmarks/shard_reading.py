@@ -20,12 +20,12 @@ import numpy as np
 import tyro
 from webdataset import TarWriter
 
-from megatron_aia.data.checksum import checksum, dump_with_checksum
-from megatron_aia.data.folder import list_shards
-from megatron_aia.data.index import open_index
-from megatron_aia.data.verify import VerifyOptions, verify_folder
-from megatron_aia.data.walk import walk_shard
-from megatron_aia.data.workers import map_in_processes
+from megatron_aia.runtime.workers import map_in_processes
+from megatron_aia.shards.checksum import checksum, dump_with_checksum
+from megatron_aia.shards.folder import list_shards
+from megatron_aia.shards.index import open_index
+from megatron_aia.shards.verify import VerifyOptions, verify_folder
+from megatron_aia.shards.walk import walk_shard
 
 CODEBOOK_SIZE = 32_768
 SIDE = 64

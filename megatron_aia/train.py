@@ -65,7 +65,7 @@ def ensure_demo_data(config: Config) -> Config:
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         raise ValueError("the demo data is built on one machine; on several, give --data-path")
     if is_rank_0() and not folder.exists():
-        from megatron_aia.data.demo import build_demo
+        from megatron_aia.building.demo import build_demo
 
         print(f"building the demo data in {folder}", flush=True)
         # It appears by a rename: the other ranks see all of it or nothing.

@@ -14,11 +14,11 @@ from typing import Literal, Optional
 
 import tyro
 
-from megatron_aia.data.build import build_shards
-from megatron_aia.data.building.dropped import DROPPED_FILE
-from megatron_aia.data.building.options import BuildOptions
-from megatron_aia.data.demo import build_demo
-from megatron_aia.data.description import read_codebook_size
+from megatron_aia.building.build import build_shards
+from megatron_aia.building.demo import build_demo
+from megatron_aia.building.dropped import DROPPED_FILE
+from megatron_aia.building.options import BuildOptions
+from megatron_aia.shards.description import read_codebook_size
 
 EXIT_USER_ERROR = 2
 

@@ -14,8 +14,8 @@ from typing import Optional
 
 import tyro
 
-from megatron_aia.data.damage import Problem, remedy
-from megatron_aia.data.verify import FolderReport, VerifyOptions, verify_folder
+from megatron_aia.shards.damage import Problem, remedy
+from megatron_aia.shards.verify import FolderReport, VerifyOptions, verify_folder
 
 EXIT_DAMAGE = 1
 EXIT_USER_ERROR = 2

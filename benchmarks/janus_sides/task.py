@@ -12,9 +12,10 @@ from megatron_aia.aia.profile import LayerTargets, load_profile
 from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config
 from megatron_aia.config.files import with_aia_preset
-from megatron_aia.data.sample import RawSample, TokenizedSample, Turn
+from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.janus_pro.special_tokens import NAMES
+from megatron_aia.shards.raw_sample import RawSample, Turn
 
 TEXT_SIZE, CODEBOOK_SIZE = 3200, 512
 """As many ids for the width of 128 as Janus-Pro-7B has for its width of 4096."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.records import LogRecord, task_name
-from megatron_aia.data.optional import import_optional
+from megatron_aia.runtime.optional import import_optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml, with_values
-from megatron_aia.data.index import open_index
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.janus_pro.draw import draw_greedily
 from megatron_aia.models.janus_pro.network import JanusModel
+from megatron_aia.shards.index import open_index
 
 
 @dataclass(frozen=True)

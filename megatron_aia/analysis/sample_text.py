@@ -9,10 +9,11 @@ import numpy as np
 
 from megatron_aia.aia.roles import Task, key_task, row_task
 from megatron_aia.analysis.records import task_name
-from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample
+from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.data.sample_reader import PlacedSample
 from megatron_aia.models.spec import ModelPrompt
 from megatron_aia.models.token_names import TokenKind, TokenNames
+from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 _COLORS = {Task.GENERATION: "34", Task.UNDERSTANDING: "33"}
 _ROW_STYLE = "1"

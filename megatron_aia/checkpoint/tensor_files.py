@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_aia.data.optional import import_optional
+from megatron_aia.runtime.optional import import_optional
 
 INDEX_FILE = "model.safetensors.index.json"
 WRITTEN_BY = {"written_by": "megatron_aia"}

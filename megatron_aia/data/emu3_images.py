@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_aia.data.optional import import_optional
+from megatron_aia.runtime.optional import import_optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image

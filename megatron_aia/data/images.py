@@ -11,8 +11,8 @@ import numpy as np
 
 from megatron_aia.data.emu3_images import EMU3_IMAGE_AREA, Emu3Quantizer
 from megatron_aia.data.janus_images import JANUS_IMAGE_AREA, JanusQuantizer
-from megatron_aia.data.optional import import_optional
-from megatron_aia.data.pictures import crop_to_square
+from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.pictures import crop_to_square
 
 if TYPE_CHECKING:
     from PIL.Image import Image

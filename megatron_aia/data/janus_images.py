@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_aia.data.optional import import_optional
-from megatron_aia.data.pictures import crop_to_square
+from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.pictures import crop_to_square
 
 if TYPE_CHECKING:
     from PIL.Image import Image

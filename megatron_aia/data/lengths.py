@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_aia.data.cache import replace_file
-from megatron_aia.data.index import ShardIndex
-from megatron_aia.data.sample import DamagedSample, PromptBuilder
-from megatron_aia.data.workers import available_cores, map_in_processes
+from megatron_aia.data.sample import PromptBuilder
+from megatron_aia.runtime.workers import available_cores, map_in_processes
+from megatron_aia.shards.cache import replace_file
+from megatron_aia.shards.index import ShardIndex
+from megatron_aia.shards.raw_sample import DamagedSample
 
 DAMAGED = -1
 """In the place of the length of a sample that is damaged."""

@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.permutation import hash_fraction
 from megatron_aia.data.phases import Phase, Schedule
 from megatron_aia.data.sample_pool import SamplePool
+from megatron_aia.shards.index import ShardIndex
 
 # Keeps the draws of dropped prompts apart from all others.
 _DROP_STREAM = 102

@@ -8,8 +8,6 @@ import numpy as np
 from megatron_aia.config import DataConfig
 from megatron_aia.config.data_sources import blend_pairs, mixture_file
 from megatron_aia.config.locations import is_url
-from megatron_aia.data.folder import DESCRIPTION_FILE, read_description
-from megatron_aia.data.index import ShardIndex, open_index
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.mixture_file import MixturePlan, Source, read_mixture_file
 from megatron_aia.data.permutation import hash_integers, splitmix64_array
@@ -17,6 +15,8 @@ from megatron_aia.data.phases import Phase
 from megatron_aia.data.sample_pool import SamplePool
 from megatron_aia.data.shuffle import build_shuffle
 from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
+from megatron_aia.shards.folder import DESCRIPTION_FILE, read_description
+from megatron_aia.shards.index import ShardIndex, open_index
 
 # Keeps the choice of a source's samples apart from their orders.
 _LIMIT_STREAM = 105

@@ -12,8 +12,9 @@ from megatron_aia.data.batch import with_loaded_images
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.mixture import Mixture, SampleAddress
 from megatron_aia.data.packing import truncate
-from megatron_aia.data.sample import DamagedSample, PromptBuilder, RawSample, TokenizedSample
+from megatron_aia.data.sample import PromptBuilder, TokenizedSample
 from megatron_aia.data.stand_ins import Damage, DamageFound, locate_usable
+from megatron_aia.shards.raw_sample import DamagedSample, RawSample
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.permutation import Permutation, hash_integers
+from megatron_aia.shards.index import ShardIndex
 
 # Keeps the orders inside windows apart from those of the shards.
 _WINDOW_STREAM = 104

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.phases import Phase
 from megatron_aia.data.sample_pool import SamplePool
 from megatron_aia.data.shuffle import build_shuffle
+from megatron_aia.shards.index import ShardIndex
 
 RATIO_ORDER = (Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, Task.MIXED)
 """Tasks in the order of the numbers of ``--task-ratio``."""

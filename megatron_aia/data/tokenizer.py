@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_aia.data.optional import import_optional
+from megatron_aia.runtime.optional import import_optional
 
 # Qwen's rule for cutting text into words before byte pairs are merged: digits stand alone.
 _QWEN_SPLIT_PATTERN = (

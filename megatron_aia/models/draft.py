@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from megatron_aia.aia.roles import Task, key_code, row_code
-from megatron_aia.data.sample import IMAGE_TAG, ImageSource, RawSample, TokenizedSample
+from megatron_aia.data.sample import ImageSource, TokenizedSample
+from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 Sets = Literal["intended", "released_code"]
 """Rows and keys of the paper's text, or with the off-by-ones of the authors' Janus-Pro code."""

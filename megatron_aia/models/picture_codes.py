@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from megatron_aia.data.images import ImageTokenizer, encode_picture
-from megatron_aia.data.sample import IMAGE_TAG, Picture, RawSample
+from megatron_aia.shards.raw_sample import IMAGE_TAG, Picture, RawSample
 
 
 class PictureCodes:

@@ -20,7 +20,8 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, ParallelConfig
 from megatron_aia.config.files import with_aia_preset
 from megatron_aia.data.batch import build_micro_batch
-from megatron_aia.data.sample import RawSample, TokenizedSample, Turn
+from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.shards.raw_sample import RawSample, Turn
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.runtime.parallel import Parallel, create_parallel, initialize_process_group

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_aia.data.checksum import checksum, dump_with_checksum
+from megatron_aia.shards.checksum import checksum, dump_with_checksum
 from support.tiny_data import write_shards
 
 Members = list[tuple[str, bytes]]

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from megatron_aia.data.build import build_shards
-from megatron_aia.data.building.options import BuildOptions
+from megatron_aia.building.build import build_shards
+from megatron_aia.building.options import BuildOptions
 from megatron_aia.data.images import PatchQuantizer
 from support.janus_checkpoints import original_name
 from support.runs import write_tokenizer

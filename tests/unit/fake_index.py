@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.index import ShardIndex
-from megatron_aia.data.table import SampleTable
+from megatron_aia.shards.index import ShardIndex
+from megatron_aia.shards.table import SampleTable
 
 
 def fake_index(name: str, tasks: Sequence[Task], samples_per_shard: int = 10) -> ShardIndex:

@@ -9,10 +9,10 @@ import webdataset
 from support.tools import run_tool
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.build import build_shards
-from megatron_aia.data.building.options import BuildOptions
+from megatron_aia.building.build import build_shards
+from megatron_aia.building.options import BuildOptions
 from megatron_aia.data.images import PatchQuantizer
-from megatron_aia.data.index import open_index
+from megatron_aia.shards.index import open_index
 
 image_module = pytest.importorskip("PIL.Image")
 

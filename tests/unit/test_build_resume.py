@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_aia.data.build import build_shards
-from megatron_aia.data.building.options import BuildOptions
-from megatron_aia.data.building.work_folder import WorkFolder
-from megatron_aia.data.building.workers import Workers
+from megatron_aia.building.build import build_shards
+from megatron_aia.building.options import BuildOptions
+from megatron_aia.building.work_folder import WorkFolder
+from megatron_aia.building.workers import Workers
 from megatron_aia.data.images import PatchQuantizer
 
 image_module = pytest.importorskip("PIL.Image")

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.codes import decode_codes
-from megatron_aia.data.demo import read_pictures
+from megatron_aia.building.demo import read_pictures
 from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
-from megatron_aia.data.index import open_index
 from megatron_aia.data.janus_images import JanusQuantizer
-from megatron_aia.data.reader import CodesEntry, parse_description
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.janus_pro.prompt import JanusPrompt
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.shards.codes import decode_codes
+from megatron_aia.shards.index import open_index
+from megatron_aia.shards.reader import CodesEntry, parse_description
 
 image_module = pytest.importorskip("PIL.Image")
 
@@ -242,7 +242,7 @@ def test_pictures_that_training_could_not_read_are_not_stored(
 
 def test_janus_does_not_look_at_codes(tool, source, capsys, monkeypatch):
     monkeypatch.setattr(
-        "megatron_aia.data.build.load_image_tokenizer",
+        "megatron_aia.building.build.load_image_tokenizer",
         lambda *_: JanusQuantizer.__new__(JanusQuantizer),
     )
     assert run(tool, source) == 2

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.convert_records import RecordError, convert_record
+from megatron_aia.building.convert_records import RecordError, convert_record
 
 
 def record(*texts, **fields):

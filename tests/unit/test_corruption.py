@@ -7,9 +7,9 @@ import pytest
 from support.corruption import DAMAGES, Damage, write_sealed_shards
 from support.tiny_data import CODEBOOK_SIZE
 
-from megatron_aia.data.index import ShardIndex, open_index
-from megatron_aia.data.sample import DamagedSample
-from megatron_aia.data.verify import VerifyOptions, verify_folder
+from megatron_aia.shards.index import ShardIndex, open_index
+from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.verify import VerifyOptions, verify_folder
 
 pytest.importorskip("PIL.Image")
 

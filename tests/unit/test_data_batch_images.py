@@ -24,9 +24,10 @@ from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.packing import truncate
-from megatron_aia.data.sample import ImageSource, Picture, RawSample, TokenizedSample
+from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.stand_ins import DamageFound
 from megatron_aia.data.tokenizer import train_sentencepiece
+from megatron_aia.shards.raw_sample import Picture, RawSample
 from megatron_aia.training.setup import build_data
 
 image_module = pytest.importorskip("PIL.Image")
@@ -143,7 +144,7 @@ def test_a_stage_without_images_never_decodes(
     def fail(self: Picture) -> np.ndarray:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("megatron_aia.data.pictures.ShardPicture.decode", fail)
+    monkeypatch.setattr("megatron_aia.shards.pictures.ShardPicture.decode", fail)
     other_stage = batches(folder, image_size=0)
     other_stage.check()
     other_stage.step(0)

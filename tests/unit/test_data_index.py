@@ -19,11 +19,11 @@ from toy_data import (
 )
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data import index as index_module
-from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.sample import DamagedSample
-from megatron_aia.data.shard import LocalShard
+from megatron_aia.shards import index as index_module
+from megatron_aia.shards.index import open_index
+from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.shard import LocalShard
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from toy_data import toy_samples, write_folder
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.index import ShardIndex, open_index
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.permutation import (
     Permutation,
@@ -17,6 +16,7 @@ from megatron_aia.data.permutation import (
     splitmix64_array,
 )
 from megatron_aia.data.task_mixture import RATIO_ORDER, mix_by_task, parse_task_ratio
+from megatron_aia.shards.index import ShardIndex, open_index
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from megatron_aia.data.packing import (
     row_length,
     truncate,
 )
-from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample, Turn
+from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample, Turn
 
 lengths_lists = st.lists(st.integers(1, 64), max_size=60)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from toy_data import CODEBOOK_SIZE, npy, toy_prompt, toy_sample, toy_samples, write_shard
 
-from megatron_aia.data import pictures
-from megatron_aia.data.index import open_index
-from megatron_aia.data.pictures import crop_to_square, decode_picture, read_pixel_size
-from megatron_aia.data.reader import CodesEntry, PictureEntry, parse_description
-from megatron_aia.data.sample import DamagedSample
+from megatron_aia.shards import pictures
+from megatron_aia.shards.index import open_index
+from megatron_aia.shards.pictures import crop_to_square, decode_picture, read_pixel_size
+from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.reader import CodesEntry, PictureEntry, parse_description
 
 image_module = pytest.importorskip("PIL.Image")
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from megatron_aia.aia.profile import load_profile
+from megatron_aia.building.options import BuildOptions
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config.files import GROUP_OF_FIELD, flag
-from megatron_aia.data.building.options import BuildOptions
 from megatron_aia.data.mixture_file import read_mixture_file
-from megatron_aia.data.verify import VerifyOptions
+from megatron_aia.shards.verify import VerifyOptions
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(

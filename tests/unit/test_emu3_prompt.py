@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
-from megatron_aia.data.sample import RawSample, Turn
 from megatron_aia.models.emu3.prompt import Emu3Prompt
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.shards.raw_sample import RawSample, Turn
 
 IDS = Emu3Vocabulary(128, 32)
 CODES = np.array([[0, 1, 2], [3, 4, 31]])

@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from megatron_aia.data.workers import map_in_processes
 from megatron_aia.runtime.processes import end_with_children, follow_parent
+from megatron_aia.runtime.workers import map_in_processes
 
 
 def test_a_closure_is_inherited_and_nobody_is_left() -> None:

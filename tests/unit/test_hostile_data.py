@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from toy_data import CODEBOOK_SIZE, npy, toy_sample, write_shard
 
-from megatron_aia.data import scan
-from megatron_aia.data.checksum import dump_with_checksum
-from megatron_aia.data.codes import decode_codes
-from megatron_aia.data.index import open_index
-from megatron_aia.data.pictures import decode_picture, read_pixel_size
-from megatron_aia.data.reader import CodesEntry, parse_description
-from megatron_aia.data.sample import DamagedSample
+from megatron_aia.shards import scan
+from megatron_aia.shards.checksum import dump_with_checksum
+from megatron_aia.shards.codes import decode_codes
+from megatron_aia.shards.index import open_index
+from megatron_aia.shards.pictures import decode_picture, read_pixel_size
+from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.reader import CodesEntry, parse_description
 
 MEGABYTE = 1 << 20
 

@@ -14,6 +14,7 @@ ORDER = (
     "runtime",
     "aia",
     "attention",
+    "shards",
     "data",
     "models",
     "checkpoint",
@@ -24,9 +25,11 @@ ORDER = (
 
 ALLOWED = {
     **{room: ORDER[:place] for place, room in enumerate(ORDER)},
+    # A program of its own, which runs before there is a model.
+    "building": ("config", "runtime", "aia", "shards", "data"),
     "cli": ("config", "models"),
-    "train": (*ORDER, "cli"),
-    "tools": (*ORDER, "cli"),
+    "train": (*ORDER, "building", "cli"),
+    "tools": (*ORDER, "building", "cli"),
 }
 
 

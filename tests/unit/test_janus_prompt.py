@@ -8,11 +8,11 @@ import pytest
 from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.packing import truncate
-from megatron_aia.data.sample import RawSample, Turn
 from megatron_aia.data.tokenizer import load_text_tokenizer, train_sentencepiece
 from megatron_aia.models.janus_pro.prompt import JanusPrompt
 from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.shards.raw_sample import RawSample, Turn
 
 SIZE, PATCH = 32, 16
 IDS = JanusVocabulary(140, 20)

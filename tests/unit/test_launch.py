@@ -186,7 +186,7 @@ def built(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "dataset.json").write_text("{}")
 
-    monkeypatch.setattr("megatron_aia.data.demo.build_demo", build)
+    monkeypatch.setattr("megatron_aia.building.demo.build_demo", build)
     return calls
 
 

@@ -7,8 +7,8 @@ import pytest
 from toy_data import CODEBOOK_SIZE, member_ends, toy_prompt, toy_samples, write_folder
 
 from megatron_aia.data import lengths as module
-from megatron_aia.data.index import open_index
 from megatron_aia.data.lengths import DAMAGED, token_lengths
+from megatron_aia.shards.index import open_index
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, DataConfig
 from megatron_aia.config.validate import validate
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.index import ShardIndex
 from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.pictures import ShardPicture
 from megatron_aia.data.stand_ins import DamageFound
 from megatron_aia.models import load_model_spec
+from megatron_aia.shards.index import ShardIndex
+from megatron_aia.shards.pictures import ShardPicture
 from megatron_aia.training import setup
 from megatron_aia.training.setup import build_data
 
@@ -262,7 +262,7 @@ def test_an_image_that_no_codes_fill(janus: Config, tmp_path: Path) -> None:
 
 def test_a_damaged_picture_is_named_once(janus: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_data(with_data(janus, task_ratio="1:0"))
-    monkeypatch.setattr("megatron_aia.data.pictures.MAX_PIXELS", 50)
+    monkeypatch.setattr("megatron_aia.shards.pictures.MAX_PIXELS", 50)
     with pytest.raises(DamageFound) as caught:
         data.step(0)
     for damage in caught.value.damages:

@@ -15,8 +15,9 @@ from toy_data import ToyPrompt, toy_batches, toy_prompt, toy_samples, write_fold
 
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.prefetch import Prefetcher
-from megatron_aia.data.sample import DamagedSample, RawSample, TokenizedSample
+from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.data.stand_ins import DamageFound
+from megatron_aia.shards.raw_sample import DamagedSample, RawSample
 
 GBS = 12
 

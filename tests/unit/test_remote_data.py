@@ -17,13 +17,13 @@ from toy_data import PAD, toy_prompt, toy_samples, write_folder, write_shard
 
 from megatron_aia.config import Config, validate
 from megatron_aia.config.files import with_values
-from megatron_aia.data import index as index_module
-from megatron_aia.data import object_store, remote
-from megatron_aia.data.folder import read_description
-from megatron_aia.data.index import ShardIndex, open_index
 from megatron_aia.data.loader import build_global_batches
 from megatron_aia.data.prefetch import Prefetcher
-from megatron_aia.data.sample import DamagedSample
+from megatron_aia.shards import index as index_module
+from megatron_aia.shards import object_store, remote
+from megatron_aia.shards.folder import read_description
+from megatron_aia.shards.index import ShardIndex, open_index
+from megatron_aia.shards.raw_sample import DamagedSample
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("PIL.Image")

@@ -7,9 +7,9 @@ import pytest
 from support.corruption import write_sealed_shards
 from support.tiny_data import CODEBOOK_SIZE
 
-from megatron_aia.data import object_store
-from megatron_aia.data.index import open_index
-from megatron_aia.data.sample import DamagedSample
+from megatron_aia.shards import object_store
+from megatron_aia.shards.index import open_index
+from megatron_aia.shards.raw_sample import DamagedSample
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")

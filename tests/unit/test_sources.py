@@ -13,10 +13,10 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_aia.data.convert_records import RecordError, convert_record
-from megatron_aia.data.sources import FORMATS, json_records, open_source
-from megatron_aia.data.sources.base import FileCounts
-from megatron_aia.data.sources.rows import to_record
+from megatron_aia.building.convert_records import RecordError, convert_record
+from megatron_aia.building.sources import FORMATS, json_records, open_source
+from megatron_aia.building.sources.base import FileCounts
+from megatron_aia.building.sources.rows import to_record
 
 AWKWARD = [
     {"id": 0, "text": 'a "quoted" \\ ]},{ and more'},

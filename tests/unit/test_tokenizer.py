@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from megatron_aia.data.optional import import_optional
 from megatron_aia.data.tokenizer import load_text_tokenizer, train_sentencepiece
+from megatron_aia.runtime.optional import import_optional
 
 TEXTS = [
     "You are a helpful assistant. USER: What animal is this? ASSISTANT: A cat.",

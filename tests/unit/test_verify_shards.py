@@ -12,9 +12,9 @@ from support.tiny_data import write_shards
 from support.tools import run_tool
 from toy_data import CODEBOOK_SIZE, member_ends, npy, toy_sample, toy_samples, write_folder
 
-from megatron_aia.data import index as index_module
-from megatron_aia.data.checksum import checksum, dump_with_checksum
-from megatron_aia.data.index import open_index
+from megatron_aia.shards import index as index_module
+from megatron_aia.shards.checksum import checksum, dump_with_checksum
+from megatron_aia.shards.index import open_index
 
 
 def verify(*arguments: object) -> tuple[int, str, str]:

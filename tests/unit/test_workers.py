@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from toy_data import toy_sample, toy_samples, write_folder
 
-from megatron_aia.data.index import open_index
-from megatron_aia.data.workers import map_in_processes
+from megatron_aia.runtime.workers import map_in_processes
+from megatron_aia.shards.index import open_index
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 
@@ -47,7 +47,7 @@ def test_a_killed_process_is_one_line() -> None:
 
 PARENT = """
 import os, time
-from megatron_aia.data.workers import map_in_processes
+from megatron_aia.runtime.workers import map_in_processes
 
 def wait(number):
     print(os.getpid(), flush=True)

@@ -13,7 +13,8 @@ import webdataset
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config import Config, DataConfig
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
-from megatron_aia.data.sample import IMAGE_TAG, RawSample, TokenizedSample
+from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 CODEBOOK_SIZE = 100
 FIRST_VISUAL = 1000

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from megatron_aia.config import ModelConfig
-from megatron_aia.data.optional import import_optional
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.hugging_face import HFSource, Probe
+from megatron_aia.runtime.optional import import_optional
 
 _TEXT, _CODES, _PADDING = 48, 80, 17
 

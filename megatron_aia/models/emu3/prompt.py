@@ -19,7 +19,7 @@ import numpy as np
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.images import ImageTokenizer
-from megatron_aia.data.sample import RawSample, TokenizedSample
+from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
     Draft,
@@ -34,6 +34,7 @@ from megatron_aia.models.draft import (
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.picture_codes import PictureCodes
 from megatron_aia.models.token_names import TokenNames
+from megatron_aia.shards.raw_sample import RawSample
 
 _FIRST_LEAD = "You are a helpful assistant. USER: "
 _LATER_LEAD = " USER: "

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from megatron_aia.config import ModelConfig
-from megatron_aia.data.optional import import_optional
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
 from megatron_aia.models.hugging_face import HFSource, HFTarget, Probe
 from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.models.janus_pro.hf_document import document
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.runtime.optional import import_optional
 
 _TEXT, _PADDING = 64, 17
 

@@ -6,8 +6,8 @@ Values stay bytes, a quarter of what floats would take on their way to the devic
 
 import numpy as np
 
-from megatron_aia.data.optional import import_optional
-from megatron_aia.data.sample import Picture
+from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.raw_sample import Picture
 
 _SHORTEST_SIDE = 14
 _BACKGROUND = 127

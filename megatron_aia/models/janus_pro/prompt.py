@@ -28,7 +28,7 @@ import numpy as np
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.images import ImageTokenizer
-from megatron_aia.data.sample import ImageSource, Picture, RawSample, TokenizedSample
+from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
     Draft,
@@ -45,6 +45,7 @@ from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialToke
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.models.picture_codes import PictureCodes
 from megatron_aia.models.token_names import TokenNames
+from megatron_aia.shards.raw_sample import Picture, RawSample
 
 Image = np.ndarray | Picture
 

@@ -1,0 +1,1 @@
+"""Parts of the shard builder; ``megatron_aia.building.build`` puts them together."""

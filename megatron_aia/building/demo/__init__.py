@@ -1,0 +1,204 @@
+"""A data folder of real photographs, made in seconds from pictures of installed packages."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from megatron_aia.aia.roles import Task
+from megatron_aia.building.convert_records import Record, convert_record
+from megatron_aia.building.sample_files import RawImage
+from megatron_aia.building.shard_writer import ShardFolder, check_output
+from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.data.tokenizer import train_sentencepiece
+from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.raw_sample import IMAGE_TAG
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VOCAB_SIZE = 512
+CODEBOOK_SIZE = 512
+PATCH_SIZE = 8
+GRID_SIDE = 16
+"""Codes along a side of an image of Emu3's demo."""
+_MARGIN = 2 * PATCH_SIZE
+# Crops that are whole patches apart share their patches, which leaves fewer to the codebook.
+_CROP_CORNERS = ((0, 0), (_MARGIN, 0), (0, _MARGIN), (_MARGIN, _MARGIN))
+_SAMPLES_PER_SHARD = 100
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the folder of one model differs in."""
+
+    grid_side: int
+    """Codes along a side of an image."""
+    template_texts: tuple[str, ...]
+    """The model's own words around those of a sample."""
+    special_tokens: tuple[str, ...] = ()
+    """Tokens of the text tokeniser that no text is encoded to."""
+    looks_at_pictures: bool = False
+    """Images to look at are stored as pictures, and all images are squares of one size."""
+    num_pictures: int | None = None
+    """So many photographs, one crop each; None takes all, four crops each."""
+
+
+_FORMS = {
+    "emu3": _Form(GRID_SIDE, ("You are a helpful assistant. USER: . ASSISTANT:", "0123456789*")),
+    "janus_pro": _Form(
+        grid_side=8,
+        template_texts=(": \n\n",),
+        special_tokens=(
+            *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),  # noqa: RUF001
+            *("<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"),
+        ),
+        looks_at_pictures=True,
+        # Few enough to be learned by heart: the demo ends by drawing one from memory.
+        num_pictures=3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photograph of an installed package and the words that go with it."""
+
+    name: str
+    package: str
+    file: str
+    square: tuple[int, int, int]
+    """Left, top and side in pixels of the part that is used."""
+    source: str
+    license: str
+    prompts: tuple[str, ...]
+    talks: tuple[tuple[str, ...], ...]
+    """Question, answer, question, answer, ... of each conversation."""
+
+    def load(self, side: int) -> "Image":
+        """Return the square, ``side`` pixels wide."""
+        image_module = import_optional("PIL.Image", "demo")
+        package = import_optional(self.package, "demo")
+        left, top, length = self.square
+        box = (left, top, left + length, top + length)
+        with image_module.open(Path(package.__file__).parent / self.file) as image:
+            lanczos = image_module.Resampling.LANCZOS
+            return image.convert("RGB").crop(box).resize((side, side), lanczos)
+
+    def records(self) -> Iterator[Record]:
+        """Yield a generation record a prompt, an understanding record a conversation."""
+        for number, prompt in enumerate(self.prompts):
+            yield self._record(f"prompt{number}", [prompt, IMAGE_TAG])
+        for number, talk in enumerate(self.talks):
+            yield self._record(f"talk{number}", list(talk))
+
+    def _record(self, part: str, texts: list[str]) -> Record:
+        speakers = ("human", "gpt") * (len(texts) // 2)
+        entry = {
+            "id": f"{self.name}-{part}",
+            "image": self.file,
+            "source": self.source,
+            "license": self.license,
+            "conversations": [
+                {"from": speaker, "value": text}
+                for speaker, text in zip(speakers, texts, strict=True)
+            ],
+        }
+        return convert_record(0, entry)
+
+
+def read_pictures() -> list[Picture]:
+    """Read ``pictures.yaml``."""
+    entries = yaml.safe_load((Path(__file__).parent / "pictures.yaml").read_text(encoding="utf-8"))
+    return [
+        Picture(
+            **{
+                **entry,
+                "square": tuple(entry["square"]),
+                "prompts": tuple(entry["prompts"]),
+                "talks": tuple(map(tuple, entry["talks"])),
+            }
+        )
+        for entry in entries
+    ]
+
+
+def load_photographs(grid_side: int = GRID_SIDE) -> "dict[str, Image]":
+    """Return one crop of every picture by name, just as it is encoded for training."""
+    side = grid_side * PATCH_SIZE
+    return {
+        picture.name: next(_crops(picture.load(side + _MARGIN), side))
+        for picture in read_pictures()
+    }
+
+
+def build_demo(
+    output: str | Path,
+    overwrite: bool = False,
+    model: str = "emu3",
+    grid_side: int = 0,
+) -> Counter[str]:
+    """Write the demo's data folder: shards, ``codebook.npz`` and ``tokenizer.model``.
+
+    Every picture gives four overlapping crops, and every crop a sample for each prompt and each
+    conversation. Same packages, same bytes.
+
+    Args:
+        output: the folder.
+        overwrite: replace a data folder there.
+        model: whose tokens and images to write. Janus-Pro's has pictures where an image is looked
+            at, of the size that is drawn.
+        grid_side: codes along a side of an image; 0 takes the model's own.
+
+    Returns:
+        Samples by task.
+
+    Raises:
+        ValueError: ``output`` must not be replaced, or a package is not installed.
+    """
+    check_output(Path(output), overwrite)
+    form = _FORMS[model]
+    side = (grid_side or form.grid_side) * PATCH_SIZE
+    pictures = read_pictures()
+    squares = [picture.load(side + _MARGIN) for picture in pictures]
+    quantizer = PatchQuantizer.train(
+        squares, CODEBOOK_SIZE, PATCH_SIZE, side * side, is_square=form.looks_at_pictures
+    )
+    suffix = "janus.npy" if form.looks_at_pictures else "emu3.npy"
+    with ShardFolder(output, quantizer, _SAMPLES_PER_SHARD, overwrite, suffix) as shards:
+        quantizer.save(shards.folder / "codebook.npz")
+        tokenizer_file = shards.folder / "tokenizer.model"
+        texts = _texts(pictures, form)
+        train_sentencepiece(texts, tokenizer_file, VOCAB_SIZE, form.special_tokens)
+        for picture, square in islice(zip(pictures, squares, strict=True), form.num_pictures):
+            for crop in islice(_crops(square, side), 1 if form.num_pictures else None):
+                codes, stored = quantizer.encode(crop), _store(crop)
+                for record in picture.records():
+                    if form.looks_at_pictures and record.task is Task.UNDERSTANDING:
+                        shards.add(record, [None], [stored])
+                    else:
+                        shards.add(record, [codes])
+    return shards.num_samples
+
+
+def _crops(square: "Image", side: int) -> "Iterator[Image]":
+    for left, top in _CROP_CORNERS:
+        yield square.crop((left, top, left + side, top + side))
+
+
+def _store(image: "Image") -> RawImage:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return RawImage("png", file.getvalue(), image.width, image.height)
+
+
+def _texts(pictures: list[Picture], form: _Form) -> list[str]:
+    """Return what the text tokeniser is trained on."""
+    talks = [text for picture in pictures for talk in picture.talks for text in talk]
+    prompts = [prompt for picture in pictures for prompt in picture.prompts]
+    return [*talks, *prompts, *form.template_texts * len(talks)]

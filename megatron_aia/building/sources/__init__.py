@@ -1,0 +1,40 @@
+"""Inputs of ``tools/build_shards.py``: a file and a line in ``FORMATS`` for each format."""
+
+from pathlib import Path
+
+from megatron_aia.building.sources import arrow_tables, emu3_codes, json_records, tars
+from megatron_aia.building.sources.base import Part, Row, Source
+
+__all__ = ["FORMATS", "Part", "Row", "Source", "open_source"]
+
+FORMATS = (
+    emu3_codes.FORMAT,
+    json_records.FORMAT,
+    arrow_tables.SAVED,
+    arrow_tables.PARQUET,
+    tars.FORMAT,
+)
+"""In the order in which ``auto`` asks them."""
+
+
+def open_source(path: Path, name: str = "auto") -> Source:
+    """Open an input.
+
+    Args:
+        path: file or folder.
+        name: of its format; ``auto`` looks for itself.
+
+    Raises:
+        ValueError: no such format, nothing there, or the records cannot be read.
+    """
+    by_name = {form.name: form for form in FORMATS}
+    if name != "auto" and name not in by_name:
+        raise ValueError(f"--format {name} is unknown; use auto or {', '.join(by_name)}")
+    if not path.exists():
+        raise ValueError(f"cannot read records from {path}: it does not exist")
+    if name != "auto":
+        return by_name[name].open(path)
+    for form in FORMATS:
+        if form.recognises(path):
+            return form.open(path)
+    raise ValueError(f"{path} is of no known format; name it by --format {', '.join(by_name)}")

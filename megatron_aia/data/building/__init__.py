@@ -1,1 +1,0 @@
-"""Parts of the shard builder; ``megatron_aia.data.build`` puts them together."""

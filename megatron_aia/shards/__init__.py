@@ -1,0 +1,1 @@
+"""The shard format: reading, indexing and verifying folders of WebDataset tars."""
