@@ -32,6 +32,7 @@ from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.open_mixture import open_mixture
 from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN, NEXT_TOKEN_ONLY, next_token_target
 from megatron_aia.shards.cache import cache_folder
 from megatron_aia.shards.folder import list_shards
 from megatron_aia.shards.index import ShardIndex, open_index, save_index
@@ -60,12 +61,22 @@ class Options:
 class Prompt:
     """Bytes of the text, then the codes."""
 
+    targets = NEXT_TOKEN_ONLY
+    image_size = 0
+
     def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         text = "".join(turn.text for turn in sample.turns).encode()
         parts = [np.frombuffer(text, np.uint8), *(codes.ravel() for codes in sample.codes)]
         tokens = np.concatenate(parts).astype(np.int64)
         weights, roles = np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
-        return TokenizedSample(sample.key, sample.task, tokens, weights, roles)
+        weights[0] = 0
+        return TokenizedSample(
+            sample.key,
+            sample.task,
+            tokens,
+            roles,
+            {NEXT_TOKEN: next_token_target(tokens, weights)},
+        )
 
     def outline(self, sample: RawSample) -> TokenizedSample:
         return self(sample, drop_prompt=False)

@@ -104,7 +104,7 @@ def format_summary(records: Sequence[LogRecord]) -> str:
     """Return a table: loss and distance to the target, at the two ends of the run, by task."""
     lines = [f"{'':15}{'next-token loss':>22}{'mean |intensity - target|':>29}"]
     for task in Task:
-        losses = [r.ntp_by_task[task] for r in records if task in r.ntp_by_task]
+        losses = [r.losses["ntp"][task] for r in records if task in r.losses["ntp"]]
         if not losses:
             continue
         line = f"{task_name(task):15}{f'{losses[0]:.3f} -> {losses[-1]:.3f}':>22}"

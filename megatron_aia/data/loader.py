@@ -4,10 +4,12 @@ A step is ``global_batch_size`` consecutive positions. Packing, micro-batch size
 size only lay these samples out, so they may all change when a run goes on from a checkpoint.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from megatron_aia.aia.roles import Task
 from megatron_aia.config.layout import row_multiple
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
@@ -28,6 +30,8 @@ class MicroBatchPlan(NamedTuple):
     """Samples of each row, as offsets from the first position of the step; a row may be empty."""
     row_length: int
     """Tokens of each row. All ranks that share the micro-batch agree."""
+    lane: int = 0
+    """Of all of its samples."""
 
 
 class _StepPlan(NamedTuple):
@@ -35,7 +39,8 @@ class _StepPlan(NamedTuple):
 
     lengths: list[int]
     """Tokens to keep free for each sample, counted from the first position of the step."""
-    rows: list[Row]
+    lanes: dict[int, list[Row]]
+    """The rows of each lane; every one fills whole micro-batches of all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ class GlobalBatches(SampleReader):
     """The number of micro-batches of a rank is a multiple of this."""
     pad_id: int
     """Token id of padding."""
+    lane: Callable[[Task], int]
+    """Lane of a sample; see ``ModelFamily``."""
     row_multiple: int = 0
     """Rows are as long as the longest of their micro-batch, rounded up to a multiple of this; 0
     gives all of them ``seq_length`` tokens."""
@@ -84,6 +91,8 @@ class GlobalBatches(SampleReader):
             self.pad_id,
             self.image_size,
             [[position + offset for offset in row] for row in plan.rows],
+            self.prompt.targets,
+            plan.lane,
         )
 
     def step(self, position: int) -> list[MicroBatch]:
@@ -104,7 +113,7 @@ class GlobalBatches(SampleReader):
         drawn = [self.mixture.locate(position).task for position in positions]
         counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
         plans = [self._plan_step(first) for first in positions[:: self.global_batch_size]]
-        num_rows = sum(len(plan.rows) for plan in plans)
+        num_rows = sum(len(rows) for plan in plans for rows in plan.lanes.values())
         tokens = sum(sum(plan.lengths) for plan in plans)
         padding = 1 - tokens / sum(map(self._count_positions, plans))
         size = f"{'at most ' if self.row_multiple else ''}{self.seq_length}"
@@ -118,23 +127,33 @@ class GlobalBatches(SampleReader):
         ]
 
     def _plan_step(self, position: int) -> _StepPlan:
-        """Lay out the step at ``position`` for all ranks."""
-        lengths = [
-            self.planned_length(position + offset) for offset in range(self.global_batch_size)
-        ]
+        """Lay out the step at ``position`` for all ranks, lane after lane."""
+        positions = range(position, position + self.global_batch_size)
+        lengths = [self.planned_length(number) for number in positions]
+        members: dict[int, list[int]] = {}
+        for offset, number in enumerate(positions):
+            members.setdefault(self.lane(self.address(number).task), []).append(offset)
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
-        return _StepPlan(lengths, plan_rows(lengths, self.seq_length, self.packing, multiple))
+        lanes = {}
+        for lane, offsets in sorted(members.items()):
+            own = [lengths[offset] for offset in offsets]
+            rows = plan_rows(own, self.seq_length, self.packing, multiple)
+            lanes[lane] = [[offsets[number] for number in row] for row in rows]
+        return _StepPlan(lengths, lanes)
 
     def _deal(self, plan: _StepPlan, rank: int) -> list[MicroBatchPlan]:
         """Return the micro-batches of a data-parallel rank."""
-        if not self.row_multiple:
-            dealt = deal_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
-            return [MicroBatchPlan(rows, self.seq_length) for rows in dealt]
-        dealt = deal_like_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
-        return [MicroBatchPlan(rows, self._row_length(rows, plan.lengths)) for rows in dealt]
+        deal = deal_like_rows if self.row_multiple else deal_rows
+        return [
+            MicroBatchPlan(dealt, self._row_length(dealt, plan.lengths), lane)
+            for lane, rows in plan.lanes.items()
+            for dealt in deal(rows, rank, self.data_parallel_size, self.micro_batch_size)
+        ]
 
     def _row_length(self, rows: list[Row], lengths: list[int]) -> int:
         """Return how long the rows of a micro-batch are."""
+        if not self.row_multiple:
+            return self.seq_length
         num_tokens = [sum(lengths[number] for number in row) for row in rows]
         return row_length(num_tokens, self.row_multiple, self.seq_length)
 
@@ -157,6 +176,7 @@ def build_global_batches(
     data_parallel_size: int,
     micro_batch_multiple: int,
     image_size: int = 0,
+    lane: Callable[[Task], int] = lambda task: 0,
 ) -> GlobalBatches:
     """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
 
@@ -184,5 +204,6 @@ def build_global_batches(
         prompt_drop=data.prompt_drop,
         overlong=data.overlong_samples,
         image_size=image_size,
+        lane=lane,
         row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
     )

@@ -1,4 +1,4 @@
-"""What the trainer knows of a model family."""
+"""How a model family is built, run and trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
+from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.models.token_names import TokenNames
 from megatron_aia.runtime.parallel import Parallel
 
@@ -43,12 +44,15 @@ class MakesPrompt(Protocol):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model family: the only thing a new model has to provide."""
+    """The part of a model family that needs torch."""
 
     name: str
     build: Callable[[Config, Parallel, int], PackedGPTModel]
     """``(config, parallel, virtual_stage)`` to one model chunk; its weights are set afterwards."""
-    forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor]
-    """Run a chunk: ``[b, s]`` negative log-likelihoods on the last one, hidden states before."""
+    forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor | Outputs]
+    """Run a chunk: hidden states, or on the last one outputs by name, for the targets that are in
+    the micro-batch."""
+    losses: Callable[[Config], tuple[LossTerm, ...]]
+    """What is learned; each term reads a target that the prompt builder declares."""
     prompt: MakesPrompt
     pad_id: Callable[[Config], int]

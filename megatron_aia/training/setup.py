@@ -1,5 +1,6 @@
 """Building the parts of a run, in order: data, model, optimizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,22 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
+from megatron_aia.analysis.records import AIA_TERM
 from megatron_aia.config import Config
 from megatron_aia.config.locations import is_url
 from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.open_mixture import data_folders
+from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.initialize import initialize_weights
+from megatron_aia.models.losses import LossTerm
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
+from megatron_aia.training.teacher import Teacher
 
 DATA_TOKENIZER = "tokenizer.model"
 
@@ -146,6 +151,43 @@ def build_models(
         no_sync = [model.no_sync for model in models]
         core.no_sync_func = no_sync if len(models) > 1 else no_sync[0]
     return models
+
+
+def loss_terms(config: Config, spec: ModelSpec, prompt: PromptBuilder) -> tuple[LossTerm, ...]:
+    """Return what the run learns.
+
+    Raises:
+        ValueError: two terms have one name, or a term learns a target that no sample has.
+    """
+    terms = spec.losses(config)
+    names = [term.name for term in terms]
+    for term in terms:
+        if names.count(term.name) > 1 or term.name == AIA_TERM:
+            raise ValueError(f"--model {spec.name}: two loss terms have the name {term.name}")
+        if term.target not in prompt.targets:
+            raise ValueError(
+                f"--model {spec.name}: the loss term {term.name} learns the target {term.target}, "
+                f"and its samples have {', '.join(prompt.targets)}"
+            )
+    return terms
+
+
+def build_teacher(
+    config: Config, spec: ModelSpec, parallel: Parallel, terms: Sequence[LossTerm]
+) -> Teacher | None:
+    """Build the frozen teacher if a loss term asks for one.
+
+    Raises:
+        ValueError: on every rank, if it cannot be loaded, or is named and no term asks for it.
+    """
+    if any(term.needs_teacher for term in terms):
+        return Teacher(config, spec, parallel, terms)
+    if config.checkpoint.teacher_checkpoint is not None:
+        raise ValueError(
+            f"--teacher-checkpoint {config.checkpoint.teacher_checkpoint}: no loss term of --model "
+            f"{spec.name} asks for a teacher; leave it out"
+        )
+    return None
 
 
 def _data_parallel_config(config: Config) -> DistributedDataParallelConfig:

@@ -100,7 +100,7 @@ MODELS = {
 class StepResult:
     """Numbers of the first step, and the weights after all of them."""
 
-    next_token: torch.Tensor
+    losses: torch.Tensor
     aia_loss: dict[int, torch.Tensor]
     gradients: dict[str, torch.Tensor]
     grad_norms: list[float]
@@ -172,31 +172,31 @@ def run_layout(
     for step in range(num_steps):
         position = step * config.data.global_batch_size
         rows = batches.step(position)
-        output = run_step(models, spec, config, parallel, rows, targets)
+        output = run_step(models, spec, spec.losses(config), config, parallel, rows, targets)
         if step == 0:
-            next_token, aia = _step_losses(output, parallel)
+            losses, aia = _step_losses(output, parallel)
             gradients = gather_full(models, parallel, "main_grad", check_replicas)
         norms.append(apply_gradients(optimizer, config.training.clip_grad)[1])
     gather_parameters(models)
     weights = gather_full(models, parallel, "data", check_replicas)
     del models, optimizer
     destroy_parallel()
-    return StepResult(next_token, aia, gradients, norms, weights)
+    return StepResult(losses, aia, gradients, norms, weights)
 
 
 def _step_losses(
     output: StepOutput, parallel: Parallel
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """Return the next-token sums, and by layer the sorted losses of all intensities."""
-    next_token = output.next_token.clone()
+    """Return the sums of the loss terms, and by layer the sorted losses of all intensities."""
+    losses = output.losses.clone()
     local: dict[int, list[float]] = {}
     for align in output.aligns:
-        for layer in align.layers:
+        for branch, layer in align.measured:
             assert align.objective is not None
-            loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
+            loss = align.objective.loss(align.intensity(layer, branch), align.term_tasks, layer)
             local.setdefault(layer, []).extend(loss.tolist())
     for group in (parallel.groups.dp_cp, parallel.groups.pp):
-        dist.all_reduce(next_token, group=group)
+        dist.all_reduce(losses, group=group)
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, (parallel.tensor_rank, parallel.context_rank, local))
     merged: dict[int, list[float]] = {}
@@ -204,7 +204,7 @@ def _step_losses(
         if place == [0, 0]:
             for layer, values in part.items():
                 merged.setdefault(layer, []).extend(values)
-    return next_token, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
+    return losses, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
 
 
 def gather_full(

@@ -26,6 +26,7 @@ from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.packing import truncate
 from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.stand_ins import DamageFound
+from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.data.tokenizer import train_sentencepiece
 from megatron_aia.shards.raw_sample import Picture, RawSample
 from megatron_aia.training.setup import build_data
@@ -74,8 +75,9 @@ def looking_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     tokens += answer
     slots = np.array(tokens) == SLOT
     roles = slots * key_code(Task.UNDERSTANDING) + (weights > 0) * row_code(Task.UNDERSTANDING)
+    targets = {NEXT_TOKEN: next_token_target(np.array(tokens), weights)}
     return TokenizedSample(
-        sample.key, sample.task, np.array(tokens), weights, roles.astype(np.uint8), tuple(images)
+        sample.key, sample.task, np.array(tokens), roles.astype(np.uint8), targets, tuple(images)
     )
 
 
@@ -192,8 +194,9 @@ def test_an_image_is_never_cut_whatever_its_roles(tmp_path: Path) -> None:
     sample = tokenized(tmp_path, [10, 20])
     weights = np.zeros_like(sample.label_weights)
     weights[1] = 1
+    targets = {NEXT_TOKEN: next_token_target(sample.tokens, weights)}
     early = TokenizedSample(
-        sample.key, sample.task, sample.tokens, weights, np.zeros_like(sample.roles), sample.images
+        sample.key, sample.task, sample.tokens, np.zeros_like(sample.roles), targets, sample.images
     )
     last = sample.images[-1].stop
     assert len(truncate(early, last)) == last

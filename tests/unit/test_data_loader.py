@@ -12,6 +12,7 @@ from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, wr
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import PADDING_SEGMENT, MicroBatch
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.targets import NEXT_TOKEN
 
 SEQ_LENGTH = 48
 GBS = 12
@@ -63,17 +64,21 @@ def samples_of(micro_batches: list[MicroBatch]) -> Counter:
     """Count samples by everything a layout must not change."""
     found: Counter = Counter()
     for batch in micro_batches:
-        columns = (batch.tokens, batch.labels, batch.label_weights, batch.label_tasks)
-        for segment in batch.segments:
+        entries = [column.tolist() for column in vars(batch.targets[NEXT_TOKEN]).values()]
+        for number, segment in enumerate(batch.segments):
             at = (segment.batch_index, slice(segment.start, segment.stop))
             terms = tuple(
                 (t.task, tuple(t.rows - segment.start), tuple(t.keys - segment.start))
                 for t in segment.terms
             )
-            # The last label of a sample is not a label, whatever stands there.
-            labels = tuple(columns[1][at].tolist()[:-1])
-            values = tuple(tuple(c[at].tolist()) for c in (columns[0], *columns[2:]))
-            found[(segment.position, *values, labels, terms)] += 1
+            first = segment.batch_index * batch.tokens.shape[1] + segment.start
+            labels = tuple(
+                (position - first, value, weight, task)
+                for position, value, weight, task, sample in zip(*entries, strict=True)
+                if sample == number
+            )
+            tokens = tuple(batch.tokens[at].tolist())
+            found[(segment.position, tokens, labels, terms)] += 1
     return found
 
 
@@ -110,7 +115,7 @@ def test_weights_and_tokens_add_up_in_every_layout(folders: tuple[str, ...]) -> 
         sums.add(
             (
                 sum(int(b.tokens[b.segment_ids != PADDING_SEGMENT].sum()) for b in flat),
-                sum(float(b.label_weights.sum()) for b in flat),
+                sum(float(b.targets[NEXT_TOKEN].weights.sum()) for b in flat),
                 sum(len(b.tasks) for b in flat),
                 sum(b.num_tokens for b in flat),
             )
@@ -351,4 +356,5 @@ def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:
     assert len(batch.segments) == 1
     filled = (batch.segment_ids != PADDING_SEGMENT).any(1).numpy()
     assert np.count_nonzero(filled) == 1
-    assert float(batch.label_weights[~filled].sum()) == 0
+    rows = batch.targets[NEXT_TOKEN].positions // batch.tokens.shape[1]
+    assert set(rows.tolist()) == set(np.flatnonzero(filled).tolist())

@@ -14,6 +14,7 @@ from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config import Config, DataConfig
 from megatron_aia.data.loader import GlobalBatches, build_global_batches
 from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN, NEXT_TOKEN_ONLY, next_token_target
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 CODEBOOK_SIZE = 100
@@ -88,6 +89,8 @@ class ToyPrompt:
     """The ``PromptBuilder`` of a function that decodes no picture."""
 
     fingerprint = "toy"
+    targets = NEXT_TOKEN_ONLY
+    image_size = 0
 
     def __init__(self, write: Callable[[RawSample, bool], TokenizedSample]) -> None:
         self._write = write
@@ -118,13 +121,10 @@ def toy_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     roles = np.concatenate([np.full(len(ids), role, np.uint8) for ids, _, role in parts])
     if drop_prompt and sample.task is Task.GENERATION:
         roles[:] = 0
-    return TokenizedSample(
-        key=sample.key,
-        task=sample.task,
-        tokens=np.concatenate([np.array(ids, np.int64) for ids, _, _ in parts]),
-        label_weights=np.concatenate([np.full(len(i), w, np.float32) for i, w, _ in parts]),
-        roles=roles,
-    )
+    tokens = np.concatenate([np.array(ids, np.int64) for ids, _, _ in parts])
+    weights = np.concatenate([np.full(len(i), w, np.float32) for i, w, _ in parts])
+    targets = {NEXT_TOKEN: next_token_target(tokens, weights)}
+    return TokenizedSample(sample.key, sample.task, tokens, roles, targets)
 
 
 def toy_batches(

@@ -7,9 +7,15 @@ from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.backbone import PackedGPTModel, decoder_arguments, packed_causal_mask
+from megatron_aia.models.backbone import (
+    PackedGPTModel,
+    decoder_arguments,
+    is_last_chunk,
+    packed_causal_mask,
+)
 from megatron_aia.models.emu3.prompt import Emu3Prompt
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
 
@@ -25,21 +31,24 @@ def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTMo
     return PackedGPTModel(**decoder_arguments(config, parallel, virtual_stage, size))
 
 
-def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None) -> torch.Tensor:
+def forward(
+    model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None
+) -> torch.Tensor | Outputs:
     """Run one chunk on a micro-batch that is on the model's device.
 
     Args:
         model: the chunk, wrapped for mixed precision and data parallelism or not.
-        batch: every stage needs positions; the first also tokens, the last also labels.
+        batch: every stage needs positions; the first also tokens, the last also targets.
         align: travels to every layer's core attention; None runs megatron-core's own.
     """
-    return model(
+    output: torch.Tensor = model(
         batch.tokens,
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if align is None else None,
-        labels=batch.labels,
+        labels=batch.next_token_labels(fill=0),
         extra_block_kwargs=None if align is None else {"attention_bias": align},
     )
+    return {"nll": output} if is_last_chunk(model) else output
 
 
 def prompt(
@@ -58,10 +67,16 @@ def prompt(
     return Emu3Prompt(vocabulary(config), tokenizer, config.aia.aia_sets, images)
 
 
+def losses(config: Config) -> tuple[LossTerm, ...]:
+    """Return the next-token loss."""
+    return (NextToken(normalization=config.training.ntp_normalizer),)
+
+
 SPEC = ModelSpec(
     name="emu3",
     build=build,
     forward=forward,
+    losses=losses,
     prompt=prompt,
     pad_id=lambda config: vocabulary(config).pad,
 )

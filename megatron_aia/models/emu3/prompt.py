@@ -20,6 +20,7 @@ import numpy as np
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN_ONLY
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
     Draft,
@@ -62,6 +63,9 @@ class Emu3Prompt:
     Raises:
         ValueError: the tokeniser has more ids than the vocabulary has text ids.
     """
+
+    targets = NEXT_TOKEN_ONLY
+    image_size = 0
 
     def __init__(
         self,

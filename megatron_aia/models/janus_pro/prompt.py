@@ -29,6 +29,7 @@ import numpy as np
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import ImageSource, TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN_ONLY
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
     Draft,
@@ -74,6 +75,8 @@ class JanusPrompt:
         ValueError: the tokeniser has more ids than the vocabulary has text ids, patches do not
             fill an image, or ``images`` makes others than the model draws.
     """
+
+    targets = NEXT_TOKEN_ONLY
 
     def __init__(
         self,
