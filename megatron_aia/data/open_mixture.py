@@ -10,16 +10,13 @@ from megatron_aia.config.data_sources import blend_pairs, mixture_file
 from megatron_aia.config.locations import is_url
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.mixture_file import MixturePlan, Source, read_mixture_file
-from megatron_aia.data.permutation import hash_integers, splitmix64_array
+from megatron_aia.data.permutation import Stream, hash_integers, splitmix64_array
 from megatron_aia.data.phases import Phase
 from megatron_aia.data.sample_pool import SamplePool
 from megatron_aia.data.shuffle import build_shuffle
 from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
 from megatron_aia.shards.folder import DESCRIPTION_FILE, read_description
 from megatron_aia.shards.index import ShardIndex, open_index
-
-# Keeps the choice of a source's samples apart from their orders.
-_LIMIT_STREAM = 105
 
 
 def open_mixture(data: DataConfig, seed: int, codebook_size: int) -> Mixture:
@@ -144,7 +141,7 @@ def choose(samples: np.ndarray, count: int) -> np.ndarray:
     The choice is a hash of the sample's number: spread over the folder, the same for every run,
     and a smaller count keeps a part of what a larger one keeps.
     """
-    key = np.uint64(hash_integers(_LIMIT_STREAM))
+    key = np.uint64(hash_integers(Stream.LIMIT))
     hashes = splitmix64_array(samples.astype(np.uint64) ^ key)
     return np.sort(samples[np.argsort(hashes, kind="stable")[:count]])
 
