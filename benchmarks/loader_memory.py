@@ -24,7 +24,8 @@ import webdataset
 
 from megatron_aia.config.files import with_values
 from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.models import load_model_spec, preset_table
 

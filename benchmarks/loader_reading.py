@@ -24,7 +24,8 @@ import webdataset
 
 from megatron_aia.config.files import with_values
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.janus_pro.special_tokens import NAMES
 

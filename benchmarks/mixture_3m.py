@@ -28,9 +28,9 @@ import tyro
 import webdataset
 
 from megatron_aia.config.tree import Config, DataConfig
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.open_mixture import open_mixture
+from megatron_aia.data.open import build_global_batches, open_mixture
 from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.shards.cache import cache_folder
 from megatron_aia.shards.folder import list_shards

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from megatron_aia.config.layout import row_multiple
-from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.open_mixture import open_mixture
+from megatron_aia.data.mixture_plan import RATIO_ORDER
 from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
-from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.sample_reader import SampleReader
 from megatron_aia.data.stand_ins import collect
-from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
 
@@ -145,44 +141,3 @@ class GlobalBatches(SampleReader):
             for rank in range(self.data_parallel_size)
             for part in self._deal(plan, rank)
         )
-
-
-def build_global_batches(
-    config: Config,
-    prompt: PromptBuilder,
-    prompt_fingerprint: str,
-    pad_id: int,
-    codebook_size: int,
-    data_parallel_rank: int,
-    data_parallel_size: int,
-    micro_batch_multiple: int,
-    image_size: int = 0,
-) -> GlobalBatches:
-    """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
-
-    ``image_size`` is 0 for a model that looks at codes only, and on every pipeline stage but the
-    first, which alone needs the images.
-
-    Raises:
-        ValueError: no data folder is given, one is damaged or made for a larger codebook, a
-            mixture file is wrong, or a source has no samples.
-    """
-    data = config.data
-    return GlobalBatches(
-        mixture=open_mixture(data, config.run.seed, codebook_size),
-        prompt=prompt,
-        prompt_fingerprint=prompt_fingerprint,
-        seq_length=data.seq_length,
-        global_batch_size=data.global_batch_size,
-        micro_batch_size=data.micro_batch_size,
-        data_parallel_rank=data_parallel_rank,
-        data_parallel_size=data_parallel_size,
-        packing=data.packing,
-        micro_batch_multiple=micro_batch_multiple,
-        pad_id=pad_id,
-        codebook_size=codebook_size,
-        prompt_drop=data.prompt_drop,
-        overlong=data.overlong_samples,
-        image_size=image_size,
-        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
-    )

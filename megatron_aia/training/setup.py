@@ -1,6 +1,5 @@
 """Building the parts of a run, in order: data, model, optimizer."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,19 +7,15 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.config import Config
-from megatron_aia.config.locations import is_url
 from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
-from megatron_aia.data.open_mixture import data_folders
-from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import open_batches
 from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
-
-DATA_TOKENIZER = "tokenizer.model"
 
 
 def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBatches:
@@ -53,36 +48,15 @@ def open_data(
     Raises:
         ValueError: data or tokeniser are missing, damaged, or do not fit the model.
     """
-    tokenizer = load_text_tokenizer(_tokenizer_path(config))
-    prompt = spec.prompt(config, tokenizer, _image_tokenizer(config))
-    data = build_global_batches(
+    return open_batches(
         config,
-        prompt=prompt,
-        prompt_fingerprint=prompt.fingerprint,
+        make_prompt=lambda tokenizer: spec.prompt(config, tokenizer, _image_tokenizer(config)),
         pad_id=spec.pad_id(config),
-        codebook_size=config.model.codebook_size,
-        data_parallel_rank=data_rank,
-        data_parallel_size=data_size,
-        micro_batch_multiple=micro_batch_multiple,
         image_size=config.model.image_size if has_images else 0,
+        data_rank=data_rank,
+        data_size=data_size,
+        micro_batch_multiple=micro_batch_multiple,
     )
-    data.check()
-    return data
-
-
-def _tokenizer_path(config: Config) -> str:
-    if config.data.tokenizer_model:
-        return config.data.tokenizer_model
-    folder = data_folders(config.data)[0]
-    if is_url(folder):
-        raise ValueError(
-            f"the data folder {folder} is a URL, and a tokeniser is read from files only; name the "
-            "model's by --tokenizer-model"
-        )
-    path = Path(folder) / DATA_TOKENIZER
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
-    return str(path)
 
 
 def _image_tokenizer(config: Config) -> ImageTokenizer | None:

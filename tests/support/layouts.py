@@ -18,7 +18,8 @@ from megatron_aia.config import (
     ParallelConfig,
     TrainingConfig,
 )
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.runtime.parallel import (

@@ -22,7 +22,8 @@ from toy_data import (
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import build_micro_batch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.packing import truncate
 from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.stand_ins import DamageFound

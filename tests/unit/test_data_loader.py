@@ -11,7 +11,8 @@ from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, wr
 
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import PADDING_SEGMENT, MicroBatch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 
 SEQ_LENGTH = 48
 GBS = 12

@@ -25,6 +25,7 @@ from megatron_aia.config.validate import validate
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.stand_ins import DamageFound
+from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
 from megatron_aia.shards.index import ShardIndex
 from megatron_aia.shards.pictures import ShardPicture
@@ -180,7 +181,7 @@ def test_the_tokeniser_is_part_of_the_fingerprint(janus: Config, tmp_path: Path)
     first, second = open_data(janus), open_data(with_data(janus, image_tokenizer=str(vq)))
     assert first.prompt_fingerprint == open_data(janus).prompt_fingerprint
     assert first.fingerprint != second.fingerprint
-    text = setup.load_text_tokenizer(janus.data.data_path[0])
+    text = load_text_tokenizer(janus.data.data_path[0])
     without = {spec.prompt(janus, text).fingerprint, spec.prompt(janus, text, None).fingerprint}
     assert len(without | {first.prompt_fingerprint, second.prompt_fingerprint}) == 3
 

@@ -17,7 +17,7 @@ from toy_data import PAD, toy_prompt, toy_samples, write_folder, write_shard
 
 from megatron_aia.config import Config, validate
 from megatron_aia.config.files import with_values
-from megatron_aia.data.loader import build_global_batches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.shards import index as index_module
 from megatron_aia.shards import object_store, remote

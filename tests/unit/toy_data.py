@@ -12,7 +12,8 @@ import webdataset
 
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config import Config, DataConfig
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
