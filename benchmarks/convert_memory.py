@@ -30,7 +30,7 @@ class Options:
 
 
 def write_checkpoint(folder: Path, layers: int) -> int:
-    model = replace(preset_table()["emu3_8b"]().model, num_layers=layers)
+    model = replace(preset_table()["emu3_8b"].build().model, num_layers=layers)
     hf_format = load_hf_format("emu3")
     table = hf_format.weight_map(model, hf_format.export_names("original", False))
     folder.mkdir(parents=True)

@@ -35,7 +35,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    preset = preset_table()["janus_pro_7b"]()
+    preset = preset_table()["janus_pro_7b"].build()
     config = replace(
         preset,
         # One decoder layer and little vocabulary: what is compared fits a small machine.

@@ -95,7 +95,7 @@ def open_batches(folder: Path) -> GlobalBatches:
         "text_vocab_size": 256,
         "codebook_size": CODEBOOK_SIZE,
     }
-    config = with_values(preset_table()["emu3_demo"](), settings)
+    config = with_values(preset_table()["emu3_demo"].build(), settings)
     spec = load_model_spec("emu3")
     prompt = spec.prompt(config, ByteTokenizer())
     return build_global_batches(

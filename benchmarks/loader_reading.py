@@ -99,7 +99,7 @@ def open_batches(folder: Path) -> GlobalBatches:
         "image_size": IMAGE_SIZE,
         "patch_size": 16,
     }
-    config = with_values(preset_table()["janus_pro_7b"](), settings)
+    config = with_values(preset_table()["janus_pro_7b"].build(), settings)
     spec = load_model_spec("janus_pro")
     prompt = spec.prompt(config, ByteTokenizer())
     return build_global_batches(

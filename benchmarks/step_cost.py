@@ -46,7 +46,7 @@ FP8: dict[str, dict[str, Any]] = {
 
 
 def make_config(options: argparse.Namespace, precision: str) -> Config:
-    preset = preset_table()["emu3_8b"]()
+    preset = preset_table()["emu3_8b"].build()
     model = replace(
         preset.model,
         num_layers=options.layers,

@@ -97,7 +97,7 @@ def _preset(name: str) -> Config:
     table = preset_table()
     if name not in table:
         raise ValueError(f"unknown --preset {name}; use {_listed(sorted(table))}")
-    return table[name]()
+    return table[name].build()
 
 
 def _apply_flags(config: Config, argv: Sequence[str]) -> Config:

@@ -80,7 +80,7 @@ class Noise:
 
 
 def make_config(sizes: Sizes) -> Config:
-    demo = preset_table()["janus_demo"]()
+    demo = preset_table()["janus_demo"].build()
     model = replace(
         demo.model,
         num_layers=sizes.num_layers,

@@ -31,7 +31,7 @@ def one_process(config: Config) -> Config:
 
 
 def count_parameters() -> tuple[int, int]:
-    config = one_process(preset_table()["emu3_8b"]())
+    config = one_process(preset_table()["emu3_8b"].build())
     initialize_process_group(1)
     parallel = create_parallel(config.parallel, config.model.num_layers, seed=0)
     size = vocabulary(config).size

@@ -216,7 +216,7 @@ def test_tower_is_siglip() -> None:
 
 
 def count_parameters(preset: str) -> int:
-    config = preset_table()[preset]()
+    config = preset_table()[preset].build()
     one = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     initialize_process_group(1)
     parallel = create_parallel(one, config.model.num_layers, seed=0)

@@ -18,14 +18,14 @@ def write(tmp_path, text) -> str:
 
 
 def test_without_arguments_the_default_preset_stands():
-    assert parse([]) == preset_table()["emu3_demo"]()
-    assert parse([], default_preset="emu3_8b") == preset_table()["emu3_8b"]()
+    assert parse([]) == preset_table()["emu3_demo"].build()
+    assert parse([], default_preset="emu3_8b") == preset_table()["emu3_8b"].build()
 
 
 def test_preset_then_file_then_flags(tmp_path):
     file = write(tmp_path, "training: {lr: 0.5, min_lr: 0.25}\nnum_layers: 6\n")
     config = parse(["--num-layers", "4", "--config", file])
-    demo = preset_table()["emu3_demo"]()
+    demo = preset_table()["emu3_demo"].build()
     assert config.model.num_layers == 4
     assert (config.training.lr, config.training.min_lr) == (0.5, 0.25)
     assert config.training.train_iters == demo.training.train_iters

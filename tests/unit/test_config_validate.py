@@ -9,7 +9,7 @@ from megatron_aia.models import preset_table
 
 def demo(**values) -> Config:
     # Numbers that the messages below name, whatever the preset has.
-    return with_values(preset_table()["emu3_demo"](), {"num_layers": 8, "lr": 2e-3, **values})
+    return with_values(preset_table()["emu3_demo"].build(), {"num_layers": 8, "lr": 2e-3, **values})
 
 
 def check(world_size=1, has_gpu=False, **values) -> list[str]:
@@ -18,7 +18,7 @@ def check(world_size=1, has_gpu=False, **values) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(preset_table()))
 def test_every_preset_is_valid_on_eight_processes(name, tmp_path):
-    config = preset_table()[name]()
+    config = preset_table()[name].build()
     if name != "emu3_demo":
         config = with_values(config, {"data_path": (str(tmp_path),), "load": str(tmp_path)})
     assert config.run.preset == name

@@ -28,7 +28,7 @@ ATTENTION = {**ON, "fp8_dot_product_attention": True, "packing": False}
 
 
 def run_config(**values: Any) -> Any:
-    return with_values(preset_table()["emu3_demo"](), values)
+    return with_values(preset_table()["emu3_demo"].build(), values)
 
 
 def check(world_size: int = 1, has_gpu: bool = True, **values: Any) -> list[str]:

@@ -194,7 +194,7 @@ FOLDER = train.DEMO_DATA["emu3"]
 
 
 def demo(preset="emu3_demo"):
-    return preset_table()[preset]()
+    return preset_table()[preset].build()
 
 
 @pytest.mark.parametrize(("preset", "family"), [("emu3_demo", "emu3"), ("janus_demo", "janus_pro")])

@@ -127,7 +127,7 @@ def test_the_run_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_aia.models import preset_table
     from megatron_aia.models.layers import attention_method
 
-    config = with_values(preset_table()["emu3_demo"](), {"num_attention_heads": 4})
+    config = with_values(preset_table()["emu3_demo"].build(), {"num_attention_heads": 4})
     assert attention_method(config, FP32, 1).name == "rectangle"
     monkeypatch.setattr(self_check, "largest_error", lambda *_: 1.0)
     with pytest.raises(ValueError, match=r"error of 1.0e\+00 against the definition on this mach"):

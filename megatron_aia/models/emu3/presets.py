@@ -8,6 +8,7 @@ from megatron_aia.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_aia.models.family import Need, Preset
 
 
 def emu3_8b() -> Config:
@@ -74,4 +75,9 @@ def emu3_demo() -> Config:
     )
 
 
-PRESETS = {"emu3_8b": emu3_8b, "emu3_demo": emu3_demo}
+_PUBLISHED: frozenset[Need] = frozenset({"data", "weights"})
+
+PRESETS = {
+    "emu3_8b": Preset(emu3_8b, needs=_PUBLISHED),
+    "emu3_demo": Preset(emu3_demo),
+}

@@ -11,6 +11,7 @@ from megatron_aia.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_aia.models.family import Need, Preset
 
 
 def janus_pro_7b() -> Config:
@@ -117,8 +118,10 @@ def janus_demo() -> Config:
     )
 
 
+_PUBLISHED: frozenset[Need] = frozenset({"data", "weights"})
+
 PRESETS = {
-    "janus_pro_7b": janus_pro_7b,
-    "janus_pro_1b": janus_pro_1b,
-    "janus_demo": janus_demo,
+    "janus_pro_7b": Preset(janus_pro_7b, needs=_PUBLISHED),
+    "janus_pro_1b": Preset(janus_pro_1b, needs=_PUBLISHED),
+    "janus_demo": Preset(janus_demo),
 }
