@@ -24,7 +24,8 @@ import webdataset
 
 from megatron_aia.config.files import with_values
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.janus_pro.special_tokens import NAMES
 
@@ -100,18 +101,7 @@ def open_batches(folder: Path) -> GlobalBatches:
     }
     config = with_values(preset_table()["janus_pro_7b"].build(), settings)
     spec = load_model_spec("janus_pro")
-    prompt = spec.prompt(config, ByteTokenizer())
-    return build_global_batches(
-        config,
-        prompt,
-        prompt.fingerprint,
-        spec.pad_id(config),
-        CODEBOOK_SIZE,
-        0,
-        1,
-        1,
-        IMAGE_SIZE,
-    )
+    return build_global_batches(config, spec.encoder(config, ByteTokenizer()))
 
 
 def read_and_send(batches: GlobalBatches, position: int) -> list[MicroBatch]:

@@ -52,7 +52,7 @@ def redraw(run: Path, data: Path) -> Redrawn:
         raise ValueError(f"{run} and {data} are no Janus-Pro with images to draw")
     sample = index.read(int(numbers[0]), config.model.codebook_size)
     (codes,) = sample.codes
-    prompt = load_model_spec("janus_pro").prompt(config, load_text_tokenizer(data))
+    prompt = load_model_spec("janus_pro").encoder(config, load_text_tokenizer(data))
     tokens = torch.from_numpy(prompt(sample, False).tokens[: -codes.size])
     with UnsplitWeights(config.model) as weights:
         model = weights.load_model(path)

@@ -4,21 +4,15 @@ A step is ``global_batch_size`` consecutive positions. Packing, micro-batch size
 size only lay these samples out, so they may all change when a run goes on from a checkpoint.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from megatron_aia.aia.roles import Task
-from megatron_aia.config.layout import row_multiple
-from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.open_mixture import open_mixture
+from megatron_aia.data.mixture_plan import RATIO_ORDER
 from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
-from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.sample_reader import SampleReader
 from megatron_aia.data.stand_ins import collect
-from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
 
@@ -57,10 +51,6 @@ class GlobalBatches(SampleReader):
     """Put several samples into a row."""
     micro_batch_multiple: int
     """The number of micro-batches of a rank is a multiple of this."""
-    pad_id: int
-    """Token id of padding."""
-    lane: Callable[[Task], int]
-    """Lane of a sample; see ``ModelFamily``."""
     row_multiple: int = 0
     """Rows are as long as the longest of their micro-batch, rounded up to a multiple of this; 0
     gives all of them ``seq_length`` tokens."""
@@ -88,10 +78,10 @@ class GlobalBatches(SampleReader):
         return build_micro_batch(
             [[next(samples) for _ in row] for row in plan.rows],
             plan.row_length,
-            self.pad_id,
-            self.image_size,
+            self.encoder.pad_id,
+            self.encoder.image_size if self.loads_images else 0,
             [[position + offset for offset in row] for row in plan.rows],
-            self.prompt.targets,
+            self.encoder.targets,
             plan.lane,
         )
 
@@ -132,7 +122,7 @@ class GlobalBatches(SampleReader):
         lengths = [self.planned_length(number) for number in positions]
         members: dict[int, list[int]] = {}
         for offset, number in enumerate(positions):
-            members.setdefault(self.lane(self.address(number).task), []).append(offset)
+            members.setdefault(self.encoder.lane(self.address(number).task), []).append(offset)
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
         lanes = {}
         for lane, offsets in sorted(members.items()):
@@ -164,46 +154,3 @@ class GlobalBatches(SampleReader):
             for rank in range(self.data_parallel_size)
             for part in self._deal(plan, rank)
         )
-
-
-def build_global_batches(
-    config: Config,
-    prompt: PromptBuilder,
-    prompt_fingerprint: str,
-    pad_id: int,
-    codebook_size: int,
-    data_parallel_rank: int,
-    data_parallel_size: int,
-    micro_batch_multiple: int,
-    image_size: int = 0,
-    lane: Callable[[Task], int] = lambda task: 0,
-) -> GlobalBatches:
-    """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
-
-    ``image_size`` is 0 for a model that looks at codes only, and on every pipeline stage but the
-    first, which alone needs the images.
-
-    Raises:
-        ValueError: no data folder is given, one is damaged or made for a larger codebook, a
-            mixture file is wrong, or a source has no samples.
-    """
-    data = config.data
-    return GlobalBatches(
-        mixture=open_mixture(data, config.run.seed, codebook_size),
-        prompt=prompt,
-        prompt_fingerprint=prompt_fingerprint,
-        seq_length=data.seq_length,
-        global_batch_size=data.global_batch_size,
-        micro_batch_size=data.micro_batch_size,
-        data_parallel_rank=data_parallel_rank,
-        data_parallel_size=data_parallel_size,
-        packing=data.packing,
-        micro_batch_multiple=micro_batch_multiple,
-        pad_id=pad_id,
-        codebook_size=codebook_size,
-        prompt_drop=data.prompt_drop,
-        overlong=data.overlong_samples,
-        image_size=image_size,
-        lane=lane,
-        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
-    )

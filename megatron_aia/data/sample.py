@@ -7,7 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.targets import NEXT_TOKEN, Target, TargetWidths
+from megatron_aia.data.targets import NEXT_TOKEN, NEXT_TOKEN_ONLY, Target, TargetWidths
+from megatron_aia.data.token_names import TokenNames
+from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.shards.raw_sample import RawSample
 
 
@@ -49,13 +51,36 @@ class TokenizedSample:
         return weights
 
 
-class PromptBuilder(Protocol):
-    """A model's way to write a sample. Pure: same in, same out."""
+class SampleEncoder(Protocol):
+    """A model's way to write a sample: all that data knows of a model. Same in, same out.
 
-    targets: TargetWidths
+    An encoder that inherits this protocol takes over the defaults.
+    """
+
+    fingerprint: str
+    """Changes whenever it may write a sample otherwise."""
+    pad_id: int
+    """Token id of padding."""
+    targets: TargetWidths = NEXT_TOKEN_ONLY
     """The targets that its samples have."""
-    image_size: int
+    image_size: int = 0
     """Side in pixels of the images to look at; 0 for a model that looks at codes only."""
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Of the text."""
+
+    @property
+    def token_names(self) -> TokenNames:
+        """What ids stand for that are no text."""
+
+    def lane(self, task: Task) -> int:
+        """Return the lane of a task. Samples of different lanes never share a micro-batch.
+
+        A model that sends tasks through different layers gives each its lane, and
+        ``MicroBatch.lane`` chooses the layers.
+        """
+        return 0
 
     def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         """Write ``sample`` as tokens; without its prompt if ``drop_prompt``.

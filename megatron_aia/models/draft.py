@@ -1,4 +1,4 @@
-"""What the prompt builders share: samples in pieces, the kinds of tokens, roles from kinds."""
+"""What the sample encoders share: samples in pieces, the kinds of tokens, roles from kinds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

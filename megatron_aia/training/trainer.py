@@ -54,7 +54,7 @@ class Trainer:
         self.spec = load_model_spec(config.model.model)
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data()
-        self.terms = loss_terms(config, self.spec, self.data.prompt)
+        self.terms = loss_terms(config, self.spec, self.data.encoder)
         self.feed = StepFeed(config, self.data, self.parallel)
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)

@@ -73,7 +73,7 @@ def build(config: Config) -> tuple[Any, Any, Parallel]:
 
 
 def write(config: Config, samples: Sequence[RawSample]) -> list[TokenizedSample]:
-    prompt = load_model_spec("janus_pro").prompt(config, ByteTokenizer())
+    prompt = load_model_spec("janus_pro").encoder(config, ByteTokenizer())
     is_drawn = samples[0].task is Task.GENERATION
     return [prompt(raw, is_drawn and number == DROPPED) for number, raw in enumerate(samples)]
 

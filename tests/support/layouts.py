@@ -18,7 +18,8 @@ from megatron_aia.config import (
     ParallelConfig,
     TrainingConfig,
 )
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.runtime.parallel import (
@@ -138,14 +139,11 @@ def tiny_batches(config: Config, parallel: Parallel) -> GlobalBatches:
     spec = load_model_spec(config.model.model)
     return build_global_batches(
         config,
-        prompt=spec.prompt(config, ByteTokenizer()),
-        prompt_fingerprint=config.model.model,
-        pad_id=spec.pad_id(config),
-        codebook_size=config.model.codebook_size,
-        data_parallel_rank=parallel.data_rank,
-        data_parallel_size=parallel.data_size,
+        spec.encoder(config, ByteTokenizer()),
+        loads_images=parallel.has_embedding(0),
+        data_rank=parallel.data_rank,
+        data_size=parallel.data_size,
         micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
-        image_size=config.model.image_size if parallel.has_embedding(0) else 0,
     )
 
 

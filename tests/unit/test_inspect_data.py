@@ -163,7 +163,7 @@ def test_colours_change_nothing_but_colours(folders):
     for position in range(NUM_POSITIONS):
         placed = data.read_placed(position)
         plain, painted = (
-            format_sample(placed, position, "data", data.prompt, in_color)
+            format_sample(placed, position, "data", data.encoder, in_color)
             for in_color in (False, True)
         )
         assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == plain

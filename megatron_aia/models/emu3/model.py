@@ -13,7 +13,7 @@ from megatron_aia.models.backbone import (
     is_last_chunk,
     packed_causal_mask,
 )
-from megatron_aia.models.emu3.prompt import Emu3Prompt
+from megatron_aia.models.emu3.sample_encoder import Emu3SampleEncoder
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
@@ -51,10 +51,10 @@ def forward(
     return {"nll": output} if is_last_chunk(model) else output
 
 
-def prompt(
+def encoder(
     config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
-) -> Emu3Prompt:
-    """Return the prompt builder.
+) -> Emu3SampleEncoder:
+    """Return the sample encoder.
 
     Raises:
         ValueError: the tokeniser and the configured vocabulary do not fit.
@@ -64,7 +64,7 @@ def prompt(
             f"the tokeniser has {tokenizer.vocab_size} ids but --text-vocab-size is "
             f"{config.model.text_vocab_size}; point --tokenizer-model to the model's own tokeniser"
         )
-    return Emu3Prompt(vocabulary(config), tokenizer, config.aia.aia_sets, images)
+    return Emu3SampleEncoder(vocabulary(config), tokenizer, config.aia.aia_sets, images)
 
 
 def losses(config: Config) -> tuple[LossTerm, ...]:
@@ -77,6 +77,5 @@ SPEC = ModelSpec(
     build=build,
     forward=forward,
     losses=losses,
-    prompt=prompt,
-    pad_id=lambda config: vocabulary(config).pad,
+    encoder=encoder,
 )

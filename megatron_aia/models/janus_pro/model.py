@@ -10,7 +10,7 @@ from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_causal_mask
 from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
-from megatron_aia.models.janus_pro.prompt import JanusPrompt
+from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
@@ -38,17 +38,17 @@ def forward(
     return {"nll": output} if is_last_chunk(model) else output
 
 
-def prompt(
+def encoder(
     config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
-) -> JanusPrompt:
-    """Return the prompt builder.
+) -> JanusSampleEncoder:
+    """Return the sample encoder.
 
     Raises:
         ValueError: a tokeniser is not Janus-Pro's, or the text's is larger than the configured
             vocabulary.
     """
     model = config.model
-    return JanusPrompt(
+    return JanusSampleEncoder(
         vocabulary(model),
         tokenizer,
         JanusSpecialTokens.find(tokenizer),
@@ -69,6 +69,7 @@ SPEC = ModelSpec(
     build=build,
     forward=forward,
     losses=losses,
-    prompt=prompt,
-    pad_id=lambda config: 0,
+    encoder=encoder,
+    # It draws images of one size.
+    image_area=lambda config: config.model.image_size**2,
 )
