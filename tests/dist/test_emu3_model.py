@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.layouts import Layout, run_layout, tiny_batches, tiny_config
+from support.layouts import (
+    Layout,
+    predict_every_token,
+    run_layout,
+    tiny_batches,
+    tiny_config,
+)
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
@@ -113,7 +119,7 @@ def losses_of_both(data: Path) -> float:
     for batch in tiny_batches(config, parallel).step(0):
         with torch.no_grad():
             align = AlignInput(batch.segments, None, config.model.num_attention_heads)
-            nll = spec.forward(ours, batch, align)["nll"]
+            nll = spec.forward(ours, predict_every_token(batch), align)["nll"]
             for segment in batch.segments:
                 row = batch.tokens[segment.batch_index, segment.start : segment.stop]
                 logits = reference(input_ids=row[None]).logits[0, :-1]

@@ -12,7 +12,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from support.hugging_face import read_tensors
-from support.layouts import Layout
+from support.layouts import Layout, predict_every_token
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 
@@ -67,7 +67,7 @@ def measure(config: Config) -> list[TokenLosses]:
     for batch in trainer.data.step(first):
         align = AlignInput(batch.segments, None, config.model.num_attention_heads)
         with torch.no_grad():
-            rows = trainer.spec.forward(trainer.models[0], batch, align)["nll"]
+            rows = trainer.spec.forward(trainer.models[0], predict_every_token(batch), align)["nll"]
         weights = torch.zeros(batch.tokens.shape)
         target = batch.targets[NEXT_TOKEN]
         weights.view(-1)[target.positions] = target.weights

@@ -1,6 +1,6 @@
 """Run the same steps under one layout and bring what came out to rank 0 in full shape."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from megatron_aia.config import (
     ParallelConfig,
     TrainingConfig,
 )
+from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.runtime.parallel import (
@@ -145,6 +147,21 @@ def tiny_batches(config: Config, parallel: Parallel) -> GlobalBatches:
         data_size=parallel.data_size,
         micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
     )
+
+
+def predict_every_token(batch: MicroBatch) -> MicroBatch:
+    """Return the micro-batch with every token but a sample's first as a label."""
+    row_length = batch.tokens.shape[1]
+    spans = [
+        (segment.batch_index * row_length + segment.start, segment.stop - segment.start - 1)
+        for segment in batch.segments
+    ]
+    positions = torch.cat([torch.arange(start, start + count) for start, count in spans])
+    samples = torch.arange(len(spans)).repeat_interleave(torch.tensor([n for _, n in spans]))
+    values = batch.tokens.flatten()[positions + 1]
+    tasks = torch.tensor(batch.tasks)[samples]
+    target = BatchTarget(positions, values, torch.ones(len(values)), tasks, samples)
+    return replace(batch, targets={NEXT_TOKEN: target})
 
 
 def run_layouts(data: Path, layouts: dict[str, Layout], **training: Any) -> dict[str, Any]:
