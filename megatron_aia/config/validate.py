@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from megatron_aia.config.data_sources import check_data_sources, named_folders
-from megatron_aia.config.files import flag, value_of
+from megatron_aia.config.files import settings_by_name, value_of
 from megatron_aia.config.locations import check_location, is_url
+from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
@@ -19,26 +19,6 @@ from megatron_aia.config.validate_model import (
     check_vision,
     check_world,
 )
-
-_AT_LEAST_ONE = (
-    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
-    *("kv_channels", "max_position_embeddings", "rotary_base", "text_vocab_size"),
-    *("codebook_size", "make_vocab_size_divisible_by"),
-    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
-    *("num_layers_per_virtual_pipeline_stage", "recompute_num_layers"),
-    *("distributed_timeout_minutes", "seq_length", "micro_batch_size", "global_batch_size"),
-    *("train_iters", "lr_decay_iters", "save_interval", "log_interval", "aia_probe_rows"),
-    "fp8_amax_history_len",
-)
-_ABOVE_ZERO = ("norm_epsilon", "adam_eps")
-_NOT_NEGATIVE = (
-    *("seed", "init_method_std", "aia_lambda_generation", "aia_lambda_understanding"),
-    *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
-    *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
-    *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size", "num_workers", "max_damaged_samples", "shuffle_window_shards"),
-)
-_SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
 _DEMO_PRESETS = ("emu3_demo", "janus_demo")
 _PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b", "janus_pro_7b", "janus_pro_1b")
@@ -90,18 +70,13 @@ def _names_data(config: Config) -> bool:
 
 
 def _check_ranges(config: Config) -> None:
-    rules: list[tuple[Iterable[str], Callable[[float], bool], str]] = [
-        (_AT_LEAST_ONE, lambda value: value >= 1, "use 1 or more"),
-        (_ABOVE_ZERO, lambda value: value > 0, "use a value above 0"),
-        (_NOT_NEGATIVE, lambda value: value >= 0, "use 0 or more"),
-        (_SHARES, lambda value: 0 <= value < 1, "use 0 or more and less than 1"),
-    ]
-    for names, allowed, remedy in rules:
-        for name in names:
-            value = value_of(config, name)
-            # nan compares false with everything, inf passes `>= 0` and trains to nan
-            if value is not None and not (allowed(value) and math.isfinite(value)):
-                raise ValueError(f"{flag(name)} {value} is out of range; {remedy}")
+    for name, setting in settings_by_name(config).items():
+        value, allowed = value_of(config, name), setting.kind.range
+        if allowed is None or value is None:
+            continue
+        # nan compares false with everything, inf passes `>= 0` and trains to nan
+        if not (allowed.contains(value) and math.isfinite(value)):
+            raise ValueError(f"{setting.flag} {value} is out of range; {allowed.remedy}")
 
 
 def _check_data(config: Config) -> None:

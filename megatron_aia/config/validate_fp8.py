@@ -1,6 +1,6 @@
 """Checks of 8-bit floating point: what Transformer Engine cannot run, and what does not pay."""
 
-from megatron_aia.config.files import flag
+from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import Config, TrainingConfig
 
 _MULTIPLE = 16

@@ -7,7 +7,8 @@ import pytest
 
 from megatron_aia import cli
 from megatron_aia.cli import one_line_errors, parse
-from megatron_aia.config.files import GROUP_OF_FIELD, dump, flag
+from megatron_aia.config.files import GROUP_OF_FIELD, dump
+from megatron_aia.config.settings import flag
 from megatron_aia.models import preset_table
 
 

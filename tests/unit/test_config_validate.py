@@ -1,7 +1,8 @@
 import pytest
 
 from megatron_aia.config import fit_layout, validate
-from megatron_aia.config.files import GROUP_OF_FIELD, flag, with_values
+from megatron_aia.config.files import GROUP_OF_FIELD, with_values
+from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import Config
 from megatron_aia.config.validate import _ABOVE_ZERO, _AT_LEAST_ONE, _NOT_NEGATIVE, _SHARES
 from megatron_aia.models import preset_table

@@ -12,7 +12,8 @@ import yaml
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
-from megatron_aia.config.files import GROUP_OF_FIELD, flag
+from megatron_aia.config.files import GROUP_OF_FIELD
+from megatron_aia.config.settings import flag
 from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.shards.verify import VerifyOptions
 
