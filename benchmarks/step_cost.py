@@ -30,6 +30,7 @@ from megatron_aia.attention.core_attention import AlignedCoreAttention
 from megatron_aia.attention.methods import Method
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.runtime.device import describe, device, has_cuda, has_transformer_engine
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
@@ -81,13 +82,19 @@ def make_batch(segments: tuple[Segment, ...], length: int) -> MicroBatch:
     tasks = tuple(int(segment.terms[0].task) for segment in segments)
     return MicroBatch(
         tokens=tokens,
-        labels=tokens.roll(-1, 1),
-        label_weights=torch.ones(1, length),
-        label_tasks=torch.from_numpy(np.repeat(tasks, sizes))[None],
         position_ids=torch.cat([torch.arange(size) for size in sizes])[None],
         segment_ids=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))[None],
         segments=segments,
         tasks=tasks,
+        targets={
+            NEXT_TOKEN: BatchTarget(
+                positions=torch.arange(length),
+                values=tokens.roll(-1, 1).flatten(),
+                weights=torch.ones(length),
+                tasks=torch.from_numpy(np.repeat(tasks, sizes)),
+                samples=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+            )
+        },
     )
 
 
@@ -118,7 +125,15 @@ class Side:
         if method is not None:
             self._attend_by(method)
         targets = self.targets if measures else None
-        run_step(self.models, self.spec, self.config, self.parallel, [self.batch], targets)
+        run_step(
+            self.models,
+            self.spec,
+            self.spec.losses(self.config),
+            self.config,
+            self.parallel,
+            [self.batch],
+            targets,
+        )
         apply_gradients(self.optimizer, self.config.training.clip_grad)
 
     def _attend_by(self, method: Method) -> None:

@@ -66,8 +66,8 @@ def draw_run(records: Sequence[LogRecord]) -> "dict[str, Figure]":
 def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
     """Return what the codebook makes of a picture, or what Janus-Pro draws from its prompt."""
     if has_checkpoint(run):
-        config = read_yaml(str(find_checkpoint(run) / CONFIG_FILE))
-        if config.get("model") == "janus_pro":
+        values = read_yaml(str(find_checkpoint(run) / CONFIG_FILE)).values
+        if values.get("model") == "janus_pro":
             return {"redrawn": draw_from_memory(run, data)}
     return {"reconstruction": draw_reconstruction(data)}
 
@@ -104,7 +104,7 @@ def format_summary(records: Sequence[LogRecord]) -> str:
     """Return a table: loss and distance to the target, at the two ends of the run, by task."""
     lines = [f"{'':15}{'next-token loss':>22}{'mean |intensity - target|':>29}"]
     for task in Task:
-        losses = [r.ntp_by_task[task] for r in records if task in r.ntp_by_task]
+        losses = [r.losses["ntp"][task] for r in records if task in r.losses["ntp"]]
         if not losses:
             continue
         line = f"{task_name(task):15}{f'{losses[0]:.3f} -> {losses[-1]:.3f}':>22}"

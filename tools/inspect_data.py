@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from megatron_aia.config import Config
     from megatron_aia.data.images import ImageTokenizer
     from megatron_aia.data.loader import GlobalBatches
-    from megatron_aia.models.spec import ModelPrompt
+    from megatron_aia.models.spec import SampleEncoder
 
 EXIT_USER_ERROR = 2
 _T = TypeVar("_T")
@@ -102,7 +102,7 @@ def _show(
     placed = _read(data, partial(data.read_placed, position))
     folder = data.mixture.indexes[placed.address.index_number].folder
     in_color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    prompt: ModelPrompt = data.prompt  # type: ignore[assignment]
+    prompt: SampleEncoder = data.encoder  # type: ignore[assignment]
     origin = f"{folder}, source {data.mixture.pools[placed.address.source].name}"
     print(format_sample(placed, position, origin, prompt, in_color))
     if image_folder:

@@ -105,7 +105,7 @@ def make_config(sizes: Sizes) -> Config:
 def make_samples(config: Config) -> dict[str, list[TokenizedSample]]:
     """Return the four samples of each task, as tokens."""
     rng = np.random.default_rng(0)
-    prompt = load_model_spec("janus_pro").prompt(config, Letters())
+    prompt = load_model_spec("janus_pro").encoder(config, Letters())
 
     def words(count: int) -> str:
         return "".join(map(chr, rng.integers(_FIRST_LETTER, TEXT_SIZE - 10, count)))

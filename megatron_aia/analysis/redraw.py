@@ -10,7 +10,7 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.config import Config
-from megatron_aia.config.files import read_yaml, with_values
+from megatron_aia.config.files import read_yaml
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.janus_pro.draw import draw_greedily
@@ -45,14 +45,14 @@ def redraw(run: Path, data: Path) -> Redrawn:
         ValueError: no checkpoint of Janus-Pro, or no generation sample.
     """
     path = find_checkpoint(run)
-    config = with_values(Config(), read_yaml(str(path / CONFIG_FILE)))
+    config = read_yaml(str(path / CONFIG_FILE)).laid_over(Config())
     index = open_index(data)
     numbers = np.flatnonzero(index.tasks == int(Task.GENERATION))
     if config.model.model != "janus_pro" or not len(numbers):
         raise ValueError(f"{run} and {data} are no Janus-Pro with images to draw")
     sample = index.read(int(numbers[0]), config.model.codebook_size)
     (codes,) = sample.codes
-    prompt = load_model_spec("janus_pro").prompt(config, load_text_tokenizer(data))
+    prompt = load_model_spec("janus_pro").encoder(config, load_text_tokenizer(data))
     tokens = torch.from_numpy(prompt(sample, False).tokens[: -codes.size])
     with UnsplitWeights(config.model) as weights:
         model = weights.load_model(path)

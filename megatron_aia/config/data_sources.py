@@ -1,10 +1,11 @@
-"""How the command line names the data: folders, one mixture file, or a blend of folders."""
+"""How the command line names and weights the data: folders, a mixture file, or a blend."""
 
 from pathlib import Path
 
 from megatron_aia.config.tree import DataConfig
 
 _MIXTURE_SUFFIXES = (".yaml", ".yml")
+_RATIO_NUMBERS = (2, 3, 4)
 
 
 def mixture_file(data: DataConfig) -> str | None:
@@ -44,6 +45,23 @@ def blend_pairs(blend: tuple[str, ...]) -> list[tuple[int, str]]:
     return [(int(weight), folder) for weight, folder in zip(weights, folders, strict=True)]
 
 
+def task_weights(ratio: str) -> tuple[int, ...]:
+    """Return the four numbers of --task-ratio: generation, understanding, text, mixed.
+
+    Raises:
+        ValueError: they are not two to four whole numbers, or all of them 0.
+    """
+    parts = ratio.split(":")
+    are_whole = all(part.isascii() and part.isdigit() for part in parts)
+    if len(parts) not in _RATIO_NUMBERS or not are_whole or not any(map(int, parts)):
+        raise ValueError(
+            f"--task-ratio {ratio} is not a ratio of whole numbers; write "
+            "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
+        )
+    numbers = [int(part) for part in parts]
+    return (*numbers, *[0] * (max(_RATIO_NUMBERS) - len(numbers)))
+
+
 def named_folders(data: DataConfig) -> list[str]:
     """Return the data folders that the command line names itself; none of a mixture file."""
     blended = [folder for _, folder in blend_pairs(data.blend)]
@@ -56,6 +74,7 @@ def check_data_sources(data: DataConfig) -> None:
     Raises:
         ValueError: naming the flag, its value and a remedy.
     """
+    task_weights(data.task_ratio)
     file, pairs = mixture_file(data), blend_pairs(data.blend)
     if pairs and data.data_path:
         raise ValueError(

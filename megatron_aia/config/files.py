@@ -3,8 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -44,11 +43,10 @@ _GROUPS = tuple(field.name for field in fields(Config))
 
 def settings_by_group(model: type[ModelConfig] = ModelConfig) -> dict[str, dict[str, Setting]]:
     """Return the settings of a configuration with such a model: group to field to setting."""
-    classes = {group.name: group.type for group in fields(Config)} | {"model": model}
+    classes: dict[str, type] = {**get_type_hints(Config), "model": model}
     return {name: settings_of(cls) for name, cls in classes.items()}
 
 
-@cache
 def group_of_fields(model: type[ModelConfig] = ModelConfig) -> dict[str, str]:
     """Return every field of a configuration and the name of its group, in the tree's order."""
     groups: dict[str, str] = {}
@@ -132,6 +130,14 @@ class ConfigFile:
                 )
             values[field] = as_kind(f"--config {self.path}: {field}", value, settings[field].kind)
         return values
+
+    def laid_over(self, config: Config) -> Config:
+        """Return a copy of ``config`` with the values of the file.
+
+        Raises:
+            ValueError: a key or a value does not fit.
+        """
+        return with_values(config, self.values_for(config, {}))
 
 
 def read_yaml(path: str) -> ConfigFile:

@@ -34,7 +34,7 @@ _FIXED = {
     "--no-overlap-p2p-communication": "overlapped where stages are interleaved, else not",
     "--overlap-p2p-communication": "overlapped where stages are interleaved, else not",
     "--attention-softmax-in-fp32": "always on where AIA measures",
-    "--no-check-for-nan-in-loss-and-grad": "a step whose gradient is not finite is skipped and counted",
+    "--no-check-for-nan-in-loss-and-grad": "steps with a gradient that is not finite are skipped",
 }
 _OTHERWISE = {
     "--group-query-attention": "give --num-query-groups",
@@ -43,7 +43,7 @@ _OTHERWISE = {
     "--checkpoint-activations": "give --recompute-granularity full",
     "--no-load-optim": "--finetune takes the weights of --load alone",
     "--no-load-rng": "--finetune takes the weights of --load alone",
-    "--no-save-optim": "checkpoints are whole; tools/convert_megatron_to_hf.py writes weights alone",
+    "--no-save-optim": "checkpoints are whole; tools/convert_megatron_to_hf.py writes weights",
     "--no-save-rng": "checkpoints are whole",
     "--ckpt-step": "give --load the folder of that step, as run/iter_0000100",
     "--save-retain-interval": "see --keep-checkpoints",

@@ -36,9 +36,13 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-@cache
 def settings_of(cls: type) -> dict[str, Setting]:
     """Return the fields of a dataclass of settings by their names."""
+    return _read(cls)
+
+
+@cache
+def _read(cls: type) -> dict[str, Setting]:
     hints = get_type_hints(cls, include_extras=True)
     texts: dict[str, tuple[str, type]] = {}
     for owner in reversed(cls.__mro__[:-1]):
@@ -56,7 +60,14 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 def _help_texts(cls: type) -> dict[str, str]:
     """Return the strings below the fields that stand in the body of ``cls`` itself."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (
+        OSError,
+        TypeError,
+    ):  # installed without its sources: types and defaults are still there
+        return {}
+    (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
     for node, following in zip(definition.body, definition.body[1:], strict=False):

@@ -2,7 +2,7 @@
 
 Field names are the flags of the command line (``num_layers`` is ``--num-layers``) and the keys of
 a YAML file. They are Megatron-LM's names wherever Megatron-LM has the option. The string below a
-field is its help text, and the type says its range. No torch: reading a configuration must be quick.
+field is its help text, its type says its range. No torch: reading a configuration must be quick.
 """
 
 from dataclasses import dataclass, field
@@ -77,6 +77,10 @@ class ModelConfig:
     """Side of an image for the tower, in pixels."""
     patch_size: NonNegativeInt = 0
     """Side of a patch in pixels; each gives one position of a row."""
+    add_qkv_bias: bool = False
+    """Add biases to queries, keys and values."""
+    untie_embeddings_and_output_weights: bool = True
+    """Give the output layer weights of its own, not those of the embedding."""
     make_vocab_size_divisible_by: PositiveInt = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     attention_backend: Literal["auto", "flash", "flash3", "flash4", "cudnn"] = "auto"
@@ -266,6 +270,8 @@ class CheckpointConfig:
     """Folder to continue from: its newest checkpoint. The same folder as --save may be empty."""
     pretrained_checkpoint: Optional[str] = None
     """Where a run whose --load holds no checkpoint yet takes its first weights from."""
+    teacher_checkpoint: Optional[str] = None
+    """Checkpoint of the frozen teacher that a loss term asks for."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
     rebase_data: bool = False

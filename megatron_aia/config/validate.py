@@ -1,7 +1,6 @@
 """Checks of a configuration, so that a mistake is one line before any process starts to work."""
 
 import math
-import re
 from pathlib import Path
 
 from megatron_aia.config.data_sources import check_data_sources, named_folders
@@ -85,13 +84,6 @@ def _check_data(config: Config) -> None:
         raise ValueError(
             f"--seq-length {data.seq_length} is longer than --max-position-embeddings "
             f"{config.model.max_position_embeddings}; lower the one or raise the other"
-        )
-    if not re.fullmatch(r"\d+:\d+(:\d+){0,2}", data.task_ratio) or not re.search(
-        "[1-9]", data.task_ratio
-    ):
-        raise ValueError(
-            f"--task-ratio {data.task_ratio} is not a ratio of whole numbers; write "
-            "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
         )
     check_data_sources(data)
     for folder in named_folders(data):

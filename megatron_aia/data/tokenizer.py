@@ -24,7 +24,7 @@ _QWEN_SPLIT_PATTERN = (
 
 
 class TextTokenizer(Protocol):
-    """What the prompt builders need of a tokeniser."""
+    """What the sample encoders need of a tokeniser."""
 
     @property
     def vocab_size(self) -> int:

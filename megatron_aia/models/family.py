@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, ModelConfig
 
 if TYPE_CHECKING:
@@ -40,10 +39,6 @@ def _no_check(config: Config) -> None:
     """Accept every configuration."""
 
 
-def _one_lane(task: Task) -> int:
-    return 0
-
-
 @dataclass(frozen=True)
 class ModelFamily:
     """A model family: everything that a new model has to provide."""
@@ -65,9 +60,6 @@ class ModelFamily:
     """``model_type`` of a config.json to what loads that image tokeniser, ``module:function``."""
     demo: Callable[[], Any] | None = None
     """How the demo's data folder looks for this family; None if there is no demo."""
-    lane: Callable[[Task], int] = _one_lane
-    """Samples of different lanes never share a micro-batch. A model that sends tasks through
-    different layers gives each its lane, and ``MicroBatch.lane`` chooses the layers."""
 
     def spec(self) -> ModelSpec:
         """Import how it is built, run and trained."""

@@ -76,7 +76,7 @@ def assert_equal(found: list[LogRecord], expected: list[LogRecord]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=TOLERANCE)
-        assert ours.ntp_by_task == pytest.approx(theirs.ntp_by_task, rel=TOLERANCE)
+        assert ours.losses["ntp"] == pytest.approx(theirs.losses["ntp"], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES])

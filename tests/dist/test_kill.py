@@ -96,8 +96,8 @@ def comparable(record: LogRecord) -> tuple[object, ...]:
         record.loss,
         record.grad_norm,
         record.learning_rate,
-        record.ntp_by_task,
-        record.aia_by_task,
+        record.losses["ntp"],
+        record.losses["aia"],
     )
 
 

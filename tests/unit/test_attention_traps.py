@@ -7,7 +7,7 @@ Further traps have their test where the rest of their subject is:
 - recompute counts twice or not at all, sampled rows change: ``test_attention_core.py``,
   ``test_attention_probe.py``, ``tests/dist/test_probe_layouts.py``
 - Huber before the all-reduce of heads: ``test_inject.py``, ``tests/dist/test_layout_equality.py``
-- positions shifted by one in the released code: ``test_roles.py``, ``test_emu3_prompt.py``
+- positions shifted by one in the released code: ``test_roles.py``, ``test_emu3_sample_encoder.py``
 - bfloat16 in Triton's interpreter: ``test_attention_methods.py``
 - tiles that spill registers: ``test_fused_compiles.py``
 """

@@ -12,7 +12,7 @@ from megatron_aia.building.demo import read_pictures
 from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
 from megatron_aia.data.janus_images import JanusQuantizer
 from megatron_aia.data.tokenizer import load_text_tokenizer
-from megatron_aia.models.janus_pro.prompt import JanusPrompt
+from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.shards.codes import decode_codes
@@ -382,7 +382,7 @@ def test_demo_of_janus_can_be_trained_on(janus_demo, demo):
     assert tokenizer.vocab_size == 512
     special = JanusSpecialTokens.find(tokenizer)
     vocabulary = JanusVocabulary(512, 512)
-    prompt = JanusPrompt(vocabulary, tokenizer, special, image_size=48, patch_size=8)
+    prompt = JanusSampleEncoder(vocabulary, tokenizer, special, image_size=48, patch_size=8)
     for number in range(0, len(index), 7):
         sample = index.read(number, 512)
         picture, record = divmod(number, of_picture)

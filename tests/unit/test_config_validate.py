@@ -1,10 +1,8 @@
 import pytest
 
 from megatron_aia.config import fit_layout, validate
-from megatron_aia.config.files import GROUP_OF_FIELD, with_values
-from megatron_aia.config.settings import flag
+from megatron_aia.config.files import settings_by_name, with_values
 from megatron_aia.config.tree import Config
-from megatron_aia.config.validate import _ABOVE_ZERO, _AT_LEAST_ONE, _NOT_NEGATIVE, _SHARES
 from megatron_aia.models import preset_table
 
 
@@ -207,32 +205,38 @@ def test_a_mistake_is_one_line_with_a_remedy(world_size, values, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("names", "wrong"),
-    [
-        (_AT_LEAST_ONE, 0),
-        (_ABOVE_ZERO, 0.0),
-        (_NOT_NEGATIVE, -1),
-        (_NOT_NEGATIVE, float("nan")),
-        (_NOT_NEGATIVE, float("inf")),
-        (_SHARES, 1.0),
-        (_SHARES, -0.1),
-    ],
-)
-def test_ranges(names, wrong):
-    for name in names:
-        with pytest.raises(ValueError, match=f"{flag(name)} {wrong} is out of range; use"):
-            check(**{name: wrong})
+def numbers() -> list[str]:
+    return [
+        name
+        for name, setting in settings_by_name(Config()).items()
+        if setting.kind.base in (int, float)
+    ]
 
 
 def test_every_number_of_the_tree_has_a_range():
-    ranged = {*_AT_LEAST_ONE, *_ABOVE_ZERO, *_NOT_NEGATIVE, *_SHARES}
-    numbers = {
-        name
-        for name, group in GROUP_OF_FIELD.items()
-        if type(getattr(getattr(Config(), group), name)) in (int, float)
-    }
-    assert numbers <= ranged
+    settings = settings_by_name(Config())
+    assert [name for name in numbers() if settings[name].kind.range is None] == []
+
+
+@pytest.mark.parametrize("name", numbers())
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf")])
+def test_a_number_out_of_range_is_refused(name, wrong):
+    flag = settings_by_name(Config())[name].flag
+    with pytest.raises(ValueError, match=f"{flag} {wrong} is out of range; use"):
+        check(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "remedy"),
+    [
+        ("num_layers", 0, "use 1 or more"),
+        ("norm_epsilon", 0.0, "use a value above 0"),
+        ("adam_beta1", 1.0, "use 0 or more and less than 1"),
+    ],
+)
+def test_the_ends_of_ranges(name, wrong, remedy):
+    with pytest.raises(ValueError, match=f"{wrong} is out of range; {remedy}$"):
+        check(**{name: wrong})
 
 
 def test_what_may_be_combined_is_not_refused(tmp_path):

@@ -27,8 +27,7 @@ def make_record(iteration: int, ntp: dict, intensity: dict) -> LogRecord:
     return placeholder_record(
         iteration,
         train_iters=20,
-        ntp_by_task=ntp,
-        aia_by_task={task: 0.5 for task in intensity},
+        losses={"ntp": ntp, "aia": {task: 0.5 for task in intensity}},
         intensity={task: np.array(curve) for task, curve in intensity.items()},
         target={G: np.array([0.4, 0.2]), U: np.array([0.1, 0.3])},
     )

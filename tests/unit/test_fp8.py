@@ -150,7 +150,7 @@ def chosen_attention(values: dict[str, Any]) -> Any:
         fp8_dot_product_attention=in_fp8,
     )
     attention = SimpleNamespace(submodules=SimpleNamespace(core_attention=CausalAttention))
-    _choose_core_attention(cast(Any, attention), run, cast(Any, core))
+    _choose_core_attention(cast(Any, attention), run, cast(Any, core), branch=0)
     return attention.submodules.core_attention
 
 

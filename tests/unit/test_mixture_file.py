@@ -14,9 +14,11 @@ from toy_data import CODEBOOK_SIZE, toy_samples, write_folder
 from megatron_aia.aia.roles import Task
 from megatron_aia.config.data_sources import blend_pairs, check_data_sources
 from megatron_aia.config.tree import DataConfig
+from megatron_aia.data.mix_sources import choose, mix_sources
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.mixture_file import MixturePlan, Source, read_mixture_file
-from megatron_aia.data.open_mixture import choose, data_folders, mix_sources, open_mixture
+from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.data.mixture_plan import MixturePlan, Source
+from megatron_aia.data.open import open_mixture, plan_mixture
 from megatron_aia.data.phases import Phase
 
 FILE = """
@@ -56,20 +58,20 @@ def open_file(folder: Path, seed: int = SEED, **data: object) -> Mixture:
 def test_a_file_is_read_as_written(folder: Path) -> None:
     path = str(folder / "mixture.yaml")
     plan = read_mixture_file(path)
-    assert [(s.name, s.folder, s.task, s.limit) for s in plan.sources] == [
-        ("drawing", str(folder / "both"), Task.GENERATION, None),
-        ("asking", str(folder / "both"), Task.UNDERSTANDING, 5),
-        ("chat", str(folder / "texts"), None, None),
+    assert [(s.name, s.folders, s.task, s.limit) for s in plan.sources] == [
+        ("drawing", (str(folder / "both"),), Task.GENERATION, None),
+        ("asking", (str(folder / "both"),), Task.UNDERSTANDING, 5),
+        ("chat", (str(folder / "texts"),), None, None),
     ]
     assert plan.phases == (Phase((2, 0, 1), 7), Phase((3, 1, 0)))
-    folders = data_folders(DataConfig(data_path=(path,)))
-    assert folders == [str(folder / "both"), str(folder / "both"), str(folder / "texts")]
+    assert plan_mixture(DataConfig(data_path=(path,))) == plan
+    assert plan.folders == (str(folder / "both"), str(folder / "texts"))
 
 
 def test_paths_may_be_absolute_or_addresses(tmp_path: Path) -> None:
     text = "sources: {a: /data/a, b: 's3://bucket/b'}\nphases: [{weights: {a: 1, b: 1}}]"
     plan = read_mixture_file(write(tmp_path, text))
-    assert [source.folder for source in plan.sources] == ["/data/a", "s3://bucket/b"]
+    assert plan.folders == ("/data/a", "s3://bucket/b")
 
 
 def test_phases_draw_from_their_sources(folder: Path) -> None:
@@ -108,7 +110,7 @@ def test_peers_are_of_the_same_source_and_task(folder: Path) -> None:
         assert address.sample_number in peers
         assert len(peers) == (9, 5, 4)[address.source]
         assert set(mixture.indexes[address.index_number].tasks[peers]) == {address.task}
-    both = MixturePlan((Source("all", "a", limit=5),), (Phase((1,)),))
+    both = MixturePlan((Source("all", ("a",), limit=5),), (Phase((1,)),))
     mixed = mix_sources(both, SEED, lambda name: fake_index(name, [1, 2, 1, 2, 0, 1, 1]))
     kept = {(a.task, a.sample_number) for a in map(mixed.locate, range(5))}
     for address in map(mixed.locate, range(5)):
@@ -146,7 +148,7 @@ def test_blend_is_exact_and_does_not_depend_on_paths(folder: Path) -> None:
     for start in range(0, 60, 3):
         assert Counter(mixture.locate(start + i).source for i in range(3)) == {0: 2, 1: 1}
     assert {mixture.locate(p).task for p in range(30)} == set(Task) - {Task.MIXED}
-    assert data_folders(config) == [str(folder / "both"), str(folder / "texts")]
+    assert plan_mixture(config).folders == (str(folder / "both"), str(folder / "texts"))
     moved = folder.parent / "moved"
     moved.symlink_to(folder)
     other = DataConfig(blend=("2", str(moved / "both"), "1", str(moved / "texts")))
@@ -193,7 +195,7 @@ def test_the_log_names_sources_and_phases(folder: Path) -> None:
 
 
 def test_a_source_in_no_phase_is_told() -> None:
-    plan = MixturePlan((Source("a", "a"), Source("b", "b")), (Phase((1, 0)),))
+    plan = MixturePlan((Source("a", ("a",)), Source("b", ("b",))), (Phase((1, 0)),))
     mixture = mix_sources(plan, SEED, lambda name: fake_index(name, [0, 1, 2]))
     assert mixture.describe()[1] == (
         "warning: 3 samples of b (b) are left out, as no phase gives them a weight"
@@ -202,7 +204,7 @@ def test_a_source_in_no_phase_is_told() -> None:
 
 
 def test_phases_shorter_than_the_run_are_refused(folder: Path) -> None:
-    plan = MixturePlan((Source("a", "a"),), (Phase((1,), 30), Phase((2,), 10)))
+    plan = MixturePlan((Source("a", ("a",)),), (Phase((1,), 30), Phase((2,), 10)))
     mixture = mix_sources(plan, SEED, lambda name: fake_index(name, [0, 1, 2]))
     mixture.check_length(40)
     with pytest.raises(ValueError, match="end after 40 samples, and the run draws 41; leave out"):
