@@ -201,7 +201,9 @@ def open_all(folder: Path) -> list[str]:
 
 def mixture_of(folder: Path, window: int = 0) -> Mixture:
     blend = ("2", str(folder / "drawing"), "1", str(folder / "asking"))
-    return open_mixture(DataConfig(blend=blend, shuffle_window_shards=window), SEED, CODEBOOK_SIZE)
+    return open_mixture(
+        DataConfig(data_path=blend, shuffle_window_shards=window), SEED, CODEBOOK_SIZE
+    )
 
 
 def locate(folder: Path) -> list[str]:
@@ -224,7 +226,7 @@ def batches_of(folder: Path) -> GlobalBatches:
     config = Config()
     config.data = replace(
         config.data,
-        blend=("2", str(folder / "drawing"), "1", str(folder / "asking")),
+        data_path=("2", str(folder / "drawing"), "1", str(folder / "asking")),
         seq_length=4096,
         global_batch_size=256,
     )

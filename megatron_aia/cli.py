@@ -131,9 +131,10 @@ def _lay_over(config: Config, values: dict[str, Any], given: dict[str, Any]) -> 
 
 def _parser(config: Config) -> Parser:
     parser = Parser(_DESCRIPTION, prints=is_rank_0())
+    names = {"preset": sorted(preset_table()), "model": family_names()}
     for group, settings in settings_by_group(type(config.model)).items():
         defaults = {name: value_of(config, name) for name in settings}
-        parser.add_settings(group, settings.values(), defaults)
+        parser.add_settings(group, settings.values(), defaults, names)
     return parser
 
 

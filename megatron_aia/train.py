@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
 
 def ensure_demo_data(config: Config) -> Config:
     """Give a demo run without data the shards of ``DEMO_DATA``; rank 0 builds them once."""
-    if config.data.data_path or config.data.blend:
+    if config.data.data_path:
         return config
     family = config.model.model
     folder = DEMO_DATA[family]

@@ -18,21 +18,21 @@ AIA_PRESETS: dict[str, dict[str, Any]] = {
         "aia_lambda_generation": 40.0,
         "aia_lambda_understanding": 40.0,
         "aia_profile": "paper",
-        "aia_sets": "intended",
+        "aia_query_key_sets": "paper",
         "aia_count_inactive": False,
     },
     "paper_janus_pro": {
         "aia_lambda_generation": 40.0,
         "aia_lambda_understanding": 40.0,
         "aia_profile": "paper_janus_pro",
-        "aia_sets": "intended",
+        "aia_query_key_sets": "paper",
         "aia_count_inactive": False,
     },
-    "janus_released_code": {
+    "released_code": {
         "aia_lambda_generation": 5.0,
         "aia_lambda_understanding": 10.0,
         "aia_profile": "released_code",
-        "aia_sets": "released_code",
+        "aia_query_key_sets": "released_code",
         "aia_count_inactive": True,
     },
 }

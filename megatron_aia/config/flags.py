@@ -38,9 +38,20 @@ class Parser(argparse.ArgumentParser):
         self._settings: dict[str, Setting] = {}
 
     def add_settings(
-        self, title: str, settings: Iterable[Setting], defaults: Mapping[str, Any]
+        self,
+        title: str,
+        settings: Iterable[Setting],
+        defaults: Mapping[str, Any],
+        names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Add flags under a heading; ``defaults`` are those that the help shows."""
+        """Add flags under a heading.
+
+        Args:
+            title: the heading.
+            settings: the flags.
+            defaults: that the help shows, by setting.
+            names: that the help lists for a setting whose type is any text.
+        """
         group = self.add_argument_group(title)
         for setting in settings:
             self._settings[setting.name] = setting
@@ -55,7 +66,7 @@ class Parser(argparse.ArgumentParser):
                     setting.flag,
                     dest=setting.name,
                     nargs="*" if setting.kind.is_tuple else 1,
-                    metavar=_metavar(setting),
+                    metavar=_metavar(setting, (names or {}).get(setting.name, ())),
                     help=text,
                 )
 
@@ -114,9 +125,10 @@ def parse_options(
     return cls(**values)
 
 
-def _metavar(setting: Setting) -> str:
+def _metavar(setting: Setting, names: Sequence[str]) -> str:
     kind = setting.kind
-    shown = "{" + ",".join(kind.choices) + "}" if kind.choices else _METAVARS[kind.base]
+    choices = kind.choices or names
+    shown = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind.base]
     return f"none|{shown}" if kind.is_optional else shown
 
 
@@ -125,4 +137,6 @@ def _shown(default: Any) -> str:
         return "required"
     if isinstance(default, tuple):
         default = " ".join(map(str, default)) or "none given"
+    if isinstance(default, bool):
+        default = "on" if default else "off"
     return f"default: {'none' if default is None else default}"

@@ -62,10 +62,7 @@ def _help_texts(cls: type) -> dict[str, str]:
     """Return the strings below the fields that stand in the body of ``cls`` itself."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
-    except (
-        OSError,
-        TypeError,
-    ):  # installed without its sources: types and defaults are still there
+    except (OSError, TypeError):  # installed without sources: types and defaults are still there
         return {}
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)

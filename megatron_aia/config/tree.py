@@ -85,7 +85,8 @@ class ModelConfig:
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     attention_backend: Literal["auto", "flash", "flash3", "flash4", "cudnn"] = "auto"
     """Kernel that this project's attention calls on a GPU: PyTorch's flash, a flash-attn package,
-    or cuDNN's (Megatron-LM's fused)."""
+    or cuDNN's. Megatron-LM's fused means cudnn here, unfused --aia-attention eager, and local that
+    with --transformer-impl local."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer implementation; auto takes Transformer Engine on a GPU where it is installed."""
 
@@ -105,9 +106,9 @@ class AIAConfig:
     """Attention Interaction Alignment (Eq. 1 to 3 of the paper)."""
 
     aia: bool = True
-    """Add the AIA term. Off, nothing is measured, and megatron-core's own attention runs unless
-    processes share rows."""
-    aia_preset: Literal["paper", "paper_janus_pro", "janus_released_code"] = "paper"
+    """Add the AIA loss. Without, intensities are not measured and megatron-core's attention runs
+    (but not with context parallelism)."""
+    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
     """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
     aia_lambda_generation: NonNegativeFloat = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
@@ -119,14 +120,15 @@ class AIAConfig:
     """Stage-level targets, or the profile's measured curve layer by layer (ablation)."""
     aia_loss: Literal["huber", "mse"] = "huber"
     """Penalty on the distance of intensity and target."""
-    aia_sets: Literal["intended", "released_code"] = "intended"
+    aia_query_key_sets: Literal["paper", "released_code"] = "paper"
     """Rows and keys of the intensity; released_code repeats that code's off-by-ones."""
     aia_count_inactive: bool = False
     """Keep samples without an AIA term in the denominator, as the released code does."""
-    aia_method: Literal["auto", "dense", "rectangle", "fused", "probe"] = "auto"
-    """How attention and intensity are computed; dense holds every map and is the reference."""
+    aia_attention: Literal["auto", "eager", "flash", "fused", "sampled"] = "auto"
+    """How attention and intensity are computed: eager holds every map and is the reference, flash
+    and fused are exact without, sampled estimates."""
     aia_probe_rows: PositiveInt = 64
-    """With --aia-method probe: rows a head that each intensity is estimated from."""
+    """With --aia-attention sampled: rows a head that each intensity is estimated from."""
 
 
 @dataclass
@@ -140,7 +142,7 @@ class ParallelConfig:
     num_layers_per_virtual_pipeline_stage: Optional[PositiveInt] = None
     """Layers of one model chunk; interleaves the pipeline schedule."""
     context_parallel_size: PositiveInt = 1
-    """Processes that share one row of tokens; each holds an early and a late chunk of it."""
+    """GPUs that split each sequence; each holds an early and a late chunk of it."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel processes."""
     use_distributed_optimizer: bool = False
@@ -174,12 +176,10 @@ class DataConfig:
 
     data_path: tuple[str, ...] = ()
     """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
-    https://); or a mixture file (*.yaml)."""
+    https://). With weights, as 2 A 1 B, their shares are exact in every 3 samples, whatever their
+    tasks. Or a mixture file (*.yaml)."""
     data_cache_path: Optional[str] = None
     """Folder for the index and tables of the data folders; unset, each keeps its own inside."""
-    blend: tuple[str, ...] = ()
-    """In place of --data-path: a weight and a folder, again and again, as 2 A 1 B; exact in every
-    period of that many samples, whatever their tasks."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
     image_tokenizer: Optional[str] = None
@@ -197,18 +197,18 @@ class DataConfig:
     """Put several samples into one row; they never see each other."""
     task_ratio: str = "1:1"
     """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
-    folders of --data-path; a mixture file and --blend have weights of their own."""
+    folders of --data-path without weights; a mixture file has its own."""
     shuffle_window_shards: NonNegativeInt = 0
     """Shuffle shards, then samples inside windows of so many shards, for network file systems; 0
     shuffles over all samples of a source."""
-    prompt_drop: Share = 0.05
+    cfg_drop_prob: Share = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
     """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
     num_workers: NonNegativeInt = 2
     """Processes, of each rank, that read the next steps while one is computed; 0: none."""
-    max_damaged_samples: NonNegativeInt = 100
-    """Damaged samples get stand-ins; more of them than this stop the run."""
+    max_corrupt_samples: NonNegativeInt = 100
+    """Corrupt samples are replaced by others; more of them than this stop the run."""
 
 
 @dataclass
@@ -219,7 +219,7 @@ class TrainingConfig:
     """Optimizer steps of the whole run, resumed steps included."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: patterns of their names, as vision_model.*"""
-    ntp_normalizer: Literal["task", "token", "sample"] = "task"
+    loss_normalization: Literal["task", "token", "sample"] = "task"
     """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
     bf16: bool = False
     """bfloat16 weights and activations; gradients and optimizer state stay fp32."""
@@ -264,7 +264,7 @@ class CheckpointConfig:
     """Folder for checkpoints; unset, none is written."""
     save_interval: Optional[PositiveInt] = None
     """Steps between checkpoints; unset, only the last step is saved."""
-    keep_checkpoints: NonNegativeInt = 0
+    save_total_limit: NonNegativeInt = 0
     """Newest checkpoints to keep in --save; 0 keeps all."""
     load: Optional[str] = None
     """Folder to continue from: its newest checkpoint. The same folder as --save may be empty."""
@@ -274,7 +274,7 @@ class CheckpointConfig:
     """Checkpoint of the frozen teacher that a loss term asks for."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
-    rebase_data: bool = False
+    reset_data: bool = False
     """Go on from --load with other data, from the beginning of its order; weights, optimizer and
     step continue. No effect where the data is unchanged, so a restarted job may keep the flag."""
     exit_signal_handler: bool = False

@@ -55,17 +55,13 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_inputs(config: Config) -> None:
     missing = []
-    if config.run.preset not in _DEMO_PRESETS and not _names_data(config):
+    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
         missing.append("--data-path (shards written by tools/build_shards.py)")
     start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
     if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
         missing.append("--load (a checkpoint to start from)")
     if missing:
         raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
-
-
-def _names_data(config: Config) -> bool:
-    return bool(config.data.data_path or config.data.blend)
 
 
 def _check_ranges(config: Config) -> None:
@@ -87,26 +83,28 @@ def _check_data(config: Config) -> None:
         )
     check_data_sources(data)
     for folder in named_folders(data):
-        _check_data_folder("--blend" if data.blend else "--data-path", folder, data.data_cache_path)
+        _check_data_folder(folder, data.data_cache_path)
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise ValueError(f"{flag(name)} {path} does not exist")
 
 
-def _check_data_folder(name: str, folder: str, cache_path: str | None) -> None:
+def _check_data_folder(folder: str, cache_path: str | None) -> None:
     if is_url(folder):
         try:
             check_location(folder)
         except ValueError as error:
-            raise ValueError(f"{name} {error}") from None
+            raise ValueError(f"--data-path {error}") from None
         if cache_path is None:
             raise ValueError(
-                f"{name} {folder} is a URL and cannot keep its index; name a folder for it by "
+                f"--data-path {folder} is a URL and cannot keep its index; name a folder for it by "
                 "--data-cache-path"
             )
     elif not Path(folder).is_dir():
-        raise ValueError(f"{name} {folder} is not a folder; write one with tools/build_shards.py")
+        raise ValueError(
+            f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
+        )
 
 
 def _check_training(config: Config) -> None:
@@ -136,11 +134,11 @@ def _check_checkpoint(config: Config) -> None:
         )
     if checkpoint.finetune and checkpoint.load is None:
         raise ValueError("--finetune has no weights to start from; add --load")
-    if checkpoint.rebase_data and checkpoint.load is None:
-        raise ValueError("--rebase-data has no run to go on with; add --load")
-    if checkpoint.rebase_data and checkpoint.finetune:
+    if checkpoint.reset_data and checkpoint.load is None:
+        raise ValueError("--reset-data has no run to go on with; add --load")
+    if checkpoint.reset_data and checkpoint.finetune:
         raise ValueError(
-            "--rebase-data goes on at the step of --load and --finetune begins at step 0, with the "
+            "--reset-data goes on at the step of --load and --finetune begins at step 0, with the "
             "new data too; use one of them"
         )
     for name in ("load", "pretrained_checkpoint"):
@@ -167,13 +165,16 @@ def _settings_without_effect(config: Config) -> list[str]:
         )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
-    if config.checkpoint.keep_checkpoints and config.checkpoint.save is None:
-        notes.append("--keep-checkpoints has no effect without --save")
-    if config.aia.aia_probe_rows != AIAConfig.aia_probe_rows and config.aia.aia_method != "probe":
-        notes.append("--aia-probe-rows has no effect without --aia-method probe")
-    method = config.aia.aia_method
-    if config.model.attention_backend != "auto" and method in ("dense", "fused"):
-        notes.append(f"--attention-backend has no effect with --aia-method {method}")
+    if config.checkpoint.save_total_limit and config.checkpoint.save is None:
+        notes.append("--save-total-limit has no effect without --save")
+    if (
+        config.aia.aia_probe_rows != AIAConfig.aia_probe_rows
+        and config.aia.aia_attention != "sampled"
+    ):
+        notes.append("--aia-probe-rows has no effect without --aia-attention sampled")
+    method = config.aia.aia_attention
+    if config.model.attention_backend != "auto" and method in ("eager", "fused"):
+        notes.append(f"--attention-backend has no effect with --aia-attention {method}")
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes

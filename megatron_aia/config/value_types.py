@@ -74,7 +74,7 @@ def as_kind(name: str, value: Any, kind: Kind) -> Any:
         return None
     if kind.is_tuple:
         entries = value if isinstance(value, list) else [value]
-        return tuple(_scalar(name, entry, kind) for entry in entries)
+        return tuple(_entry(name, entry, kind) for entry in entries)
     return _scalar(name, value, kind)
 
 
@@ -84,6 +84,12 @@ def from_words(name: str, words: list[str], kind: Kind) -> Any:
         return None
     values = [_number(word) if kind.base in (int, float) else word for word in words]
     return as_kind(name, values if kind.is_tuple else values[0], kind)
+
+
+def _entry(name: str, value: Any, kind: Kind) -> Any:
+    # `data_path: [2, A, 1, B]` holds numbers to YAML, and words on a command line.
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return _scalar(name, str(value) if kind.base is str and is_number else value, kind)
 
 
 def _number(word: str) -> int | float | str:

@@ -41,7 +41,7 @@ def saved(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_iters=4,
         save=str(folder),
         save_interval=1,
-        keep_checkpoints=2,
+        save_total_limit=2,
     )
     logging = replace(
         config.logging, tensorboard_dir=str(folder / "tensorboard"), aia_figure_interval=2

@@ -48,14 +48,14 @@ def test_patterns_replace_those_of_the_preset():
 
 
 def test_an_aia_preset_is_below_the_other_flags():
-    config = parse(["--aia-lambda-generation", "7", "--aia-preset", "janus_released_code"])
+    config = parse(["--aia-lambda-generation", "7", "--aia-preset", "released_code"])
     assert config.aia.aia_lambda_generation == 7
     assert config.aia.aia_lambda_understanding == 10
-    assert config.aia.aia_sets == "released_code"
+    assert config.aia.aia_query_key_sets == "released_code"
 
 
 def test_an_aia_preset_of_a_file_is_below_its_other_keys(tmp_path):
-    file = write(tmp_path, "aia: {aia_lambda_generation: 7, aia_preset: janus_released_code}")
+    file = write(tmp_path, "aia: {aia_lambda_generation: 7, aia_preset: released_code}")
     config = parse(["--config", file])
     assert (config.aia.aia_lambda_generation, config.aia.aia_lambda_understanding) == (7, 10)
     config = parse(["--config", file, "--aia_preset=paper"])
@@ -84,7 +84,7 @@ def test_the_layout_is_fitted_where_the_world_is_known():
 
 
 def test_a_dumped_configuration_reads_back(tmp_path):
-    config = parse(["--lr", "1e-3", "--data-path", "a", "--aia-preset", "janus_released_code"])
+    config = parse(["--lr", "1e-3", "--data-path", "a", "--aia-preset", "released_code"])
     again = parse(["--config", write(tmp_path, dump(config))])
     again.run.config = None
     assert again == config

@@ -47,6 +47,7 @@ def test_keys_may_be_flat_or_grouped(write):
         ("bf16: true", "bf16", True),
         ("load: null", "load", None),
         ("data_path: [a, b]", "data_path", ("a", "b")),
+        ("data_path: [2, a, 1, b]", "data_path", ("2", "a", "1", "b")),
         ("data_path: a", "data_path", ("a",)),
         ("recompute_granularity: full", "recompute_granularity", "full"),
         ("kv_channels: 32", "kv_channels", 32),
@@ -74,7 +75,7 @@ def test_values_mean_what_they_say(write, text, field, value):
         ("lr: true", "lr must be a number, not True"),
         ("bf16: 1", "bf16 must be true or false, not 1"),
         ("save: 3", "save must be text, not 3"),
-        ("data_path: [1]", r"data_path must be text, not 1"),
+        ("data_path: [true]", "data_path must be text, not True"),
         ("aia_loss: l1", "aia_loss must be one of huber, mse, not 'l1'"),
         ("kv_channels: wide", "kv_channels must be an integer, not 'wide'"),
         ("- 1", "expected keys with values"),
@@ -113,15 +114,15 @@ def test_with_values_leaves_its_input_alone():
 
 
 def test_aia_presets():
-    config = with_aia_preset(Config(), "janus_released_code")
-    assert config.aia.aia_preset == "janus_released_code"
+    config = with_aia_preset(Config(), "released_code")
+    assert config.aia.aia_preset == "released_code"
     assert config.aia.aia_lambda_generation == 5
     assert config.aia.aia_lambda_understanding == 10
     assert config.aia.aia_profile == "released_code"
-    assert config.aia.aia_sets == "released_code"
+    assert config.aia.aia_query_key_sets == "released_code"
     assert config.aia.aia_count_inactive
     assert with_aia_preset(config, "paper") == Config()
-    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["janus_released_code"])
+    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["released_code"])
 
 
 def test_every_field_has_a_help_text():

@@ -188,14 +188,17 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
             },
             "--variable-seq-lengths cannot be used with --num-layers-per-virtual.*leave out one",
         ),
-        (1, {"rebase_data": True}, "--rebase-data has no run to go on with; add --load"),
+        (1, {"reset_data": True}, "--reset-data has no run to go on with; add --load"),
         (
             1,
-            {"rebase_data": True, "finetune": True, "load": "."},
-            "--rebase-data goes on .* and --finetune begins .*; use one",
+            {"reset_data": True, "finetune": True, "load": "."},
+            "--reset-data goes on .* and --finetune begins .*; use one",
         ),
-        (1, {"blend": ("1", "no/where")}, "--blend no/where is not a folder; .*build_shards"),
-        (1, {"blend": ("1", "."), "data_path": (".",)}, "--blend and --data-path . both name"),
+        (
+            1,
+            {"data_path": ("1", "no/where")},
+            "--data-path no/where is not a folder; .*build_shards",
+        ),
         (1, {"data_path": ("no.yaml",)}, "--data-path no.yaml is not a file; name a mixture"),
     ],
 )
@@ -249,25 +252,27 @@ def test_what_may_be_combined_is_not_refused(tmp_path):
     assert check(4, num_layers_per_virtual_pipeline_stage=2, recompute_granularity="full") == []
     assert check(save=folder, save_interval=5, load=folder, finetune=True) == []
     assert check(task_ratio="0:1") == []
-    assert check(blend=("3", folder), shuffle_window_shards=4) == []
-    assert check(load=folder, rebase_data=True) == []
+    assert check(data_path=("3", folder), shuffle_window_shards=4) == []
+    assert check(load=folder, reset_data=True) == []
     assert check(task_ratio="10:0:3", lr_warmup_iters=0, train_iters=1) == []
-    assert check(aia_lambda_generation=0.0, prompt_drop=0.0, lr=0.0, min_lr=0.0) == []
+    assert check(aia_lambda_generation=0.0, cfg_drop_prob=0.0, lr=0.0, min_lr=0.0) == []
 
 
 def test_settings_without_effect_are_noted():
     assert "no multiple of --log-interval 10" in check(aia_figure_interval=5)[0]
-    notes = check(sequence_parallel=True, keep_checkpoints=2, aia_figure_interval=20)
+    notes = check(sequence_parallel=True, save_total_limit=2, aia_figure_interval=20)
     assert [note.split()[0] for note in notes] == [
         "--sequence-parallel",
-        "--keep-checkpoints",
+        "--save-total-limit",
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []
-    assert check(attention_backend="flash", aia_method="dense") == [
-        "--attention-backend has no effect with --aia-method dense"
+    assert check(attention_backend="flash", aia_attention="eager") == [
+        "--attention-backend has no effect with --aia-attention eager"
     ]
     (note,) = check(num_workers=2, image_tokenizer=__file__)
     assert note.startswith("--num-workers 2 reads nothing ahead with --image-tokenizer")
-    assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
-    assert check(aia_probe_rows=16, aia_method="probe") == []
+    assert check(aia_probe_rows=16) == [
+        "--aia-probe-rows has no effect without --aia-attention sampled"
+    ]
+    assert check(aia_probe_rows=16, aia_attention="sampled") == []
