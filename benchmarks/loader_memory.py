@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 import webdataset
 
+from megatron_aia.cli import one_line_errors
 from megatron_aia.config.files import with_values
+from megatron_aia.config.flags import parse_options
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.open import build_global_batches
@@ -151,7 +152,8 @@ def draw(curves: dict[int, np.ndarray], path: Path) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     if options.workers is not None:
         read_all(options)
         return

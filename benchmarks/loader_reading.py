@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import tyro
 import webdataset
 
+from megatron_aia.cli import one_line_errors
 from megatron_aia.config.files import with_values
+from megatron_aia.config.flags import parse_options
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.open import build_global_batches
@@ -149,7 +150,8 @@ def run_rank(rank: int, options: Options, rendezvous: str) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     if not options.folder.exists():
         write_samples(options.folder)
     with tempfile.TemporaryDirectory() as folder:

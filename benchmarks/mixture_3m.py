@@ -24,9 +24,10 @@ from typing import Any
 
 import energon_reader
 import numpy as np
-import tyro
 import webdataset
 
+from megatron_aia.cli import one_line_errors
+from megatron_aia.config.flags import parse_options
 from megatron_aia.config.tree import Config, DataConfig
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.mixture import Mixture
@@ -200,7 +201,9 @@ def open_all(folder: Path) -> list[str]:
 
 def mixture_of(folder: Path, window: int = 0) -> Mixture:
     blend = ("2", str(folder / "drawing"), "1", str(folder / "asking"))
-    return open_mixture(DataConfig(blend=blend, shuffle_window_shards=window), SEED, CODEBOOK_SIZE)
+    return open_mixture(
+        DataConfig(data_path=blend, shuffle_window_shards=window), SEED, CODEBOOK_SIZE
+    )
 
 
 def locate(folder: Path) -> list[str]:
@@ -223,7 +226,7 @@ def batches_of(folder: Path) -> GlobalBatches:
     config = Config()
     config.data = replace(
         config.data,
-        blend=("2", str(folder / "drawing"), "1", str(folder / "asking")),
+        data_path=("2", str(folder / "drawing"), "1", str(folder / "asking")),
         seq_length=4096,
         global_batch_size=256,
     )
@@ -329,7 +332,8 @@ def compare_reading(folder: Path, options: Options) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     small, large = options.folder / "small", options.folder / "large"
     options.folder.mkdir(parents=True)
     try:

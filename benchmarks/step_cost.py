@@ -114,9 +114,9 @@ class Side:
         """Return what runs in a round, in order."""
         found: dict[str, Callable[[], None]] = {"AIA off": partial(self.step, None, False)}
         if self.config.training.fp8_dot_product_attention:
-            return {"AIA, probe": partial(self.step, None, True)}
+            return {"AIA, sampled": partial(self.step, None, True)}
         found["AIA off again"] = found["AIA off"]
-        for name in ("rectangle", "probe"):
+        for name in ("flash", "sampled"):
             method = Method(name, "under test", probe_rows)
             found[f"AIA, {method.name}"] = partial(self.step, method, True)
         return found

@@ -5,7 +5,7 @@ import sys
 import time
 
 from megatron_aia.aia.profile import load_profile
-from megatron_aia.cli import is_rank_0, one_line_errors, parse
+from megatron_aia.cli import is_rank_0, one_line_errors, parse_with_notes
 from megatron_aia.config import Config, validate
 from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
@@ -23,12 +23,13 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = has_cuda()
     with one_line_errors():
-        config = parse(
+        command_line = parse_with_notes(
             [argument for argument in arguments if argument != "--check"],
             default_preset=gpu_preset if has_gpu else cpu_preset,
             world_size=world_size,
         )
-        notes = validate(config, world_size, has_gpu)
+        config = command_line.config
+        notes = command_line.notes + validate(config, world_size, has_gpu)
         mixture = mixture_file(config.data)
         if mixture:
             read_mixture_file(mixture)
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
 
 def ensure_demo_data(config: Config) -> Config:
     """Give a demo run without data the family's demo shards; rank 0 builds them once."""
-    if config.data.data_path or config.data.blend:
+    if config.data.data_path:
         return config
     family = load_family(config.model.model)
     if family.demo is None:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-import tyro
-
 from megatron_aia.building.build import build_shards
 from megatron_aia.building.demo import build_demo
 from megatron_aia.building.dropped import DROPPED_FILE
 from megatron_aia.building.options import BuildOptions
+from megatron_aia.config.flags import parse_options
 from megatron_aia.models import families, load_family
 from megatron_aia.shards.description import read_codebook_size
 
@@ -44,13 +43,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         if "--demo" in arguments:
             rest = [argument for argument in arguments if argument != "--demo"]
-            demo = tyro.cli(DemoOptions, args=rest)
+            demo = parse_options(DemoOptions, rest, __doc__)
             num_samples = build_demo(
                 demo.output, load_family(demo.model), demo.overwrite, demo.grid_side
             )
             print(_describe(demo.output, num_samples))
         else:
-            options = tyro.cli(BuildOptions, args=arguments, description=__doc__)
+            options = parse_options(BuildOptions, arguments, __doc__)
             num_samples, dropped = build_shards(options)
             if dropped.reasons:
                 print(dropped.table(), file=sys.stderr)

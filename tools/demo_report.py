@@ -69,8 +69,8 @@ def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
     """Return what the codebook makes of a picture, or what the model draws from a prompt."""
     demo = families()[0].demo
     if has_checkpoint(run):
-        config = read_yaml(str(find_checkpoint(run) / CONFIG_FILE))
-        demo = load_family(config["model"]).demo
+        values = read_yaml(str(find_checkpoint(run) / CONFIG_FILE)).values
+        demo = load_family(values["model"]).demo
     if demo is None:
         return {}
     if demo.num_pictures is not None:

@@ -12,7 +12,7 @@ from megatron_aia.training.step import StepOutput, run_step
 
 
 class Ours:
-    """This project's step: samples packed into rows, the rectangle method, both tasks at once."""
+    """This project's step: samples packed into rows, the method flash, both tasks at once."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.config = make_config(sizes)

@@ -99,7 +99,7 @@ def make_config(sizes: Sizes) -> Config:
     )
     parallel = replace(demo.parallel, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     config = replace(demo, model=model, training=training, parallel=parallel)
-    return with_aia_preset(config, "janus_released_code")
+    return with_aia_preset(config, "released_code")
 
 
 def make_samples(config: Config) -> dict[str, list[TokenizedSample]]:

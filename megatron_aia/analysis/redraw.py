@@ -10,7 +10,7 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.config import Config
-from megatron_aia.config.files import read_yaml, with_values
+from megatron_aia.config.files import read_yaml
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
 from megatron_aia.shards.index import open_index
@@ -43,7 +43,7 @@ def redraw(run: Path, data: Path) -> Redrawn:
         ValueError: no checkpoint of a family that can draw, or no generation sample.
     """
     path = find_checkpoint(run)
-    config = with_values(Config(), read_yaml(str(path / CONFIG_FILE)))
+    config = read_yaml(str(path / CONFIG_FILE)).laid_over(Config())
     index = open_index(data)
     numbers = np.flatnonzero(index.tasks == int(Task.GENERATION))
     spec = load_model_spec(config.model.model)

@@ -47,7 +47,7 @@ class ProbedCoreAttention(MegatronModule):
 
         Args:
             inner: class of the other core attention, with megatron-core's interface.
-            method: ``probe``, with its rows and seed.
+            method: ``sampled``, with its rows and seed.
             branch: see ``AlignInput``.
         """
         super().__init__(config=config)

@@ -71,7 +71,7 @@ def plan_blend(pairs: Sequence[tuple[int, str]]) -> MixturePlan:
     """Return the plan of weights and folders, whatever tasks the folders hold."""
     # A folder's number, not its path, decides its order: it may be moved.
     sources = [
-        Source(str(number), (folder,), place="--blend")
+        Source(str(number), (folder,), place="--data-path")
         for number, (_, folder) in enumerate(pairs, start=1)
     ]
     return MixturePlan(tuple(sources), (Phase(tuple(weight for weight, _ in pairs)),))

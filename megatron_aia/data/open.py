@@ -85,7 +85,7 @@ def build_global_batches(
         packing=data.packing,
         micro_batch_multiple=micro_batch_multiple,
         codebook_size=config.model.codebook_size,
-        prompt_drop=data.prompt_drop,
+        cfg_drop_prob=data.cfg_drop_prob,
         overlong=data.overlong_samples,
         loads_images=loads_images,
         row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
@@ -96,7 +96,7 @@ def open_mixture(data: DataConfig, seed: int, codebook_size: int) -> Mixture:
     """Open the data folders of a run and mix them.
 
     Args:
-        data: names folders, a blend or a mixture file.
+        data: names folders, weighted folders or a mixture file.
         seed: of the run.
         codebook_size: of the model.
 
@@ -112,7 +112,7 @@ def open_mixture(data: DataConfig, seed: int, codebook_size: int) -> Mixture:
 
 
 def plan_mixture(data: DataConfig) -> MixturePlan:
-    """Return what the command line mixes: a mixture file, a blend, or folders by a task ratio.
+    """Return what is mixed: a mixture file, weighted folders, or folders by a task ratio.
 
     Raises:
         ValueError: no data is named, or the mixture file is wrong.
@@ -120,8 +120,9 @@ def plan_mixture(data: DataConfig) -> MixturePlan:
     file = mixture_file(data)
     if file:
         return read_mixture_file(file)
-    if data.blend:
-        return plan_blend(blend_pairs(data.blend))
+    pairs = blend_pairs(data)
+    if pairs:
+        return plan_blend(pairs)
     if not data.data_path:
         raise ValueError(
             "--data-path is missing: name one or more folders of shards; "

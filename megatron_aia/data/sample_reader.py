@@ -40,7 +40,7 @@ class SampleReader:
     """Tokens of a row."""
     codebook_size: int
     """Image codes are below this."""
-    prompt_drop: float
+    cfg_drop_prob: float
     """Share of generation samples that lose their prompt."""
     overlong: Literal["error", "truncate"]
     """What to do with a sample longer than a row."""
@@ -91,7 +91,7 @@ class SampleReader:
         place = (address.index_number, address.sample_number)
         try:
             sample = self._read_sample(
-                *place, drop_prompt=self.mixture.drops_prompt(position, self.prompt_drop)
+                *place, drop_prompt=self.mixture.drops_prompt(position, self.cfg_drop_prob)
             )
         except DamagedSample as error:
             raise DamageFound((Damage(*place, str(error)),)) from None
@@ -137,7 +137,7 @@ class SampleReader:
             self.mixture.fingerprint,
             self.encoder.fingerprint,
             self.seq_length,
-            float(self.prompt_drop),
+            float(self.cfg_drop_prob),
             self.overlong,
         ]
         return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]

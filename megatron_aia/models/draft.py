@@ -12,7 +12,18 @@ from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
-Sets = Literal["intended", "released_code"]
+Sets = Literal["paper", "released_code"]
+"""``--aia-query-key-sets``."""
+
+
+def fingerprint_of_sets(sets: Sets) -> str:
+    """Return what stands for ``sets`` in the fingerprint of a sample encoder.
+
+    Checkpoints and tables beside the shards hold fingerprints, so a new name changes none of them.
+    """
+    return "intended" if sets == "paper" else sets
+
+
 """Rows and keys of the paper's text, or with the off-by-ones of the authors' Janus-Pro code."""
 
 _Image = TypeVar("_Image")

@@ -101,7 +101,7 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
         attends_in_fp8=config.training.fp8_dot_product_attention,
     )
     method = choose_method(
-        aia.aia_method, machine, aia.aia_probe_rows, config.run.seed, model.attention_backend
+        aia.aia_attention, machine, aia.aia_probe_rows, config.run.seed, model.attention_backend
     )
     if torch.get_default_device().type == "meta":
         return method  # nobody asks this model for numbers

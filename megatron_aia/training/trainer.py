@@ -186,7 +186,7 @@ class Trainer:
                 data_start=self.data_start,
             ),
             dump(self.config),
-            self.config.checkpoint.keep_checkpoints,
+            self.config.checkpoint.save_total_limit,
         )
         logger.info("saved %s", path)
 
@@ -214,7 +214,7 @@ class Trainer:
         self.total_skipped = state.total_skipped
         self.start_note = f"{folder}, iteration {state.iteration}"
         if self.data_start != state.data_start:
-            self.start_note += ", new data from its first sample (--rebase-data)"
+            self.start_note += ", new data from its first sample (--reset-data)"
         if state.layout != self.checkpoints.layout():
             self.start_note += ", another layout: dropout continues from new random states"
 
@@ -222,20 +222,23 @@ class Trainer:
         """Return at how many consumed samples the order of this run's data begins."""
         if state.data_fingerprint == self.data.fingerprint:
             return state.data_start
-        if not self.config.checkpoint.rebase_data:
+        if not self.config.checkpoint.reset_data:
             raise ValueError(
                 f"--load {folder} was trained on other data, another mixture, tokeniser, "
                 "--image-tokenizer, --seed, --seq-length, --task-ratio, --shuffle-window-shards, "
-                "--prompt-drop, --overlong-samples or --aia-sets, so its sample position means "
-                "nothing here; restore them, or pass --rebase-data to begin the new data at its "
-                "first sample, or --finetune to start from its weights alone"
+                "--cfg-drop-prob, --overlong-samples or --aia-query-key-sets, so its sample "
+                "position means nothing here; restore them, or pass --reset-data to begin the new "
+                "data at its first sample, or --finetune to start from its weights alone"
             )
         return state.consumed_samples
 
     def _announce(self) -> None:
         if self.reporter:
-            logger.info(dump(self.config))
-            notes = {"AIA": self.profile_note, "start": self.start_note}
+            notes = {
+                "settings": self.reporter.settings,
+                "AIA": self.profile_note,
+                "start": self.start_note,
+            }
             lines = describe_run(self.config, self.parallel, self.models, notes)
             data = [("data", line.removeprefix("data: ")) for line in self.data.describe()]
             if self.position:

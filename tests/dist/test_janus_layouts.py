@@ -26,7 +26,7 @@ def janus(parallel: dict[str, Any] | None = None, **values: Any) -> Layout:
     return Layout(parallel or {}, family="janus_pro", **values)
 
 
-REFERENCE = {"reference": janus(method="dense", packing=False)}
+REFERENCE = {"reference": janus(method="eager", packing=False)}
 LAYOUTS = {
     1: {
         "packed": janus(),

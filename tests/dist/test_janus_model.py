@@ -145,7 +145,7 @@ def released_loss(
 def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, float, float, float]:
     """Return ours and the authors': the weighted term, then the next-token loss."""
     config = tiny_config(None, Layout(family="janus_pro"))  # type: ignore[arg-type]
-    config = with_aia_preset(config, "janus_released_code")
+    config = with_aia_preset(config, "released_code")
     config = replace(config, model=replace(config.model, num_layers=PUBLISHED_DEPTH))
     spec, ours, parallel = build(config)
     written = write(config, samples)

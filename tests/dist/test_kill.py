@@ -74,7 +74,7 @@ def job_config(data: Path, layout: Layout, folder: Path, num_workers: int) -> Co
         save=str(folder),
         load=str(folder),
         save_interval=1,
-        keep_checkpoints=2,
+        save_total_limit=2,
     )
     return replace(config, data=replace(config.data, num_workers=num_workers))
 

@@ -21,7 +21,7 @@ OVERLAP = {**ZERO, "overlap_grad_reduce": True, "overlap_param_gather": True}
 SELECTIVE = {"recompute_granularity": "selective"}
 FULL = {"recompute_granularity": "full"}
 
-REFERENCE = {"reference": Layout(method="dense", packing=False)}
+REFERENCE = {"reference": Layout(method="eager", packing=False)}
 LAYOUTS = {
     1: {
         "packed": Layout(),
@@ -32,7 +32,7 @@ LAYOUTS = {
         "selective recompute": Layout(SELECTIVE),
         "full recompute": Layout(FULL),
         "block recompute": Layout({**FULL, "recompute_method": "block", "recompute_num_layers": 2}),
-        "dense attention": Layout(method="dense"),
+        "dense attention": Layout(method="eager"),
         "variable rows": Layout(packing=False, micro_batch_size=2, variable_rows=True),
     },
     2: {
@@ -52,7 +52,7 @@ LAYOUTS = {
         "PP 2 + selective recompute": Layout({**PP, **SELECTIVE}, micro_batch_size=2),
         "CP 2": Layout(CP),
         "CP 2 unpacked": Layout(CP, packing=False, micro_batch_size=2),
-        "CP 2 dense attention": Layout(CP, method="dense"),
+        "CP 2 dense attention": Layout(CP, method="eager"),
         "CP 2 overlapped": Layout({**CP, **OVERLAP}),
         "CP 2 + full recompute": Layout({**CP, **FULL}),
         "CP 2 + selective recompute": Layout({**CP, **SELECTIVE}, packing=False),
@@ -66,12 +66,12 @@ LAYOUTS = {
         "PP 4": Layout({"pipeline_model_parallel_size": 4}),
         "CP 4": Layout({"context_parallel_size": 4}, micro_batch_size=2),
         "CP 4 dense attention unpacked": Layout(
-            {"context_parallel_size": 4}, packing=False, method="dense"
+            {"context_parallel_size": 4}, packing=False, method="eager"
         ),
         "TP 2 x CP 2": Layout({**TP, **CP}),
         "TP 2 x CP 2 + SP": Layout({**TP, **CP, **SP}, packing=False),
         "TP 2 x CP 2 + SP + recompute, distributed optimizer": Layout(
-            {**TP, **CP, **SP, **FULL, **ZERO}, method="dense"
+            {**TP, **CP, **SP, **FULL, **ZERO}, method="eager"
         ),
         "PP 2 x CP 2": Layout({**PP, **CP}),
         "PP 2 x VPP 2 x CP 2 + selective recompute": Layout({**PP, **VPP, **CP, **SELECTIVE}),
@@ -97,7 +97,7 @@ WITHOUT_AIA = {
     1: {"reference without AIA": Layout(packing=False, aia=False)},
     2: {
         "CP 2": Layout(CP, aia=False),
-        "CP 2 dense attention unpacked": Layout(CP, packing=False, method="dense", aia=False),
+        "CP 2 dense attention unpacked": Layout(CP, packing=False, method="eager", aia=False),
     },
     4: {
         "TP 2 x CP 2 + SP + selective recompute": Layout(

@@ -41,7 +41,7 @@ def saved(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_iters=4,
         save=str(folder),
         save_interval=1,
-        keep_checkpoints=2,
+        save_total_limit=2,
     )
     logging = replace(
         config.logging, tensorboard_dir=str(folder / "tensorboard"), aia_figure_interval=2
@@ -76,7 +76,7 @@ def test_tensorboard_holds_the_records(saved: Path) -> None:
 
 
 def test_saved_configuration_can_be_read_again(saved: Path, data: Path) -> None:
-    values = read_yaml(str(saved / "iter_0000004" / "config.yaml"))
+    values = read_yaml(str(saved / "iter_0000004" / "config.yaml")).values
     assert values["train_iters"] == 4
     assert tuple(values["data_path"]) == (str(data),)
 

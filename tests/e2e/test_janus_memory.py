@@ -19,7 +19,7 @@ def memory_config(data: Path, save: Path) -> Config:
     config = run_config(data, Layout(family="janus_pro", micro_batch_size=2), STEPS, save=str(save))
     return replace(
         config,
-        data=replace(config.data, task_ratio="1:1", prompt_drop=0.0, global_batch_size=16),
+        data=replace(config.data, task_ratio="1:1", cfg_drop_prob=0.0, global_batch_size=16),
         training=replace(config.training, lr=1e-2, min_lr=1e-3, lr_decay_iters=STEPS),
     )
 

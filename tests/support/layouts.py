@@ -117,7 +117,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
         model=MODELS[layout.family],
         aia=AIAConfig(
             aia=layout.aia,
-            aia_method=layout.method,  # type: ignore[arg-type]
+            aia_attention=layout.method,  # type: ignore[arg-type]
             aia_probe_rows=layout.probe_rows,
         ),
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
@@ -129,7 +129,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
             packing=layout.packing,
             variable_seq_lengths=layout.variable_rows,
             task_ratio="2:2:1:1",
-            prompt_drop=0.3,
+            cfg_drop_prob=0.3,
             num_workers=0,
         ),
         training=TrainingConfig(lr=1e-3, min_lr=1e-3, clip_grad=1.0, **training),

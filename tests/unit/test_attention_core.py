@@ -29,7 +29,7 @@ ALL_ROWS = 1000
 """More than any sample here has, so the probe is exact."""
 
 
-@pytest.fixture(params=["dense", "rectangle", "probe"])
+@pytest.fixture(params=["eager", "flash", "sampled"])
 def module(request: pytest.FixtureRequest) -> AlignedCoreAttention:
     method = Method(request.param, "under test", probe_rows=ALL_ROWS)
     return AlignedCoreAttention(config(), layer_number=LAYER + 1, method=method)

@@ -46,7 +46,7 @@ def batches(folders: tuple[str, ...], rank: int = 0, **changes: Any) -> GlobalBa
     config.data.data_path = folders
     config.data.seq_length = SEQ_LENGTH
     config.data.global_batch_size = GBS
-    config.data.prompt_drop = 0.3
+    config.data.cfg_drop_prob = 0.3
     for name, value in changes.items():
         assert hasattr(config.data, name)
         setattr(config.data, name, value)
@@ -136,7 +136,7 @@ def test_variable_rows_hold_the_same_samples(
         assert rows == layout["micro_batch_size"] and length % 4 == 0
     # A sample that lost its prompt leaves what was kept free for it.
     without_drop = [
-        replace(batches(folders, rank, **layout, prompt_drop=0.0), row_multiple=4).step(24)
+        replace(batches(folders, rank, **layout, cfg_drop_prob=0.0), row_multiple=4).step(24)
         for rank in range(layout["data_size"])
     ]
     for batch in (batch for rank in without_drop for batch in rank):
@@ -156,7 +156,7 @@ def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None
         found = total = 0
         for position in range(0, 4 * GBS, GBS):
             for rank in range(fixed.data_parallel_size):
-                for batch in replace(variable, data_parallel_rank=rank, prompt_drop=0.0).step(
+                for batch in replace(variable, data_parallel_rank=rank, cfg_drop_prob=0.0).step(
                     position
                 ):
                     found += batch.num_tokens
@@ -181,7 +181,7 @@ def test_other_batch_size_same_order(folders: tuple[str, ...]) -> None:
 
 def test_each_sample_once_an_epoch(folders: tuple[str, ...]) -> None:
     """Both tasks have the same share, so 21 periods are one epoch of the 21 generation samples."""
-    loader = batches(folders, global_batch_size=6, prompt_drop=0.0)
+    loader = batches(folders, global_batch_size=6, cfg_drop_prob=0.0)
     seen: Counter = Counter()
     for position in range(0, 42, 6):
         for batch in loader.step(position):
@@ -207,7 +207,7 @@ def test_fingerprint_is_of_the_meaning_not_of_the_layout(folders: tuple[str, ...
     same = [{"packing": False}, {"micro_batch_size": 2}, {"global_batch_size": 6}]
     same += [{"data_size": 3}, {"micro_batch_multiple": 2}]
     assert {batches(folders, **change).fingerprint for change in same} == {base}
-    other = [{"task_ratio": "2:1"}, {"seq_length": 64}, {"prompt_drop": 0.1}]
+    other = [{"task_ratio": "2:1"}, {"seq_length": 64}, {"cfg_drop_prob": 0.1}]
     other += [{"overlong_samples": "truncate"}]
     changed = {batches(folders, **change).fingerprint for change in other}
     changed |= {batches(folders[::-1]).fingerprint, batches(folders[:1]).fingerprint}
@@ -245,14 +245,14 @@ def test_overlong_samples_are_cut_or_named(tmp_path: Path) -> None:
             toy_sample("u", "understanding", "<image>q", "answer " * 9),
         ],
     )
-    cutting = batches((str(folder),), seq_length=20, overlong_samples="truncate", prompt_drop=0.0)
+    cutting = batches((str(folder),), seq_length=20, overlong_samples="truncate", cfg_drop_prob=0.0)
     cutting.check()
     for packing in (False, True):
         loader = batches(
             (str(folder),),
             seq_length=20,
             overlong_samples="truncate",
-            prompt_drop=0.0,
+            cfg_drop_prob=0.0,
             packing=packing,
             global_batch_size=2,
         )

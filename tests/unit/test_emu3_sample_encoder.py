@@ -21,7 +21,7 @@ class OneTokenPerCharacter:
         return "".join(map(chr, ids))
 
 
-def build(task, texts, codes=(), drop=False, sets="intended"):
+def build(task, texts, codes=(), drop=False, sets="paper"):
     roles = ["human", "gpt"] * len(texts)
     turns = tuple(Turn(role, text) for role, text in zip(roles, texts, strict=False))
     sample = RawSample("shard/1", task, turns, tuple(codes))
@@ -77,7 +77,7 @@ def test_generation_roles_of_the_released_code():
     assert labelled(sample) == "(0)(1)(2)(3)(4)(31)"
 
 
-@pytest.mark.parametrize("sets", ["intended", "released_code"])
+@pytest.mark.parametrize("sets", ["paper", "released_code"])
 def test_dropped_prompt(sets):
     sample = build(Task.GENERATION, ["a cat", "<image>"], [CODES], drop=True, sets=sets)
     assert show(sample.tokens) == "[bos]" + IMAGE

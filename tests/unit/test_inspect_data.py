@@ -47,7 +47,7 @@ def flags_of(folders, family):
         "seq_length": 256,
         "global_batch_size": NUM_POSITIONS,
         "task_ratio": "1:1:1:1",
-        "prompt_drop": 0.4,
+        "cfg_drop_prob": 0.4,
         **sizes,
     }
     return [part for k, v in values.items() for part in (f"--{k.replace('_', '-')}", str(v))]

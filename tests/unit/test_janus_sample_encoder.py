@@ -57,7 +57,7 @@ def raw(task, texts, images=()):
     return RawSample("shard/1", task, turns, tuple(images))
 
 
-def build(task, texts, images=(), drop=False, sets="intended"):
+def build(task, texts, images=(), drop=False, sets="paper"):
     prompt = JanusSampleEncoder(IDS, OneTokenPerCharacter(), SPECIAL, sets, SIZE, PATCH)
     return prompt(raw(task, texts, images), drop)
 
@@ -111,7 +111,7 @@ def test_generation_roles_of_the_released_code():
     assert labelled(sample) == "(0)(1)(2)(19)"
 
 
-@pytest.mark.parametrize("sets", ["intended", "released_code"])
+@pytest.mark.parametrize("sets", ["paper", "released_code"])
 def test_dropped_prompt_is_padding_of_the_same_length(sets):
     whole = build(Task.GENERATION, ["a cat", "<image>"], [CODES], sets=sets)
     sample = build(Task.GENERATION, ["a cat", "<image>"], [CODES], drop=True, sets=sets)
@@ -335,7 +335,7 @@ def bpe_file(tmp_path):
 def bpe_prompt(bpe_file):
     tokenizer = load_text_tokenizer(bpe_file)
     special = JanusSpecialTokens.find(tokenizer)
-    return JanusSampleEncoder(JanusVocabulary(400, 20), tokenizer, special, "intended", SIZE, PATCH)
+    return JanusSampleEncoder(JanusVocabulary(400, 20), tokenizer, special, "paper", SIZE, PATCH)
 
 
 def encode_as_authors(bpe_file, text):
@@ -388,9 +388,7 @@ def test_words_that_spell_special_tokens_stay_words(bpe_file, tmp_path, kind):
     tokenizer = load_text_tokenizer(path)
     special = JanusSpecialTokens.find(tokenizer)
     assert len(set(vars(special).values())) == 7
-    prompt = JanusSampleEncoder(
-        JanusVocabulary(400, 20), tokenizer, special, "intended", SIZE, PATCH
-    )
+    prompt = JanusSampleEncoder(JanusVocabulary(400, 20), tokenizer, special, "paper", SIZE, PATCH)
     plain = prompt(raw(Task.TEXT, ["a", "b"]), False)
     spelled = "".join(NAMES.values()) + "<image_placeholder>"
     sample = prompt(raw(Task.TEXT, [f"a {spelled}", f"b {spelled}"]), False)

@@ -208,7 +208,7 @@ def test_demo_data_is_built_once(built, preset, family, folder):
     assert built == [(folder, family)]
 
 
-@pytest.mark.parametrize("values", [{"data_path": ("mine",)}, {"blend": ("1", "mine")}])
+@pytest.mark.parametrize("values", [{"data_path": ("mine",)}, {"data_path": ("1", "mine")}])
 def test_given_data_is_used(built, values):
     config = with_values(demo(), values)
     assert train.ensure_demo_data(config) == config

@@ -143,7 +143,7 @@ def test_a_limit_takes_from_all_over_the_folder() -> None:
 
 
 def test_blend_is_exact_and_does_not_depend_on_paths(folder: Path) -> None:
-    config = DataConfig(blend=("2", str(folder / "both"), "1", str(folder / "texts")))
+    config = DataConfig(data_path=("2", str(folder / "both"), "1", str(folder / "texts")))
     mixture = open_mixture(config, SEED, CODEBOOK_SIZE)
     for start in range(0, 60, 3):
         assert Counter(mixture.locate(start + i).source for i in range(3)) == {0: 2, 1: 1}
@@ -151,7 +151,7 @@ def test_blend_is_exact_and_does_not_depend_on_paths(folder: Path) -> None:
     assert plan_mixture(config).folders == (str(folder / "both"), str(folder / "texts"))
     moved = folder.parent / "moved"
     moved.symlink_to(folder)
-    other = DataConfig(blend=("2", str(moved / "both"), "1", str(moved / "texts")))
+    other = DataConfig(data_path=("2", str(moved / "both"), "1", str(moved / "texts")))
     assert open_mixture(other, SEED, CODEBOOK_SIZE).fingerprint == mixture.fingerprint
 
 
@@ -269,8 +269,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 BLENDS = {
-    "odd": (("2", "a", "1"), "--blend 2 a 1 is not pairs"),
-    "a folder first": (("a", "2"), "the weight a of 2 is not a whole number"),
+    "odd": (("2", "a", "1"), "--data-path 2 a 1 is not pairs"),
+    "a name for a weight": (("1", "a", "b", "2"), "the weight b of 2 is not a whole number"),
     "half": (("0.5", "a"), "the weight 0.5 of a is not .*; for 0.7 and 0.3 write 7 and 3"),
     "nothing": (("0", "a"), "the weight 0 of a"),
     "twice": (("1", "a", "2", "a"), "a stands there twice"),
@@ -281,18 +281,32 @@ BLENDS = {
 def test_a_mistake_in_a_blend_is_told(name: str) -> None:
     blend, message = BLENDS[name]
     with pytest.raises(ValueError, match=message):
-        blend_pairs(blend)
+        blend_pairs(DataConfig(data_path=blend))
+
+
+def test_folders_without_weights_are_no_blend() -> None:
+    assert blend_pairs(DataConfig(data_path=("a", "b"))) == []
+    assert blend_pairs(DataConfig(data_path=("./2", "b"))) == []
+
+
+def test_a_folder_with_the_name_of_a_weight_is_told_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "2").mkdir()
+    with pytest.raises(ValueError, match=r"2 is a weight and a folder; write ./2 .* 02 for the w"):
+        blend_pairs(DataConfig(data_path=("2", "a")))
+    assert blend_pairs(DataConfig(data_path=("02", "a"))) == [(2, "a")]
 
 
 def test_contradictions_are_refused(folder: Path) -> None:
     file = str(folder / "mixture.yaml")
     cases: list[tuple[dict[str, object], str]] = [
         ({"data_path": (file, "b")}, "must stand alone"),
-        ({"data_path": ("a",), "blend": ("1", "b")}, "--blend and --data-path a both name"),
         ({"data_path": (file,), "task_ratio": "2:1"}, "--task-ratio 2:1 .*leave it out, give"),
         (
-            {"blend": ("1", "a"), "task_ratio": "2:1"},
-            "--task-ratio 2:1 .*leave it out, the weights",
+            {"data_path": ("1", "a"), "task_ratio": "2:1"},
+            "--task-ratio 2:1 .*leave it out, its weights",
         ),
         ({"data_path": (str(folder / "no.yaml"),)}, "no.yaml is not a file"),
     ]

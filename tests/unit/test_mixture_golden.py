@@ -136,7 +136,7 @@ def test_fingerprint_of_the_data() -> None:
         encoder=SimpleNamespace(fingerprint="prompt"),
         seq_length=128,
         codebook_size=10,
-        prompt_drop=0.1,
+        cfg_drop_prob=0.1,
         overlong="truncate",
     )
     assert reader.fingerprint == "ad69a08ff0e3490e"

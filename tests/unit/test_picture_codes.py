@@ -92,7 +92,7 @@ def config_of(family: str, folder: Path, **data: Any) -> Config:
             micro_batch_size=2,
             global_batch_size=10,
             task_ratio="2:2:1:2",
-            prompt_drop=0.3,
+            cfg_drop_prob=0.3,
             **data,
         ),
     )

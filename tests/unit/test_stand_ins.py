@@ -98,7 +98,7 @@ def test_a_step_holds_the_stand_ins_themselves(folder: Path, layout: dict[str, i
     for position in range(GBS, 2 * GBS):
         address = located(batches, numbers, position)
         raw = mixture.indexes[0].read(address.sample_number, CODEBOOK_SIZE)
-        drop = mixture.drops_prompt(position, batches.prompt_drop)
+        drop = mixture.drops_prompt(position, batches.cfg_drop_prob)
         assert found[position] == toy_encoder(raw, drop).tokens.tolist()
 
 

@@ -139,6 +139,6 @@ def toy_batches(
     """Return the steps of a run on one folder, of 12 samples each in rows of 48 tokens."""
     config = Config()
     config.model.codebook_size = CODEBOOK_SIZE
-    defaults = {"seq_length": 48, "global_batch_size": 12, "prompt_drop": 0.3, "num_workers": 0}
+    defaults = {"seq_length": 48, "global_batch_size": 12, "cfg_drop_prob": 0.3, "num_workers": 0}
     config.data = DataConfig(data_path=(str(folder),), **{**defaults, **data})
     return build_global_batches(config, encoder, data_rank=rank, data_size=size)

@@ -64,12 +64,12 @@ def encoder(
             f"the tokeniser has {tokenizer.vocab_size} ids but --text-vocab-size is "
             f"{config.model.text_vocab_size}; point --tokenizer-model to the model's own tokeniser"
         )
-    return Emu3SampleEncoder(vocabulary(config), tokenizer, config.aia.aia_sets, images)
+    return Emu3SampleEncoder(vocabulary(config), tokenizer, config.aia.aia_query_key_sets, images)
 
 
 def losses(config: Config) -> tuple[LossTerm, ...]:
     """Return the next-token loss."""
-    return (NextToken(normalization=config.training.ntp_normalizer),)
+    return (NextToken(normalization=config.training.loss_normalization),)
 
 
 SPEC = ModelSpec(

@@ -39,7 +39,7 @@ def emu3_8b() -> Config:
             use_distributed_optimizer=True,
             recompute_granularity="full",
         ),
-        data=DataConfig(seq_length=9216, global_batch_size=256, prompt_drop=0.05),
+        data=DataConfig(seq_length=9216, global_batch_size=256, cfg_drop_prob=0.05),
         training=TrainingConfig(bf16=True),
     )
 
@@ -62,7 +62,7 @@ def emu3_demo() -> Config:
             seq_length=1024,
             micro_batch_size=2,
             global_batch_size=12,
-            prompt_drop=0.05,
+            cfg_drop_prob=0.05,
             num_workers=0,
         ),
         training=TrainingConfig(

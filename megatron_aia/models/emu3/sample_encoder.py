@@ -27,6 +27,7 @@ from megatron_aia.models.draft import (
     Sets,
     check_codes,
     check_turns,
+    fingerprint_of_sets,
     images_first,
     join_texts,
     split_at_tags,
@@ -47,7 +48,7 @@ class Emu3SampleEncoder(SampleEncoder):
     Args:
         vocabulary: ids of the model.
         tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
-        sets: rows and keys of the intensity. ``intended`` are those of the paper's text:
+        sets: rows and keys of the intensity. ``paper`` are those of the paper's text:
 
             - generation: rows are the drawn codes; keys are all tokens before the first of them,
               bos and the image's head (boi, size, img) included.
@@ -67,7 +68,7 @@ class Emu3SampleEncoder(SampleEncoder):
         self,
         vocabulary: Emu3Vocabulary,
         tokenizer: TextTokenizer,
-        sets: Sets = "intended",
+        sets: Sets = "paper",
         images: ImageTokenizer | None = None,
     ) -> None:
         if tokenizer.vocab_size > vocabulary.text_size:
@@ -80,7 +81,9 @@ class Emu3SampleEncoder(SampleEncoder):
         self._tokenizer = tokenizer
         self.sets = sets
         self._codes = PictureCodes(images)
-        described = f"emu3 prompt 1|{vocabulary}|{tokenizer.fingerprint}|{sets}"
+        described = (
+            f"emu3 prompt 1|{vocabulary}|{tokenizer.fingerprint}|{fingerprint_of_sets(sets)}"
+        )
         described += self._codes.fingerprint
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""

@@ -53,7 +53,7 @@ def encoder(
         vocabulary(model),
         tokenizer,
         JanusSpecialTokens.find(tokenizer),
-        config.aia.aia_sets,
+        config.aia.aia_query_key_sets,
         model.image_size,
         model.patch_size,
         images,
@@ -62,7 +62,7 @@ def encoder(
 
 def losses(config: Config) -> tuple[LossTerm, ...]:
     """Return the next-token loss."""
-    return (NextToken(normalization=config.training.ntp_normalizer),)
+    return (NextToken(normalization=config.training.loss_normalization),)
 
 
 SPEC = ModelSpec(

@@ -46,7 +46,7 @@ def janus_pro_7b() -> Config:
             use_distributed_optimizer=True,
             recompute_granularity="selective",
         ),
-        data=DataConfig(seq_length=8192, global_batch_size=256, prompt_drop=0.1),
+        data=DataConfig(seq_length=8192, global_batch_size=256, cfg_drop_prob=0.1),
         training=TrainingConfig(
             freeze=("vision_model.*",),
             bf16=True,
@@ -106,7 +106,7 @@ def janus_demo() -> Config:
             patch_size=8,
         ),
         aia=AIAConfig(aia_preset="paper_janus_pro", aia_profile="paper_janus_pro"),
-        data=DataConfig(seq_length=640, global_batch_size=12, prompt_drop=0.1, num_workers=0),
+        data=DataConfig(seq_length=640, global_batch_size=12, cfg_drop_prob=0.1, num_workers=0),
         training=TrainingConfig(
             freeze=("vision_model.*",),
             train_iters=300,

@@ -36,6 +36,7 @@ from megatron_aia.models.draft import (
     Sets,
     check_codes,
     check_turns,
+    fingerprint_of_sets,
     images_first,
     join_texts,
     split_at_tags,
@@ -57,7 +58,7 @@ class JanusSampleEncoder(SampleEncoder):
         vocabulary: ids of the model.
         tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
         special_tokens: of this tokeniser.
-        sets: rows and keys of the intensity. ``intended`` are those of the paper's text:
+        sets: rows and keys of the intensity. ``paper`` are those of the paper's text:
 
             - generation: rows are the drawn codes; keys are all tokens before the first of them,
               bos, template and boi included.
@@ -82,7 +83,7 @@ class JanusSampleEncoder(SampleEncoder):
         vocabulary: JanusVocabulary,
         tokenizer: TextTokenizer,
         special_tokens: JanusSpecialTokens,
-        sets: Sets = "intended",
+        sets: Sets = "paper",
         image_size: int = 384,
         patch_size: int = 16,
         images: ImageTokenizer | None = None,
@@ -104,7 +105,9 @@ class JanusSampleEncoder(SampleEncoder):
         """Slots, or codes, along a side of an image."""
         self._codes = PictureCodes(images, drawn_only=True, side=self.grid)
         described = f"janus_pro prompt 1|{vocabulary}|{tokenizer.fingerprint}|{special_tokens}"
-        described += f"|{sets}|{image_size}|{self.grid}{self._codes.fingerprint}"
+        described += (
+            f"|{fingerprint_of_sets(sets)}|{image_size}|{self.grid}{self._codes.fingerprint}"
+        )
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
 
