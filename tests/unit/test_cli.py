@@ -102,12 +102,20 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         ("--num-layers", "--num-layers: expected 1 argument; see --help"),
         ("--preset", "--preset: expected 1 argument; see --help"),
         ("--aia-loss l1", "--aia-loss must be one of huber, mse, not 'l1'"),
-        ("--aia-preset mine", "--aia-preset must be one of paper, "),
+        (
+            "--aia-preset mine",
+            "unknown --aia-preset mine; choose from janus_released_code, paper, ",
+        ),
         (
             "--preset emu4",
             "unknown --preset emu4; use emu3_8b, emu3_demo, janus_demo, ",
         ),
-        ("--model emu4", "unknown --model emu4; use "),
+        ("--model emu4", "--model emu4 is unknown; choose from emu3, janus_pro"),
+        (
+            "--model janus_pro",
+            "--model janus_pro is not that of preset emu3_demo; choose a preset ",
+        ),
+        ("--code-channels 8", "--code-channels; it is a setting of --model janus_pro only"),
         ("--config none.yaml", "--config none.yaml: No such file or directory"),
     ],
 )
