@@ -22,7 +22,6 @@ setup(
         "sentencepiece",
         "tensorboard",
         "tqdm",
-        "tyro>=1.0",
         "webdataset>=1.0",
     ],
     extras_require={

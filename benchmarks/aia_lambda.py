@@ -54,12 +54,13 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 records = run(options.data, weight, seed, options.train_iters, Path(folder))
             last = records[-1]
-            baseline = baseline or last.ntp_loss
-            gen, und = (last.ntp_by_task[task] for task in AIA_TASKS)
+            baseline = baseline or last.terms["ntp"]
+            gen, und = (last.losses["ntp"][task] for task in AIA_TASKS)
             far = [f"{distance(records[0], t):.3f} -> {distance(last, t):.3f}" for t in AIA_TASKS]
-            change = f"{last.ntp_loss / baseline - 1:+.1%}"
+            ntp = last.terms["ntp"]
+            change = f"{ntp / baseline - 1:+.1%}"
             print(
-                f"| {seed} | {weight:g} | {gen:.3f} | {und:.3f} | {last.ntp_loss:.3f} | {change} | "
+                f"| {seed} | {weight:g} | {gen:.3f} | {und:.3f} | {ntp:.3f} | {change} | "
                 f"{far[0]} | {far[1]} |",
                 flush=True,
             )

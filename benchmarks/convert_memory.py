@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from megatron_aia.checkpoint.tensor_files import TensorWriter
+from megatron_aia.cli import one_line_errors
+from megatron_aia.config.flags import parse_options
 from megatron_aia.models import load_hf_format, preset_table
 from megatron_aia.models.hugging_face import HFTarget
 
@@ -30,7 +31,7 @@ class Options:
 
 
 def write_checkpoint(folder: Path, layers: int) -> int:
-    model = replace(preset_table()["emu3_8b"]().model, num_layers=layers)
+    model = replace(preset_table()["emu3_8b"].build().model, num_layers=layers)
     hf_format = load_hf_format("emu3")
     table = hf_format.weight_map(model, hf_format.export_names("original", False))
     folder.mkdir(parents=True)
@@ -56,7 +57,8 @@ def peak_of(*command: object) -> int:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     hf, ours, back = (options.folder / name for name in ("hf", "ours", "back"))
     size = write_checkpoint(hf, options.layers)
     peaks = {

@@ -13,15 +13,17 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import tyro
 from janus_sides.task import Losses, Sizes
+
+from megatron_aia.cli import one_line_errors
+from megatron_aia.config.flags import parse_options
 
 AS_DESCRIBED = "as described"
 OURS = "this project"
@@ -30,8 +32,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass
-class Options:
-    sizes: Sizes = field(default_factory=Sizes)
+class Options(Sizes):
     rounds: int = 5
     """Rounds that are measured, after one that is not."""
 
@@ -101,7 +102,7 @@ def run_rounds(options: Options) -> dict[Case, list[Measure]]:
     pipes = {}
     for is_ours in (True, False):
         pipes[is_ours], theirs = context.Pipe()
-        context.Process(target=serve, args=(is_ours, options.sizes, theirs), daemon=True).start()
+        context.Process(target=serve, args=(is_ours, options, theirs), daemon=True).start()
         pipes[is_ours].recv()
     from janus_sides.recipe import RECIPES
 
@@ -170,7 +171,8 @@ def print_ratios(results: dict[Case, list[Measure]]) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     results = run_rounds(options)
     check_agreement(results)
     print_steps(results)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import tyro
 
+from megatron_aia.cli import one_line_errors
 from megatron_aia.config import AIAConfig, ParallelConfig
+from megatron_aia.config.flags import parse_options
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.backbone import packed_causal_mask
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
@@ -34,8 +35,9 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    preset = preset_table()["janus_pro_7b"]()
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
+    preset = preset_table()["janus_pro_7b"].build()
     config = replace(
         preset,
         # One decoder layer and little vocabulary: what is compared fits a small machine.

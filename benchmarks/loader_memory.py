@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 import webdataset
 
+from megatron_aia.cli import one_line_errors
 from megatron_aia.config.files import with_values
+from megatron_aia.config.flags import parse_options
 from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.models import load_model_spec, preset_table
 
@@ -94,12 +96,9 @@ def open_batches(folder: Path) -> GlobalBatches:
         "text_vocab_size": 256,
         "codebook_size": CODEBOOK_SIZE,
     }
-    config = with_values(preset_table()["emu3_demo"](), settings)
+    config = with_values(preset_table()["emu3_demo"].build(), settings)
     spec = load_model_spec("emu3")
-    prompt = spec.prompt(config, ByteTokenizer())
-    return build_global_batches(
-        config, prompt, prompt.fingerprint, spec.pad_id(config), CODEBOOK_SIZE, 0, 1, 1
-    )
+    return build_global_batches(config, spec.encoder(config, ByteTokenizer()))
 
 
 def count_tokens(folder: Path) -> None:
@@ -108,8 +107,9 @@ def count_tokens(folder: Path) -> None:
     (index,) = batches.mixture.indexes
     for num_workers in (1, 2, 1, 2):
         wall, cpu = time.perf_counter(), time.process_time()
-        name = f"{time.time()}"  # a table of its own, not one that is kept
-        token_lengths(index, batches.prompt, name, CODEBOOK_SIZE, num_workers)
+        for kept in index.cache.glob("lengths-*.npy"):
+            kept.unlink()
+        token_lengths(index, batches.encoder, CODEBOOK_SIZE, num_workers)
         rate = len(index) / (time.perf_counter() - wall)
         used = (time.process_time() - cpu) / len(index)
         note = f", {1e6 * used:.0f} us of CPU each" if num_workers == 1 else ""
@@ -152,7 +152,8 @@ def draw(curves: dict[int, np.ndarray], path: Path) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     if options.workers is not None:
         read_all(options)
         return

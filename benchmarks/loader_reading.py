@@ -19,12 +19,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import tyro
 import webdataset
 
+from megatron_aia.cli import one_line_errors
 from megatron_aia.config.files import with_values
+from megatron_aia.config.flags import parse_options
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.janus_pro.special_tokens import NAMES
 
@@ -98,20 +100,9 @@ def open_batches(folder: Path) -> GlobalBatches:
         "image_size": IMAGE_SIZE,
         "patch_size": 16,
     }
-    config = with_values(preset_table()["janus_pro_7b"](), settings)
+    config = with_values(preset_table()["janus_pro_7b"].build(), settings)
     spec = load_model_spec("janus_pro")
-    prompt = spec.prompt(config, ByteTokenizer())
-    return build_global_batches(
-        config,
-        prompt,
-        prompt.fingerprint,
-        spec.pad_id(config),
-        CODEBOOK_SIZE,
-        0,
-        1,
-        1,
-        IMAGE_SIZE,
-    )
+    return build_global_batches(config, spec.encoder(config, ByteTokenizer()))
 
 
 def read_and_send(batches: GlobalBatches, position: int) -> list[MicroBatch]:
@@ -159,7 +150,8 @@ def run_rank(rank: int, options: Options, rendezvous: str) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     if not options.folder.exists():
         write_samples(options.folder)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,14 +24,16 @@ from typing import Any
 
 import energon_reader
 import numpy as np
-import tyro
 import webdataset
 
+from megatron_aia.cli import one_line_errors
+from megatron_aia.config.flags import parse_options
 from megatron_aia.config.tree import Config, DataConfig
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.open_mixture import open_mixture
-from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.open import build_global_batches, open_mixture
+from megatron_aia.data.sample import SampleEncoder, TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.cache import cache_folder
 from megatron_aia.shards.folder import list_shards
 from megatron_aia.shards.index import ShardIndex, open_index, save_index
@@ -57,15 +59,25 @@ class Options:
     """Rounds of reading, the readers in turn."""
 
 
-class Prompt:
+class TextAndCodes(SampleEncoder):
     """Bytes of the text, then the codes."""
+
+    fingerprint = "benchmark"
+    pad_id = 0
 
     def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         text = "".join(turn.text for turn in sample.turns).encode()
         parts = [np.frombuffer(text, np.uint8), *(codes.ravel() for codes in sample.codes)]
         tokens = np.concatenate(parts).astype(np.int64)
         weights, roles = np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
-        return TokenizedSample(sample.key, sample.task, tokens, weights, roles)
+        weights[0] = 0
+        return TokenizedSample(
+            sample.key,
+            sample.task,
+            tokens,
+            roles,
+            {NEXT_TOKEN: next_token_target(tokens, weights)},
+        )
 
     def outline(self, sample: RawSample) -> TokenizedSample:
         return self(sample, drop_prompt=False)
@@ -189,7 +201,9 @@ def open_all(folder: Path) -> list[str]:
 
 def mixture_of(folder: Path, window: int = 0) -> Mixture:
     blend = ("2", str(folder / "drawing"), "1", str(folder / "asking"))
-    return open_mixture(DataConfig(blend=blend, shuffle_window_shards=window), SEED, CODEBOOK_SIZE)
+    return open_mixture(
+        DataConfig(data_path=blend, shuffle_window_shards=window), SEED, CODEBOOK_SIZE
+    )
 
 
 def locate(folder: Path) -> list[str]:
@@ -212,13 +226,12 @@ def batches_of(folder: Path) -> GlobalBatches:
     config = Config()
     config.data = replace(
         config.data,
-        blend=("2", str(folder / "drawing"), "1", str(folder / "asking")),
+        data_path=("2", str(folder / "drawing"), "1", str(folder / "asking")),
         seq_length=4096,
         global_batch_size=256,
     )
-    loader = build_global_batches(
-        config, Prompt(), "benchmark", 0, CODEBOOK_SIZE, 0, 8, micro_batch_multiple=1
-    )
+    config.model.codebook_size = CODEBOOK_SIZE
+    loader = build_global_batches(config, TextAndCodes(), data_size=8)
     # Counting tokens is another benchmark's; here they are drawn. The real ones are shorter.
     rng = np.random.default_rng(0)
     loader.__dict__["_lengths"] = tuple(
@@ -319,7 +332,8 @@ def compare_reading(folder: Path, options: Options) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     small, large = options.folder / "small", options.folder / "large"
     options.folder.mkdir(parents=True)
     try:

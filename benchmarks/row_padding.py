@@ -12,8 +12,9 @@ Both tasks are equally frequent; what is longer than a row is cut.
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 
+from megatron_aia.cli import one_line_errors
+from megatron_aia.config.flags import parse_options
 from megatron_aia.data.packing import deal_like_rows, plan_rows, row_length
 
 
@@ -76,7 +77,8 @@ def count_positions(
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     print("| model | row | packing | micro-batch | fixed | variable | ranks wait |")
     print("|---|---|---|---|---|---|---|")
     for model in MODELS:

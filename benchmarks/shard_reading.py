@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from webdataset import TarWriter
 
+from megatron_aia.cli import one_line_errors
+from megatron_aia.config.flags import parse_options
 from megatron_aia.runtime.workers import map_in_processes
 from megatron_aia.shards.checksum import checksum, dump_with_checksum
 from megatron_aia.shards.folder import list_shards
@@ -105,7 +106,8 @@ def measure(variants: dict[str, Callable[[], object]], rounds: int, samples: int
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    with one_line_errors():
+        options = parse_options(Options, description=__doc__)
     sealed = write_folder(options.folder / "checksums", options, True)
     plain = write_folder(options.folder / "plain", options, False)
     indexes = {folder: open_index(folder, options.folder / "cache") for folder in (sealed, plain)}

@@ -30,6 +30,7 @@ from megatron_aia.attention.core_attention import AlignedCoreAttention
 from megatron_aia.attention.methods import Method
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.runtime.device import describe, device, has_cuda, has_transformer_engine
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
@@ -46,7 +47,7 @@ FP8: dict[str, dict[str, Any]] = {
 
 
 def make_config(options: argparse.Namespace, precision: str) -> Config:
-    preset = preset_table()["emu3_8b"]()
+    preset = preset_table()["emu3_8b"].build()
     model = replace(
         preset.model,
         num_layers=options.layers,
@@ -81,13 +82,19 @@ def make_batch(segments: tuple[Segment, ...], length: int) -> MicroBatch:
     tasks = tuple(int(segment.terms[0].task) for segment in segments)
     return MicroBatch(
         tokens=tokens,
-        labels=tokens.roll(-1, 1),
-        label_weights=torch.ones(1, length),
-        label_tasks=torch.from_numpy(np.repeat(tasks, sizes))[None],
         position_ids=torch.cat([torch.arange(size) for size in sizes])[None],
         segment_ids=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))[None],
         segments=segments,
         tasks=tasks,
+        targets={
+            NEXT_TOKEN: BatchTarget(
+                positions=torch.arange(length),
+                values=tokens.roll(-1, 1).flatten(),
+                weights=torch.ones(length),
+                tasks=torch.from_numpy(np.repeat(tasks, sizes)),
+                samples=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+            )
+        },
     )
 
 
@@ -107,9 +114,9 @@ class Side:
         """Return what runs in a round, in order."""
         found: dict[str, Callable[[], None]] = {"AIA off": partial(self.step, None, False)}
         if self.config.training.fp8_dot_product_attention:
-            return {"AIA, probe": partial(self.step, None, True)}
+            return {"AIA, sampled": partial(self.step, None, True)}
         found["AIA off again"] = found["AIA off"]
-        for name in ("rectangle", "probe"):
+        for name in ("flash", "sampled"):
             method = Method(name, "under test", probe_rows)
             found[f"AIA, {method.name}"] = partial(self.step, method, True)
         return found
@@ -118,7 +125,15 @@ class Side:
         if method is not None:
             self._attend_by(method)
         targets = self.targets if measures else None
-        run_step(self.models, self.spec, self.config, self.parallel, [self.batch], targets)
+        run_step(
+            self.models,
+            self.spec,
+            self.spec.losses(self.config),
+            self.config,
+            self.parallel,
+            [self.batch],
+            targets,
+        )
         apply_gradients(self.optimizer, self.config.training.clip_grad)
 
     def _attend_by(self, method: Method) -> None:

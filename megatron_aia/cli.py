@@ -1,46 +1,63 @@
 """The command line: preset, YAML file and flags become one configuration."""
 
-import argparse
-import io
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
-
-import tyro
 
 from megatron_aia.config import Config, fit_layout
 from megatron_aia.config.files import (
-    AIA_PRESETS,
-    GROUP_OF_FIELD,
+    ConfigFile,
     did_you_mean,
-    flag,
     read_yaml,
+    settings_by_group,
+    settings_by_name,
+    value_of,
     with_aia_preset,
     with_values,
 )
+from megatron_aia.config.flags import Parser, with_dashes
+from megatron_aia.config.give_way import give_way
+from megatron_aia.config.megatron_lm import answer
+from megatron_aia.config.renames import modern_argv
 from megatron_aia.models import family_names, preset_table
 
 _DESCRIPTION = """Train a unified multimodal model with the AIA loss.
 
 Values come from --preset, then from --config, then from flags.
-
---check stops once they have been checked."""
+--check: validate the settings and exit."""
 
 _SECONDS_FOR_RANK_0 = 10
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command line asks for."""
+
+    config: Config
+    """Not yet validated."""
+    notes: list[str]
+    """A line for every name of an earlier version, and every value of a preset that gave way."""
 
 
 def parse(
     argv: Sequence[str], *, default_preset: str | None = None, world_size: int | None = None
 ) -> Config:
-    """Return the configuration of a command line, not yet validated.
+    """Return the configuration of ``parse_with_notes``."""
+    return parse_with_notes(argv, default_preset=default_preset, world_size=world_size).config
+
+
+def parse_with_notes(
+    argv: Sequence[str], *, default_preset: str | None = None, world_size: int | None = None
+) -> CommandLine:
+    """Return what a command line asks for.
 
     Values come from the preset, then the YAML file, then the flags. An AIA preset sets its values
-    just below the other keys of the place that names it, file or flags.
+    just below the other keys of the place that names it, file or flags. A value of the preset
+    that contradicts a given one gives way.
 
     Args:
         argv: the arguments, without the program's name.
@@ -50,18 +67,24 @@ def parse(
     Raises:
         ValueError: an argument or the file cannot be understood; one line with a remedy.
     """
-    early = _parse_early(argv)
-    from_file = read_yaml(early.config) if early.config not in (None, "none") else {}
-    config = _preset(early.preset or from_file.get("preset") or default_preset or "emu3_demo")
-    if "aia_preset" in from_file:
-        config = with_aia_preset(config, from_file["aia_preset"])
-    config = with_values(config, {**from_file, "preset": config.run.preset})
-    if early.aia_preset in AIA_PRESETS:
-        config = with_aia_preset(config, early.aia_preset)
-    config = _apply_flags(config, argv)
+    argv, notes = modern_argv(with_dashes(argv))
+    early = _read_early(argv)
+    path = early.get("config")
+    file = ConfigFile("", {}, {}, []) if path is None else read_yaml(path)
+    named = {**file.values, **early}
+    config = _preset(named.get("preset") or default_preset or "emu3_demo")
+    from_file = file.values_for(config, {})
+    config = _lay_over(config, {**from_file, "preset": config.run.preset}, from_file)
+    parser = _parser(config)
+    from_flags, unknown = parser.read(argv)
+    if unknown:
+        raise ValueError(_about_unknown(unknown, config))
+    config = _lay_over(config, from_flags, from_flags)
     if config.model.model not in family_names():
         raise ValueError(f"unknown --model {config.model.model}; use {_listed(family_names())}")
-    return config if world_size is None else fit_layout(config, world_size)
+    config, gave_way = give_way(config, from_file.keys() | from_flags.keys(), world_size)
+    config = config if world_size is None else fit_layout(config, world_size)
+    return CommandLine(config, notes + file.notes + gave_way)
 
 
 @contextmanager
@@ -83,80 +106,49 @@ def is_rank_0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _parse_early(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the flags that decide the defaults of all others, and leave the rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # nargs="?": a flag without its value passes here, and is reported with all the others later.
-    parser.add_argument("--preset", nargs="?")
-    parser.add_argument("--config", nargs="?")
-    parser.add_argument("--aia-preset", "--aia_preset", nargs="?")
-    return parser.parse_known_args(argv)[0]
+def _read_early(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the flags that decide the defaults of all others; a wrong one is reported later."""
+    settings = settings_by_name(Config())
+    parser = Parser(add_help=False)
+    early = [settings[name] for name in ("preset", "config", "model")]
+    parser.add_settings("", early, {setting.name: None for setting in early})
+    return parser.read(argv)[0]
 
 
 def _preset(name: str) -> Config:
     table = preset_table()
     if name not in table:
         raise ValueError(f"unknown --preset {name}; use {_listed(sorted(table))}")
-    return table[name]()
+    return table[name].build()
 
 
-def _apply_flags(config: Config, argv: Sequence[str]) -> Config:
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_none_in_lower_case)
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            config, unknown = tyro.cli(
-                Config,
-                args=list(argv),
-                default=config,
-                prog=Path(sys.argv[0]).name,
-                description=_DESCRIPTION,
-                config=(tyro.conf.OmitArgPrefixes,),
-                registry=registry,
-                console_outputs=is_rank_0(),
-                return_unknown_args=True,
-            )
-    except SystemExit as exit_request:
-        if not exit_request.code:
-            raise  # --help
-        raise ValueError(_first_paragraph(printed.getvalue())) from None
-    if unknown:
-        raise ValueError(_about_unknown(unknown))
-    return config
+def _lay_over(config: Config, values: dict[str, Any], given: dict[str, Any]) -> Config:
+    """Set the values of a place, above those of the AIA preset that it names."""
+    if "aia_preset" in given:
+        config = with_aia_preset(config, given["aia_preset"])
+    return with_values(config, values)
 
 
-def _none_in_lower_case(type_info: Any) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """Spell the unset value ``none``, as on any other command line (tyro's own is ``None``)."""
-    if type_info.type is not type(None):
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="none",
-        choices=("none",),
-        instance_from_str=lambda _: None,
-        is_instance=lambda value: value is None,
-        str_from_instance=lambda _: ["none"],
-    )
+def _parser(config: Config) -> Parser:
+    parser = Parser(_DESCRIPTION, prints=is_rank_0())
+    names = {"preset": sorted(preset_table()), "model": family_names()}
+    for group, settings in settings_by_group(type(config.model)).items():
+        defaults = {name: value_of(config, name) for name in settings}
+        parser.add_settings(group, settings.values(), defaults, names)
+    return parser
 
 
-def _first_paragraph(box: str) -> str:
-    """Return what tyro's framed message says before its first ruler, on one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    ruler = next((i for i, row in enumerate(rows) if row.startswith("─")), len(rows))
-    message = " ".join(rows[:ruler]).split(" Got errors:")[0].rstrip(". ")
-    return f"{message or 'the command line cannot be understood'}; see --help"
-
-
-def _about_unknown(unknown: list[str]) -> str:
-    names = [argument for argument in unknown if argument.startswith("--")]
+def _about_unknown(unknown: list[str], config: Config) -> str:
+    """Say it of all unknown flags at once: a command line of another program has many."""
+    names = dict.fromkeys(word.split("=")[0] for word in unknown if word.startswith("-"))
     if not names:
         return f"unexpected argument {unknown[0]}; see --help"
-    name = names[0].split("=")[0].replace("_", "-")
-    return f"unknown option {name}" + (
-        did_you_mean(name, [flag(field) for field in GROUP_OF_FIELD]) or "; see --help"
-    )
+    known = [setting.flag for setting in settings_by_name(config).values()]
+    said = [answer(name) or did_you_mean(name, known).removeprefix("; ") for name in names]
+    if len(names) == 1:
+        return f"unknown option {next(iter(names))}; {said[0] or 'see --help'}"
+    parts = [name + (f" ({text})" if text else "") for name, text in zip(names, said, strict=True)]
+    return f"unknown options: {', '.join(parts)}; see --help"
 
 
 def _listed(names: list[str]) -> str:

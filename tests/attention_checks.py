@@ -17,9 +17,9 @@ ALL_ROWS = 1000
 """More than any sample of the tests has, so that the probe is exact."""
 
 METHODS: dict[str, Attend] = {
-    "dense": dense.attend,
-    "rectangle": rectangle.attend,
-    "probe": Probe(ALL_ROWS, seed=0, layer=0).attend,
+    "eager": dense.attend,
+    "flash": rectangle.attend,
+    "sampled": Probe(ALL_ROWS, seed=0, layer=0).attend,
 }
 
 # Of errors(), below. Largest measured over the tests that use them: 8e-11, 6e-7 and 1.1e-2; and of

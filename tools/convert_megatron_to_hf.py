@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-import tyro
-
 from megatron_aia.checkpoint.conversion import ExportOptions
+from megatron_aia.config.flags import parse_options
 from megatron_aia.runtime.log import quiet_imports
 
 EXIT_USER_ERROR = 2
@@ -17,11 +16,11 @@ EXIT_USER_ERROR = 2
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the tool and return its exit code."""
-    options = tyro.cli(ExportOptions, args=arguments, description=__doc__)
-    quiet_imports()
-    from megatron_aia.checkpoint.export_hf import export_checkpoint  # heavy: not for --help
-
     try:
+        options = parse_options(ExportOptions, arguments, __doc__)
+        quiet_imports()
+        from megatron_aia.checkpoint.export_hf import export_checkpoint  # heavy: not for --help
+
         print(export_checkpoint(options))
     except (ValueError, OSError) as error:
         print(f"convert_megatron_to_hf: {error}", file=sys.stderr)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-import tyro
-
+from megatron_aia.config.flags import parse_options
 from megatron_aia.shards.damage import Problem, remedy
 from megatron_aia.shards.verify import FolderReport, VerifyOptions, verify_folder
 
@@ -24,8 +23,8 @@ _EXAMPLES = 3
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the tool and return its exit code."""
-    options = tyro.cli(VerifyOptions, args=arguments, description=__doc__)
     try:
+        options = parse_options(VerifyOptions, arguments, __doc__)
         options.check()
         reports = [verify_folder(folder, options) for folder in options.folders]
         problems = [problem for report in reports for problem in report.problems]

@@ -133,10 +133,10 @@ def methods(shape: str, length: int, probe_rows: int) -> dict[str, Run]:
     for backend in (CUDNN, FLASH) if has_cuda() else (FLASH,):
         found[f"plain ({backend.name.split('_')[0].lower()})"] = partial(plain, backend)
     found["plain again"] = next(iter(found.values()))
-    found["rectangle"] = rectangle.attend
-    found[f"probe, {probe_rows} rows"] = Probe(probe_rows, 0, 0).attend
+    found["AIA, flash"] = rectangle.attend
+    found[f"AIA, sampled, {probe_rows} rows"] = Probe(probe_rows, 0, 0).attend
     if has_cuda() and has_triton():
-        found["fused"] = fused.attend
+        found["AIA, fused"] = fused.attend
     if length <= LONGEST_EAGER and shape != "packed":
         found["released eager"] = eager
     return found

@@ -12,7 +12,7 @@ from megatron_aia.training.step import StepOutput, run_step
 
 
 class Ours:
-    """This project's step: samples packed into rows, the rectangle method, both tasks at once."""
+    """This project's step: samples packed into rows, the method flash, both tasks at once."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.config = make_config(sizes)
@@ -44,16 +44,24 @@ class Ours:
 
     def step(self, case: str) -> Losses:
         batches = self.batches[case]
-        output = run_step(self.models, self.spec, self.config, self.parallel, batches, self.targets)
+        output = run_step(
+            self.models,
+            self.spec,
+            self.spec.losses(self.config),
+            self.config,
+            self.parallel,
+            batches,
+            self.targets,
+        )
         _, norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
-        return Losses(float(output.next_token[0]), _weighted_term(output), norm)
+        return Losses(float(output.losses[0, 0]), _weighted_term(output), norm)
 
 
 def _weighted_term(output: StepOutput) -> float:
     total = 0.0
     for align in output.aligns:
         assert align.objective is not None
-        for layer in align.layers:
+        for _, layer in align.measured:
             loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
             total += float(loss.sum())
     return total

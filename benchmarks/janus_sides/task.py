@@ -80,7 +80,7 @@ class Noise:
 
 
 def make_config(sizes: Sizes) -> Config:
-    demo = preset_table()["janus_demo"]()
+    demo = preset_table()["janus_demo"].build()
     model = replace(
         demo.model,
         num_layers=sizes.num_layers,
@@ -99,13 +99,13 @@ def make_config(sizes: Sizes) -> Config:
     )
     parallel = replace(demo.parallel, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     config = replace(demo, model=model, training=training, parallel=parallel)
-    return with_aia_preset(config, "janus_released_code")
+    return with_aia_preset(config, "released_code")
 
 
 def make_samples(config: Config) -> dict[str, list[TokenizedSample]]:
     """Return the four samples of each task, as tokens."""
     rng = np.random.default_rng(0)
-    prompt = load_model_spec("janus_pro").prompt(config, Letters())
+    prompt = load_model_spec("janus_pro").encoder(config, Letters())
 
     def words(count: int) -> str:
         return "".join(map(chr, rng.integers(_FIRST_LETTER, TEXT_SIZE - 10, count)))

@@ -16,6 +16,9 @@ from torch import Tensor
 from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.aia.roles import Segment, Task, Term
 
+BranchLayer = tuple[int, int]
+"""Branch, 0 in a model that does not fork, and 0-based layer of the whole model."""
+
 
 class PendingSum:
     """A tensor that may still be on its way through an all-reduce (SUM)."""
@@ -51,8 +54,8 @@ class AlignInput:
     """Query heads of the whole model, on all tensor-parallel ranks."""
     group: Optional[dist.ProcessGroup] = None
     """Ranks that hold heads or rows of the same samples; None in a single process."""
-    intensities: dict[int, PendingSum] = field(default_factory=dict, init=False, repr=False)
-    """Recorded sums by 0-based layer; read them with :meth:`intensity`."""
+    intensities: dict[BranchLayer, PendingSum] = field(default_factory=dict, init=False, repr=False)
+    """Recorded sums; read them with :meth:`intensity`."""
     cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
     """What kernels derive from the segments, such as index tensors; lives with the micro-batch."""
 
@@ -72,11 +75,11 @@ class AlignInput:
         return tuple(len(term.rows) for term in self.terms)
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers measured so far, 0-based and ascending."""
+    def measured(self) -> tuple[BranchLayer, ...]:
+        """Layers measured so far, ascending."""
         return tuple(sorted(self.intensities))
 
-    def attach(self, output: Tensor, sums: Tensor, layer: int) -> Tensor:
+    def attach(self, output: Tensor, sums: Tensor, layer: int, branch: int = 0) -> Tensor:
         """Record a layer's sums and tie the gradient of its loss to the attention output.
 
         A layer that runs twice, as under activation recompute, counts once: its record is replaced.
@@ -85,7 +88,8 @@ class AlignInput:
             output: attention output of the layer, any shape.
             sums: ``[n]``, attention probability summed over this rank's heads and rows and over
                 the keys of each term (the triple sum of Eq. 1).
-            layer: 0-based layer of the whole model.
+            layer: 0-based layer of the whole model: layers that a token passes before it.
+            branch: number among the layers of that depth, where the model forks.
 
         Returns:
             ``output`` unchanged in value; its backward adds dL/dI / (H |Q|) to the gradient of
@@ -96,7 +100,7 @@ class AlignInput:
         detached = sums.detach()
         dtype = torch.promote_types(detached.dtype, torch.float32)
         pending = PendingSum(detached.to(dtype, copy=True), self.group)
-        self.intensities[layer] = pending
+        self.intensities[branch, layer] = pending
         objective = self.objective
         if objective is None or not (torch.is_grad_enabled() and sums.requires_grad):
             return output
@@ -109,13 +113,13 @@ class AlignInput:
         attached: Tensor = _Inject.apply(output, sums, gradient)
         return attached
 
-    def intensity(self, layer: int) -> Tensor:
+    def intensity(self, layer: int, branch: int = 0) -> Tensor:
         """Return I of Eq. 1 at a layer, ``[n]`` float32 (float64 for float64 sums), reduced.
 
         Raises:
             KeyError: the layer has not run yet, or not on this pipeline stage.
         """
-        sums = self.intensities[layer].wait()
+        sums = self.intensities[branch, layer].wait()
         return sums / self._head_row_pairs(sums)
 
     def _head_row_pairs(self, like: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which tokens are rows and keys of an intensity (Eq. 1), as one integer a token.
 
-A model's prompt builder writes the codes; everything after it works on the codes alone. Codes are
+A model's sample encoder writes the codes; everything after it works on the codes alone. Codes are
 cut and packed like the tokens, so no code has to know where in a row its sample stands.
 """
 

@@ -52,10 +52,11 @@ class IntensityTracker:
         if align.objective is not None and align.objective is not self._objective:
             self._objective = align.objective
             self._num_steps += 1
-        layers = list(align.layers)
-        if not layers:
+        measured = align.measured
+        if not measured:
             return
-        intensity = torch.stack([align.intensity(layer) for layer in layers])
+        layers = [layer for _, layer in measured]
+        intensity = torch.stack([align.intensity(layer, branch) for branch, layer in measured])
         values = torch.zeros((_NUM_QUANTITIES, *intensity.shape), dtype=torch.float64)
         values = values.to(intensity.device)
         values[_INTENSITY] = intensity
@@ -67,7 +68,8 @@ class IntensityTracker:
         added = values.new_zeros((_NUM_QUANTITIES, len(layers), len(AIA_TASKS)))
         added.index_add_(2, tasks.to(values.device), values)
         self._sums = self._sums.to(values.device)
-        self._sums[:, :, layers] += added.transpose(1, 2)
+        places = torch.tensor(layers, device=values.device)
+        self._sums.index_add_(2, places, added.transpose(1, 2).contiguous())
 
     def totals(self) -> Tensor:
         """Return the sums as one float64 vector, to be summed over data and pipeline ranks.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
-from megatron_aia.analysis.records import LogRecord, task_name
+from megatron_aia.analysis.records import AIA_TERM, LogRecord, task_name
 from megatron_aia.runtime.optional import import_optional
 
 if TYPE_CHECKING:
@@ -32,29 +32,36 @@ _TASK_LINES = {
     Task.TEXT: ":",
     Task.MIXED: "-.",
 }
+_TERM_LABELS = {
+    "ntp": "next-token loss\n(nats per token)",
+    AIA_TERM: "weighted AIA term\n(added to the loss)",
+}
 _MOST_MARKED_POINTS = 50
 _BEFORE_COLOR = "#8C8C8C"
 _TARGET_COLOR = "#000000"
 
 
 def plot_losses(records: Sequence[LogRecord]) -> "Figure":
-    """Draw next-token loss by task against the iteration; under it what the AIA terms add, if any.
+    """Draw each loss term by task against the iteration, one under the other.
 
     Args:
         records: at least one, in ascending order of iteration.
     """
     iterations = [record.iteration for record in records]
-    aia_by_task = [record.aia_by_task for record in records]
-    with_aia = any(aia_by_task)
-    figure = new_figure(7.0, 5.6 if with_aia else 3.6)
-    panels = figure.subplots(1 + with_aia, 1, sharex=True, squeeze=False)[:, 0]
-    _draw_losses(panels[0], iterations, [record.ntp_by_task for record in records])
-    panels[0].set_ylabel("next-token loss\n(nats per token)")
-    _legend_above(panels[0])
-    if with_aia:
-        _draw_losses(panels[1], iterations, aia_by_task)
-        panels[1].set_ylabel("weighted AIA term\n(added to the loss)")
-        panels[1].set_ylim(bottom=0)
+    by_term = {
+        term: [record.losses[term] for record in records]
+        for term in records[0].losses
+        if any(record.losses[term] for record in records)
+    }
+    figure = new_figure(7.0, 1.6 + 2.0 * max(len(by_term), 1))
+    panels = figure.subplots(max(len(by_term), 1), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (term, losses) in zip(panels, by_term.items(), strict=False):
+        _draw_losses(panel, iterations, losses)
+        panel.set_ylabel(_TERM_LABELS.get(term, f"{term} loss"))
+        if term == AIA_TERM:
+            panel.set_ylim(bottom=0)
+    if by_term:
+        _legend_above(panels[0])
     panels[-1].set_xlabel("iteration")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure

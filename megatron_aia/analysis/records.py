@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -12,6 +13,9 @@ import numpy as np
 from megatron_aia.aia.roles import Task
 
 METRICS_FILE = "metrics.jsonl"
+
+AIA_TERM = "aia"
+"""Name of the AIA term among the loss terms."""
 
 JsonNumber = Union[int, float, str, None]
 
@@ -42,13 +46,12 @@ class LogRecord:
     total_skipped: int
     """Skipped steps since the start of the run."""
     loss: float
-    """The objective: next-token loss plus AIA terms, in nats."""
-    ntp_loss: float
-    """Next-token part of the objective, under the run's normaliser, in nats."""
-    ntp_by_task: dict[Task, float]
-    """Mean negative log likelihood per unit of label weight, in nats."""
-    aia_by_task: dict[Task, float]
-    """What a task's AIA term adds to the objective, lambda included."""
+    """The objective: the sum of ``terms``."""
+    terms: dict[str, float]
+    """By loss term: its part of the objective, weights and normalisers included."""
+    losses: dict[str, dict[Task, float]]
+    """By loss term and task: the mean of the term's values over their weights, in nats for
+    ``ntp``. For ``aia``: what the task adds to the objective, lambda included."""
     intensity: dict[Task, np.ndarray]
     """Mean intensity over the active samples of the interval, ``[L]`` in 0..1."""
     target: dict[Task, np.ndarray]
@@ -73,7 +76,7 @@ class LogRecord:
             ValueError: the line is not such a record.
         """
         try:
-            values = json.loads(line)
+            values = _with_terms(json.loads(line))
             return cls(
                 **{
                     field.name: _decode(field, values)
@@ -84,6 +87,18 @@ class LogRecord:
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a log record: {error!r}") from error
+
+
+def _with_terms(values: dict[str, Any]) -> dict[str, Any]:
+    """Translate a record of before there were loss terms by name."""
+    if "ntp_loss" in values:
+        aia = values["aia_by_task"]
+        values["terms"] = {"ntp": values["ntp_loss"]}
+        values["losses"] = {"ntp": values["ntp_by_task"]}
+        if values["target"]:
+            values["terms"][AIA_TERM] = sum(map(_decode_number, aia.values()))
+            values["losses"][AIA_TERM] = aia
+    return values
 
 
 def task_name(task: Task) -> str:
@@ -138,7 +153,10 @@ def read_records(folder: Path) -> list[LogRecord]:
 
 def _encode(value: Any) -> Any:
     if isinstance(value, dict):
-        return {task_name(task): _encode(entry) for task, entry in value.items()}
+        return {
+            task_name(key) if isinstance(key, Task) else key: _encode(entry)
+            for key, entry in value.items()
+        }
     if isinstance(value, np.ndarray):
         return [_encode_number(entry) for entry in value.tolist()]
     return _encode_number(value)
@@ -158,10 +176,15 @@ def _decode(field: "dataclasses.Field[Any]", values: dict[str, Any]) -> Any:
         return int(value)
     if field.type is float:
         return _decode_number(value)
-    by_task = {Task[name.upper()]: entry for name, entry in value.items()}
-    if field.type == dict[Task, float]:
-        return {task: _decode_number(entry) for task, entry in by_task.items()}
-    return {task: np.array([_decode_number(x) for x in entry]) for task, entry in by_task.items()}
+    if field.type == dict[str, float]:
+        return {term: _decode_number(entry) for term, entry in value.items()}
+    if field.type == dict[str, dict[Task, float]]:
+        return {term: _by_task(entry, _decode_number) for term, entry in value.items()}
+    return _by_task(value, lambda entry: np.array([_decode_number(x) for x in entry]))
+
+
+def _by_task(value: dict[str, Any], decode: Callable[[Any], Any]) -> dict[Task, Any]:
+    return {Task[name.upper()]: decode(entry) for name, entry in value.items()}
 
 
 def _decode_number(value: JsonNumber) -> float:

@@ -11,8 +11,8 @@ from megatron_aia.aia.roles import Task, key_task, row_task
 from megatron_aia.analysis.records import task_name
 from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.data.sample_reader import PlacedSample
-from megatron_aia.models.spec import ModelPrompt
-from megatron_aia.models.token_names import TokenKind, TokenNames
+from megatron_aia.data.token_names import TokenKind, TokenNames
+from megatron_aia.models.spec import SampleEncoder
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 _COLORS = {Task.GENERATION: "34", Task.UNDERSTANDING: "33"}
@@ -48,7 +48,7 @@ def cut_pieces(sample: TokenizedSample, names: TokenNames) -> Iterator[Piece]:
 
 
 def format_sample(
-    placed: PlacedSample, position: int, origin: str, prompt: ModelPrompt, in_color: bool
+    placed: PlacedSample, position: int, origin: str, prompt: SampleEncoder, in_color: bool
 ) -> str:
     """Return a head of a few lines and a line for each piece: positions, marks, contents.
 
@@ -98,7 +98,7 @@ def describe_images(raw: RawSample) -> list[str]:
     return lines
 
 
-def _contents(sample: TokenizedSample, piece: Piece, prompt: ModelPrompt) -> str:
+def _contents(sample: TokenizedSample, piece: Piece, prompt: SampleEncoder) -> str:
     tokens = [int(token) for token in sample.tokens[piece.start : piece.stop]]
     names = prompt.token_names
     if piece.kind is TokenKind.SPECIAL:

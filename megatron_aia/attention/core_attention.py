@@ -34,10 +34,11 @@ class AlignedCoreAttention(MegatronModule):
         cp_comm_type: Optional[str] = None,
         pg_collection: Optional[Any] = None,
         method: Method = DEFAULT_METHOD,
+        branch: int = 0,
     ) -> None:
         """Arguments are megatron-core's; ``method`` says how to attend.
 
-        ``layer_number`` counts from 1 over the whole model.
+        ``layer_number`` counts from 1 over the whole model; for ``branch`` see ``AlignInput``.
 
         Raises:
             ValueError: dropout on attention probabilities, for which Eq. 1 has no meaning.
@@ -49,7 +50,7 @@ class AlignedCoreAttention(MegatronModule):
         # A sink takes probability from the keys, and its gradient is made of the D that we shift.
         softmax = getattr(config, "softmax_type", "vanilla")
         assert softmax == "vanilla", f"no intensity is defined beside an attention sink: {softmax}"
-        self.layer = layer_number - 1
+        self.layer, self.branch = layer_number - 1, branch
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
         self.attend = method.build(self.layer, first_head(config, pg_collection))
@@ -98,7 +99,7 @@ class AlignedCoreAttention(MegatronModule):
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         output, sums = self.attend(q, k, v, layout, self.softmax_scale)
         output = output.permute(2, 0, 1, 3).reshape(s, b, h * d)
-        return attention_bias.attach(output, sums, self.layer) if measure else output
+        return attention_bias.attach(output, sums, self.layer, self.branch) if measure else output
 
 
 def first_head(config: TransformerConfig, pg_collection: Optional[Any]) -> int:

@@ -2,7 +2,12 @@
 
 A method is a function ``(query, key, value, layout, scale) -> (output, sums)``, documented at
 :func:`megatron_aia.attention.dense.attend`. All of them run the same attention. Their sums are the
-triple sums of Eq. 1: exact for all but ``probe``, which estimates them without bias.
+triple sums of Eq. 1: exact for all but ``sampled``, which estimates them without bias.
+
+    eager      dense.py      holds every map; the reference
+    flash      rectangle.py  a flash kernel, and the queries x keys part of the map in blocks
+    fused      fused.py      one Triton kernel
+    sampled    probe.py      some queries a head, beside any kernel
 """
 
 from collections.abc import Callable
@@ -23,7 +28,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor
 AskedBackend = Literal["auto", "flash", "flash3", "flash4", "cudnn"]
 """``--attention-backend``."""
 
-METHODS = ("dense", "rectangle", "fused", "probe")
+METHODS = ("eager", "flash", "fused", "sampled")
 
 _LARGEST_HEAD_OF_CUDNN = 128
 """Channels; its backward has no larger ones for equal heads of queries and values."""
@@ -48,7 +53,7 @@ class Machine:
     flash_packages: tuple[str, ...] = ()
     """``flash3`` and ``flash4`` where they are installed."""
     attends_in_fp8: bool = False
-    """The attention is Transformer Engine's FP8 kernel, beside which only ``probe`` measures."""
+    """The attention is Transformer Engine's FP8 kernel, beside which only ``sampled`` measures."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,14 @@ class Method:
     reason: str
     """Why it was taken; for the log."""
     probe_rows: int = 64
-    """Rows a head and term that ``probe`` measures."""
+    """Rows a head and term that ``sampled`` measures."""
     seed: int = 0
-    """Of the rows that ``probe`` draws."""
+    """Of the rows that ``sampled`` draws."""
     backend: Backend = "flash"
-    """Kernel that ``rectangle`` and ``probe`` attend with."""
+    """Kernel that ``flash`` and ``sampled`` attend with."""
 
     def __str__(self) -> str:
-        rows = f", {self.probe_rows} rows a head" if self.name == "probe" else ""
+        rows = f", {self.probe_rows} rows a head" if self.name == "sampled" else ""
         return f"{self.name}{rows}: {self.reason}"
 
     def build(self, layer: int, first_head: int) -> Attend:
@@ -77,19 +82,19 @@ class Method:
             layer: 0-based layer of the whole model.
             first_head: the first query head of this tensor-parallel rank.
         """
-        if self.name == "probe":
+        if self.name == "sampled":
             return self.build_probe(layer, first_head).attend
-        if self.name == "rectangle":
+        if self.name == "flash":
             return partial(rectangle.attend, backend=self.backend)
-        return {"dense": dense, "fused": fused}[self.name].attend
+        return {"eager": dense, "fused": fused}[self.name].attend
 
     def build_probe(self, layer: int, first_head: int) -> Probe:
         """Return the probe of one layer, for an attention that is not this project's."""
-        assert self.name == "probe", self.name
+        assert self.name == "sampled", self.name
         return Probe(self.probe_rows, self.seed, layer, first_head, self.backend)
 
 
-DEFAULT_METHOD = Method("rectangle", "the default")
+DEFAULT_METHOD = Method("flash", "the default")
 
 
 def choose_method(
@@ -113,36 +118,39 @@ def choose_method(
     """
     if name not in ("auto", *METHODS):
         known = ", ".join(METHODS[:-1])
-        raise ValueError(f"--aia-method {name} does not exist; pass auto, {known} or {METHODS[-1]}")
+        raise ValueError(
+            f"--aia-attention {name} does not exist; pass auto, {known} or {METHODS[-1]}"
+        )
     if machine.dtype == torch.float16:
         raise ValueError(
             "AIA cannot train in float16, where its gradients are below the smallest number; "
             "pass --bf16"
         )
     if machine.attends_in_fp8:
-        if name not in ("auto", "probe"):
+        if name not in ("auto", "sampled"):
             raise ValueError(
-                f"--aia-method {name} cannot measure beside --fp8-dot-product-attention; pass probe"
+                f"--aia-attention {name} cannot measure beside --fp8-dot-product-attention; "
+                "pass sampled"
             )
         because = "rows are measured beside Transformer Engine's FP8 attention"
-        return Method("probe", because, probe_rows, seed)
+        return Method("sampled", because, probe_rows, seed)
     if name != "auto":
         obstacle = _obstacle(name, machine)
         if obstacle:
-            raise ValueError(f"--aia-method {name} {obstacle}")
+            raise ValueError(f"--aia-attention {name} {obstacle}")
         kernel = _choose_backend(backend, machine)
-        return Method(name, "asked for by --aia-method", probe_rows, seed, kernel)
-    obstacle = _obstacle("rectangle", machine)
+        return Method(name, "asked for by --aia-attention", probe_rows, seed, kernel)
+    obstacle = _obstacle("flash", machine)
     if obstacle is None:
         kernel = _choose_backend(backend, machine)
         where = (
             "cuDNN's kernel" if kernel == "cudnn" else f"the flash kernel of {machine.device_type}"
         )
-        return Method("rectangle", f"exact beside {where}", probe_rows, seed, kernel)
-    because = f"because rectangle {obstacle.split(';')[0]}"
+        return Method("flash", f"exact beside {where}", probe_rows, seed, kernel)
+    because = f"because flash {obstacle.split(';')[0]}"
     if _obstacle("fused", machine) is None:
         return Method("fused", f"exact in one kernel, {because}")
-    return Method("dense", f"exact with whole maps, {because}")
+    return Method("eager", f"exact with whole maps, {because}")
 
 
 def _choose_backend(asked: AskedBackend, machine: Machine) -> Backend:
@@ -165,7 +173,7 @@ def _choose_backend(asked: AskedBackend, machine: Machine) -> Backend:
 
 def _obstacle(name: str, machine: Machine) -> str | None:
     """Return why a method cannot run, after its name, with a remedy; None if it can."""
-    if name == "dense":
+    if name == "eager":
         return None
     return _obstacle_of_fused(machine) if name == "fused" else _obstacle_of_flash(machine)
 
@@ -174,33 +182,33 @@ def _obstacle_of_fused(machine: Machine) -> str | None:
     if not machine.has_triton:
         return (
             "needs the package triton and a GPU (or TRITON_INTERPRET=1, for tests); "
-            "pip install triton, or pass --aia-method auto"
+            "pip install triton, or pass --aia-attention auto"
         )
     if machine.device_type == "cpu" and machine.dtype == torch.bfloat16:
         return (
             "needs a GPU for bfloat16, of which Triton's interpreter multiplies the bits; "
-            "pass --aia-method auto"
+            "pass --aia-attention auto"
         )
     if machine.dtype == torch.float64 or machine.head_size > 128:
         shown = str(machine.dtype).removeprefix("torch.")
         return (
             "needs float32 or bfloat16 and a head size of at most 128, not "
-            f"{shown} and {machine.head_size}; pass --aia-method auto"
+            f"{shown} and {machine.head_size}; pass --aia-attention auto"
         )
     return _too_old(machine)
 
 
 def _obstacle_of_flash(machine: Machine) -> str | None:
-    """Return what keeps PyTorch's flash kernel from running: rectangle and probe call it."""
+    """Return what keeps PyTorch's flash kernel from running: flash and sampled call it."""
     if machine.device_type == "cpu":
         return None
     if machine.dtype != torch.bfloat16:
         shown = str(machine.dtype).removeprefix("torch.")
-        return f"needs bfloat16 on cuda, not {shown}; pass --bf16 or --aia-method dense"
+        return f"needs bfloat16 on cuda, not {shown}; pass --bf16 or --aia-attention eager"
     if machine.head_size % 8 or machine.head_size > 256:
         return (
             f"needs a head size that is a multiple of 8 and at most 256, not {machine.head_size}; "
-            "pass --aia-method dense, or change --kv-channels"
+            "pass --aia-attention eager, or change --kv-channels"
         )
     return _too_old(machine)
 
@@ -208,5 +216,5 @@ def _obstacle_of_flash(machine: Machine) -> str | None:
 def _too_old(machine: Machine) -> str | None:
     if machine.device_type == "cuda" and machine.capability < (8, 0):
         shown = ".".join(map(str, machine.capability))
-        return f"needs a GPU of compute capability 8.0, not {shown}; pass --aia-method dense"
+        return f"needs a GPU of compute capability 8.0, not {shown}; pass --aia-attention eager"
     return None

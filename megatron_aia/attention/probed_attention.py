@@ -41,16 +41,18 @@ class ProbedCoreAttention(MegatronModule):
         *,
         inner: type,
         method: Method,
+        branch: int = 0,
     ) -> None:
         """Arguments are megatron-core's.
 
         Args:
             inner: class of the other core attention, with megatron-core's interface.
-            method: ``probe``, with its rows and seed.
+            method: ``sampled``, with its rows and seed.
+            branch: see ``AlignInput``.
         """
         super().__init__(config=config)
         assert config.context_parallel_size == 1, "the other attention cannot share rows"
-        self.layer = layer_number - 1
+        self.layer, self.branch = layer_number - 1, branch
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
         self.probe = method.build_probe(self.layer, first_head(config, pg_collection))
@@ -101,7 +103,7 @@ class ProbedCoreAttention(MegatronModule):
         layout = shared_layout(attention_bias, s, b, measure=True)
         q, k = (x.permute(1, 2, 0, 3) for x in (query, key))
         sums = self.probe.sums(q, k, layout, self.softmax_scale)
-        return attention_bias.attach(output, sums, self.layer)
+        return attention_bias.attach(output, sums, self.layer, self.branch)
 
 
 def _check_rows(align: AlignInput) -> None:

@@ -64,8 +64,8 @@ def check_method(method: Method, setting: Setting, may_change_backend: bool) -> 
         other = replace(method, backend="flash", reason=reason)
         return check_method(other, setting, may_change_backend=False)
     raise ValueError(
-        f"--aia-method {method.name} on the {method.backend} kernel has {found} on this machine; "
-        "pass another --attention-backend or --aia-method dense"
+        f"--aia-attention {method.name} on the {method.backend} kernel has {found} on this machine"
+        "; pass another --attention-backend or --aia-attention eager"
     )
 
 

@@ -52,7 +52,7 @@ class RunState:
     freeze: tuple[str, ...] = ()
     """Patterns of --freeze: the optimizer has no state of what they fit."""
     data_start: int = 0
-    """``consumed_samples`` where the order of the present data began; not 0 after --rebase-data."""
+    """``consumed_samples`` where the order of the present data began; not 0 after --reset-data."""
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:

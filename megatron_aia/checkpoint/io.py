@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,7 @@ class CheckpointIO:
             if state.layout == self.layout():
                 content["rng_state"] = self._rng_state()
         loaded = read_sharded(content, path)
-        for i, chunk in enumerate(self._models):
-            chunk.load_state_dict(loaded[_chunk_key(i, len(self._models))])
+        _load_chunks(self._models, loaded)
         if weights_only:
             self._optimizer.reload_model_params()
         else:
@@ -139,10 +138,7 @@ class CheckpointIO:
         }
 
     def _model_state(self) -> dict[str, Any]:
-        count = len(self._models)
-        return {
-            _chunk_key(i, count): chunk.sharded_state_dict() for i, chunk in enumerate(self._models)
-        }
+        return _chunk_states(self._models)
 
     def _optimizer_state(self, is_loading: bool) -> Any:
         """Return the optimizer's sharded state, in the one form that any layout can load."""
@@ -174,6 +170,33 @@ class CheckpointIO:
             except OSError as caught:
                 error = ValueError(f"the checkpoint cannot be written: {caught}")
         broadcast_failure(error, self._parallel.control)
+
+
+def load_weights(models: Sequence[Any], folder: Path, model: dict[str, Any]) -> RunState:
+    """Load the weights of unwrapped model chunks; every rank calls this.
+
+    Args:
+        models: chunks of this process.
+        folder: of checkpoints, or one checkpoint.
+        model: fields of the model's configuration; the checkpoint's must be the same.
+
+    Raises:
+        ValueError: no checkpoint, another model, damaged files.
+    """
+    path = find_checkpoint(folder)
+    state = read_state(path)
+    check_model(path, state.model, model)
+    _load_chunks(models, read_sharded(_chunk_states(models), path))
+    return state
+
+
+def _chunk_states(models: Sequence[Any]) -> dict[str, Any]:
+    return {_chunk_key(i, len(models)): m.sharded_state_dict() for i, m in enumerate(models)}
+
+
+def _load_chunks(models: Sequence[Any], loaded: dict[str, Any]) -> None:
+    for i, model in enumerate(models):
+        model.load_state_dict(loaded[_chunk_key(i, len(models))])
 
 
 def _chunk_key(index: int, count: int) -> str:

@@ -1,14 +1,16 @@
 """YAML files and the AIA presets, laid over a configuration."""
 
 import difflib
-import types
-from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_type_hints
 
 import yaml
 
-from megatron_aia.config.tree import Config
+from megatron_aia.config.renames import modern_values
+from megatron_aia.config.settings import Setting, settings_of
+from megatron_aia.config.tree import Config, ModelConfig
+from megatron_aia.config.value_types import as_kind
 from megatron_aia.config.yaml_file import load_mapping
 
 AIA_PRESETS: dict[str, dict[str, Any]] = {
@@ -16,65 +18,66 @@ AIA_PRESETS: dict[str, dict[str, Any]] = {
         "aia_lambda_generation": 40.0,
         "aia_lambda_understanding": 40.0,
         "aia_profile": "paper",
-        "aia_sets": "intended",
+        "aia_query_key_sets": "paper",
         "aia_count_inactive": False,
     },
     "paper_janus_pro": {
         "aia_lambda_generation": 40.0,
         "aia_lambda_understanding": 40.0,
         "aia_profile": "paper_janus_pro",
-        "aia_sets": "intended",
+        "aia_query_key_sets": "paper",
         "aia_count_inactive": False,
     },
-    "janus_released_code": {
+    "released_code": {
         "aia_lambda_generation": 5.0,
         "aia_lambda_understanding": 10.0,
         "aia_profile": "released_code",
-        "aia_sets": "released_code",
+        "aia_query_key_sets": "released_code",
         "aia_count_inactive": True,
     },
 }
 
 
-def _group_of_fields() -> dict[str, str]:
-    groups: dict[str, str] = {}
-    for group in fields(Config):
-        assert is_dataclass(group.type)
-        for field in fields(group.type):
-            assert field.name not in groups, f"two groups have a field {field.name}"
-            groups[field.name] = group.name
-    return groups
-
-
-def _type_of_fields() -> dict[str, Any]:
-    hints: dict[str, Any] = {}
-    for group in fields(Config):
-        hints.update(get_type_hints(group.type))
-    return hints
-
-
-GROUP_OF_FIELD = _group_of_fields()
-"""Every field of the tree and the name of its group, in the order of the tree."""
-
-_TYPE_OF_FIELD = _type_of_fields()
 _GROUPS = tuple(field.name for field in fields(Config))
 
 
-def flag(field: str) -> str:
-    """Return the command-line flag of a field."""
-    return "--" + field.replace("_", "-")
+def settings_by_group(model: type[ModelConfig] = ModelConfig) -> dict[str, dict[str, Setting]]:
+    """Return the settings of a configuration with such a model: group to field to setting."""
+    classes: dict[str, type] = {**get_type_hints(Config), "model": model}
+    return {name: settings_of(cls) for name, cls in classes.items()}
+
+
+def group_of_fields(model: type[ModelConfig] = ModelConfig) -> dict[str, str]:
+    """Return every field of a configuration and the name of its group, in the tree's order."""
+    groups: dict[str, str] = {}
+    for group, settings in settings_by_group(model).items():
+        for field in settings:
+            assert field not in groups, f"two groups have a field {field}"
+            groups[field] = group
+    return groups
+
+
+GROUP_OF_FIELD = group_of_fields()
+"""``group_of_fields`` of what all models share."""
+
+
+def settings_by_name(config: Config) -> dict[str, Setting]:
+    """Return every setting of a configuration by its name."""
+    groups = settings_by_group(type(config.model))
+    return {name: setting for settings in groups.values() for name, setting in settings.items()}
 
 
 def value_of(config: Config, field: str) -> Any:
     """Return the value of a field, whatever its group."""
-    return getattr(getattr(config, GROUP_OF_FIELD[field]), field)
+    return getattr(getattr(config, group_of_fields(type(config.model))[field]), field)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a copy of ``config`` with the fields in ``values`` replaced."""
+    group_of = group_of_fields(type(config.model))
     by_group: dict[str, dict[str, Any]] = {}
     for field, value in values.items():
-        by_group.setdefault(GROUP_OF_FIELD[field], {})[field] = value
+        by_group.setdefault(group_of[field], {})[field] = value
     groups = {name: replace(getattr(config, name), **part) for name, part in by_group.items()}
     return replace(config, **groups)
 
@@ -84,30 +87,80 @@ def with_aia_preset(config: Config, name: str) -> Config:
     return with_values(config, {"aia_preset": name, **AIA_PRESETS[name]})
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean X?"`` for the nearest known name, or nothing if none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """Return the fields a YAML file sets, checked against the names and types of the tree.
+@dataclass(frozen=True)
+class ConfigFile:
+    """What a YAML file sets: field names to values as they stand there, of any type."""
+
+    path: str
+    values: dict[str, Any]
+    groups: dict[str, str]
+    """The group that a key stands under; keys may also stand flat."""
+    notes: list[str]
+    """On names of earlier versions."""
+
+    def values_for(self, config: Config, elsewhere: Mapping[str, str]) -> dict[str, Any]:
+        """Return the values, checked against the names and types of ``config``.
+
+        Args:
+            config: has the model family of the run.
+            elsewhere: fields of other families, and their family. A file of an earlier version
+                has some at 0: such a part is not there, and the key is left out.
+
+        Raises:
+            ValueError: a key or a value does not fit.
+        """
+        settings, group_of = settings_by_name(config), group_of_fields(type(config.model))
+        values = {}
+        for field, value in self.values.items():
+            if field not in settings and field in elsewhere and not value:
+                continue
+            if field not in settings:
+                raise ValueError(f"--config {self.path}: {_unknown(field, settings, elsewhere)}")
+            group = self.groups.get(field, group_of[field])
+            if group != group_of[field]:
+                raise ValueError(
+                    f"--config {self.path}: {field} belongs to the group {group_of[field]}, not "
+                    f"{group}"
+                )
+            values[field] = as_kind(f"--config {self.path}: {field}", value, settings[field].kind)
+        return values
+
+    def laid_over(self, config: Config) -> Config:
+        """Return a copy of ``config`` with the values of the file.
+
+        Raises:
+            ValueError: a key or a value does not fit.
+        """
+        return with_values(config, self.values_for(config, {}))
+
+
+def read_yaml(path: str) -> ConfigFile:
+    """Read the fields a YAML file sets.
 
     Keys are field names, flat (``lr: 1e-4``) or under their group (``training: {lr: 1e-4}``).
 
     Raises:
-        ValueError: the file cannot be read, or a key or a value does not fit the tree.
+        ValueError: the file cannot be read, or sets a field twice.
     """
     content = load_mapping(path, f"--config {path}", "train_iters: 100")
     values: dict[str, Any] = {}
-    for field, value in _flatten(path, content):
+    groups: dict[str, str] = {}
+    for field, value, group in _flatten(content):
+        if field == "config":
+            raise ValueError(f"--config {path}: a file cannot name another file (key config)")
         if field in values:
             raise ValueError(f"--config {path}: {field} is set twice")
-        try:
-            values[field] = _coerce(value, _TYPE_OF_FIELD[field])
-        except ValueError as error:
-            raise ValueError(f"--config {path}: {field} must be {error}, not {value!r}") from error
-    return values
+        values[field] = value
+        if group:
+            groups[field] = group
+    values, notes = modern_values(values, f"--config {path}")
+    return ConfigFile(path, values, groups, notes)
 
 
 def dump(config: Config) -> str:
@@ -121,49 +174,18 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, width=1000)
 
 
-def _flatten(path: str, content: dict[Any, Any]) -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
+def _flatten(content: dict[Any, Any]) -> list[tuple[str, Any, str | None]]:
+    items: list[tuple[str, Any, str | None]] = []
     for key, value in content.items():
         # `model` names a group and a field: a mapping can only mean the group.
         if key in _GROUPS and isinstance(value, dict):
-            for field, nested in value.items():
-                _check_key(path, field, inside=key)
-                items.append((field, nested))
+            items += [(str(field), nested, key) for field, nested in value.items()]
         else:
-            _check_key(path, key)
-            items.append((key, value))
+            items.append((str(key), value, None))
     return items
 
 
-def _check_key(path: str, key: Any, inside: str | None = None) -> None:
-    if key == "config":
-        raise ValueError(f"--config {path}: a file cannot name another file (key config)")
-    if key not in GROUP_OF_FIELD:
-        known = [*GROUP_OF_FIELD, *_GROUPS]
-        raise ValueError(f"--config {path}: unknown key {key}{did_you_mean(str(key), known)}")
-    if inside is not None and GROUP_OF_FIELD[key] != inside:
-        raise ValueError(
-            f"--config {path}: {key} belongs to the group {GROUP_OF_FIELD[key]}, not {inside}"
-        )
-
-
-def _coerce(value: Any, expected: Any) -> Any:
-    """Return ``value`` as the ``expected`` type; the ValueError says what was expected."""
-    if get_origin(expected) in (Union, types.UnionType):
-        inner = next(part for part in get_args(expected) if part is not type(None))
-        return None if value is None else _coerce(value, inner)
-    if get_origin(expected) is Literal:
-        if value not in get_args(expected):
-            raise ValueError("one of " + ", ".join(map(str, get_args(expected))))
-        return value
-    if get_origin(expected) is tuple:
-        entries = value if isinstance(value, list) else [value]
-        return tuple(_coerce(entry, get_args(expected)[0]) for entry in entries)
-    # A bool is an int to Python, but never what the writer of a number meant.
-    is_bool = isinstance(value, bool)
-    if expected is float and isinstance(value, int | float) and not is_bool:
-        return float(value)
-    if isinstance(value, expected) and is_bool == (expected is bool):
-        return value
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-    raise ValueError(names[expected])
+def _unknown(field: str, settings: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    if field in elsewhere:
+        return f"{field} is a setting of the model family {elsewhere[field]} only; leave it out"
+    return f"unknown key {field}{did_you_mean(field, [*settings, *_GROUPS])}"

@@ -2,11 +2,19 @@
 
 Field names are the flags of the command line (``num_layers`` is ``--num-layers``) and the keys of
 a YAML file. They are Megatron-LM's names wherever Megatron-LM has the option. The string below a
-field is its help text. Standard library only: reading a configuration must not import torch.
+field is its help text, its type says its range. No torch: reading a configuration must be quick.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
+
+from megatron_aia.config.value_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 
 
 @dataclass
@@ -17,7 +25,7 @@ class RunConfig:
     """Named starting point: a model, its layout and its schedule."""
     config: Optional[str] = None
     """YAML file laid over the preset; its keys are flag names with underscores, grouped or flat."""
-    seed: int = 1234
+    seed: NonNegativeInt = 1234
     """Seeds weight initialisation, sample order, prompt drop and dropout."""
 
 
@@ -27,53 +35,58 @@ class ModelConfig:
 
     model: str = "emu3"
     """Model family, a name registered in megatron_aia.models."""
-    num_layers: int = 32
+    num_layers: PositiveInt = 32
     """Decoder layers of the whole model."""
-    hidden_size: int = 4096
+    hidden_size: PositiveInt = 4096
     """Width of the residual stream."""
-    ffn_hidden_size: int = 14336
+    ffn_hidden_size: PositiveInt = 14336
     """Width of the gated MLP (each of gate and up)."""
-    num_attention_heads: int = 32
+    num_attention_heads: PositiveInt = 32
     """Query heads of the whole model."""
-    num_query_groups: int = 8
+    num_query_groups: PositiveInt = 8
     """Key/value heads of the whole model (grouped-query attention)."""
-    kv_channels: Optional[int] = None
+    kv_channels: Optional[PositiveInt] = None
     """Head size; hidden_size / num_attention_heads when unset."""
-    max_position_embeddings: int = 9216
+    max_position_embeddings: PositiveInt = 9216
     """Longest row the rotary embedding is meant for."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: PositiveFloat = 1e-5
     """Epsilon of RMSNorm."""
-    rotary_base: int = 1_000_000
+    rotary_base: PositiveInt = 1_000_000
     """Theta of the rotary embedding."""
-    attention_dropout: float = 0.0
+    attention_dropout: Share = 0.0
     """Dropout on attention probabilities; must be 0 with AIA on."""
-    hidden_dropout: float = 0.0
+    hidden_dropout: Share = 0.0
     """Dropout on the embedding and both residual branches."""
-    init_method_std: float = 0.02
+    init_method_std: NonNegativeFloat = 0.02
     """Standard deviation of freshly initialised weights."""
-    text_vocab_size: int = 151_643
+    text_vocab_size: PositiveInt = 151_643
     """Ids of the text tokeniser; special tokens and image codes follow them."""
-    codebook_size: int = 32_768
+    codebook_size: PositiveInt = 32_768
     """Entries of the image codebook, the last ids of the vocabulary."""
-    code_channels: int = 0
+    code_channels: NonNegativeInt = 0
     """Width of an image code before its aligner; 0 where codes share the text's embedding."""
-    vision_num_layers: int = 0
+    vision_num_layers: NonNegativeInt = 0
     """Layers of the tower for images to look at; 0 (and 0 for its sizes) where there is none."""
-    vision_hidden_size: int = 0
+    vision_hidden_size: NonNegativeInt = 0
     """Width of the tower."""
-    vision_ffn_hidden_size: int = 0
+    vision_ffn_hidden_size: NonNegativeInt = 0
     """Width of the tower's MLP."""
-    vision_num_attention_heads: int = 0
+    vision_num_attention_heads: NonNegativeInt = 0
     """Attention heads of the tower."""
-    image_size: int = 0
+    image_size: NonNegativeInt = 0
     """Side of an image for the tower, in pixels."""
-    patch_size: int = 0
+    patch_size: NonNegativeInt = 0
     """Side of a patch in pixels; each gives one position of a row."""
-    make_vocab_size_divisible_by: int = 128
+    add_qkv_bias: bool = False
+    """Add biases to queries, keys and values."""
+    untie_embeddings_and_output_weights: bool = True
+    """Give the output layer weights of its own, not those of the embedding."""
+    make_vocab_size_divisible_by: PositiveInt = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     attention_backend: Literal["auto", "flash", "flash3", "flash4", "cudnn"] = "auto"
     """Kernel that this project's attention calls on a GPU: PyTorch's flash, a flash-attn package,
-    or cuDNN's (Megatron-LM's fused)."""
+    or cuDNN's. Megatron-LM's fused means cudnn here, unfused --aia-attention eager, and local that
+    with --transformer-impl local."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer implementation; auto takes Transformer Engine on a GPU where it is installed."""
 
@@ -93,13 +106,13 @@ class AIAConfig:
     """Attention Interaction Alignment (Eq. 1 to 3 of the paper)."""
 
     aia: bool = True
-    """Add the AIA term. Off, nothing is measured, and megatron-core's own attention runs unless
-    processes share rows."""
-    aia_preset: Literal["paper", "paper_janus_pro", "janus_released_code"] = "paper"
+    """Add the AIA loss. Without, intensities are not measured and megatron-core's attention runs
+    (but not with context parallelism)."""
+    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
     """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
-    aia_lambda_generation: float = 40.0
+    aia_lambda_generation: NonNegativeFloat = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
-    aia_lambda_understanding: float = 40.0
+    aia_lambda_understanding: NonNegativeFloat = 40.0
     """Weight of the understanding term; 0 measures the intensity without training it."""
     aia_profile: str = "paper"
     """Targets and thresholds by layer: a shipped profile's name or a YAML file."""
@@ -107,28 +120,29 @@ class AIAConfig:
     """Stage-level targets, or the profile's measured curve layer by layer (ablation)."""
     aia_loss: Literal["huber", "mse"] = "huber"
     """Penalty on the distance of intensity and target."""
-    aia_sets: Literal["intended", "released_code"] = "intended"
+    aia_query_key_sets: Literal["paper", "released_code"] = "paper"
     """Rows and keys of the intensity; released_code repeats that code's off-by-ones."""
     aia_count_inactive: bool = False
     """Keep samples without an AIA term in the denominator, as the released code does."""
-    aia_method: Literal["auto", "dense", "rectangle", "fused", "probe"] = "auto"
-    """How attention and intensity are computed; dense holds every map and is the reference."""
-    aia_probe_rows: int = 64
-    """With --aia-method probe: rows a head that each intensity is estimated from."""
+    aia_attention: Literal["auto", "eager", "flash", "fused", "sampled"] = "auto"
+    """How attention and intensity are computed: eager holds every map and is the reference, flash
+    and fused are exact without, sampled estimates."""
+    aia_probe_rows: PositiveInt = 64
+    """With --aia-attention sampled: rows a head that each intensity is estimated from."""
 
 
 @dataclass
 class ParallelConfig:
     """Layout over processes. Data parallelism takes the processes that are left."""
 
-    tensor_model_parallel_size: Optional[int] = None
+    tensor_model_parallel_size: Optional[PositiveInt] = None
     """Tensor-parallel processes; unset, the preset fits it to the process count."""
-    pipeline_model_parallel_size: Optional[int] = None
+    pipeline_model_parallel_size: Optional[PositiveInt] = None
     """Pipeline stages; unset, the preset fits it to the process count."""
-    num_layers_per_virtual_pipeline_stage: Optional[int] = None
+    num_layers_per_virtual_pipeline_stage: Optional[PositiveInt] = None
     """Layers of one model chunk; interleaves the pipeline schedule."""
-    context_parallel_size: int = 1
-    """Processes that share one row of tokens; each holds an early and a late chunk of it."""
+    context_parallel_size: PositiveInt = 1
+    """GPUs that split each sequence; each holds an early and a late chunk of it."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel processes."""
     use_distributed_optimizer: bool = False
@@ -141,9 +155,9 @@ class ParallelConfig:
     """Recompute whole layers, or only core attention, in the backward pass."""
     recompute_method: Literal["uniform", "block"] = "uniform"
     """With full recompute: chunks of layers, or the first layers of a stage."""
-    recompute_num_layers: int = 1
+    recompute_num_layers: PositiveInt = 1
     """With full recompute: layers of one chunk, or layers to recompute."""
-    distributed_timeout_minutes: int = 10
+    distributed_timeout_minutes: PositiveInt = 10
     """A collective that takes longer ends the run."""
 
     @property
@@ -162,52 +176,50 @@ class DataConfig:
 
     data_path: tuple[str, ...] = ()
     """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
-    https://); or a mixture file (*.yaml)."""
+    https://). With weights, as 2 A 1 B, their shares are exact in every 3 samples, whatever their
+    tasks. Or a mixture file (*.yaml)."""
     data_cache_path: Optional[str] = None
     """Folder for the index and tables of the data folders; unset, each keeps its own inside."""
-    blend: tuple[str, ...] = ()
-    """In place of --data-path: a weight and a folder, again and again, as 2 A 1 B; exact in every
-    period of that many samples, whatever their tasks."""
     tokenizer_model: Optional[str] = None
     """Tokeniser file or folder; unset, the first data folder's own."""
     image_tokenizer: Optional[str] = None
     """Makes the codes of images that the shards hold as pictures: a model's folder, or a codebook
     (*.npz)."""
-    seq_length: int = 9216
+    seq_length: PositiveInt = 9216
     """Tokens of one row."""
     variable_seq_lengths: bool = False
     """Rows only as long as the longest of their micro-batch needs, at most --seq-length."""
-    micro_batch_size: int = 1
+    micro_batch_size: PositiveInt = 1
     """Rows of one forward pass."""
-    global_batch_size: int = 64
+    global_batch_size: PositiveInt = 64
     """Samples (not rows) of one optimizer step."""
     packing: bool = True
     """Put several samples into one row; they never see each other."""
     task_ratio: str = "1:1"
     """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
-    folders of --data-path; a mixture file and --blend have weights of their own."""
-    shuffle_window_shards: int = 0
+    folders of --data-path without weights; a mixture file has its own."""
+    shuffle_window_shards: NonNegativeInt = 0
     """Shuffle shards, then samples inside windows of so many shards, for network file systems; 0
     shuffles over all samples of a source."""
-    prompt_drop: float = 0.05
+    cfg_drop_prob: Share = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
     """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
-    num_workers: int = 2
+    num_workers: NonNegativeInt = 2
     """Processes, of each rank, that read the next steps while one is computed; 0: none."""
-    max_damaged_samples: int = 100
-    """Damaged samples get stand-ins; more of them than this stop the run."""
+    max_corrupt_samples: NonNegativeInt = 100
+    """Corrupt samples are replaced by others; more of them than this stop the run."""
 
 
 @dataclass
 class TrainingConfig:
     """Optimizer, schedule and loss."""
 
-    train_iters: int = 1000
+    train_iters: PositiveInt = 1000
     """Optimizer steps of the whole run, resumed steps included."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: patterns of their names, as vision_model.*"""
-    ntp_normalizer: Literal["task", "token", "sample"] = "task"
+    loss_normalization: Literal["task", "token", "sample"] = "task"
     """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
     bf16: bool = False
     """bfloat16 weights and activations; gradients and optimizer state stay fp32."""
@@ -216,31 +228,31 @@ class TrainingConfig:
     e5m2 for gradients. Unset, in bfloat16."""
     fp8_recipe: Literal["delayed", "tensorwise", "mxfp8", "blockwise"] = "delayed"
     """How FP8 scales are found: from past steps, from the tensor itself, or by blocks."""
-    fp8_amax_history_len: int = 1024
+    fp8_amax_history_len: PositiveInt = 1024
     """With the recipe delayed: steps whose largest values are remembered."""
     fp8_amax_compute_algo: Literal["max", "most_recent"] = "max"
     """With the recipe delayed: which of these values gives the scale."""
     fp8_dot_product_attention: bool = False
     """FP8 in the attention too; AIA then measures by probe, from queries and keys in bfloat16."""
-    lr: float = 1e-5
+    lr: NonNegativeFloat = 1e-5
     """Peak learning rate."""
-    min_lr: float = 1e-6
+    min_lr: NonNegativeFloat = 1e-6
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the decay."""
-    lr_warmup_iters: int = 30
+    lr_warmup_iters: NonNegativeInt = 30
     """Steps of linear warm-up."""
-    lr_decay_iters: Optional[int] = None
+    lr_decay_iters: Optional[PositiveInt] = None
     """Steps until min_lr; train_iters when unset."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay (not applied to norms and biases)."""
-    adam_beta1: float = 0.9
+    adam_beta1: Share = 0.9
     """First-moment decay of Adam."""
-    adam_beta2: float = 0.95
+    adam_beta2: Share = 0.95
     """Second-moment decay of Adam."""
-    adam_eps: float = 1e-8
+    adam_eps: PositiveFloat = 1e-8
     """Epsilon of Adam."""
-    clip_grad: float = 5.0
+    clip_grad: NonNegativeFloat = 5.0
     """Clip the global gradient norm; 0 does not clip."""
 
 
@@ -250,17 +262,19 @@ class CheckpointConfig:
 
     save: Optional[str] = None
     """Folder for checkpoints; unset, none is written."""
-    save_interval: Optional[int] = None
+    save_interval: Optional[PositiveInt] = None
     """Steps between checkpoints; unset, only the last step is saved."""
-    keep_checkpoints: int = 0
+    save_total_limit: NonNegativeInt = 0
     """Newest checkpoints to keep in --save; 0 keeps all."""
     load: Optional[str] = None
     """Folder to continue from: its newest checkpoint. The same folder as --save may be empty."""
     pretrained_checkpoint: Optional[str] = None
     """Where a run whose --load holds no checkpoint yet takes its first weights from."""
+    teacher_checkpoint: Optional[str] = None
+    """Checkpoint of the frozen teacher that a loss term asks for."""
     finetune: bool = False
     """Take only the weights of --load; start at step 0 with a fresh optimizer and data order."""
-    rebase_data: bool = False
+    reset_data: bool = False
     """Go on from --load with other data, from the beginning of its order; weights, optimizer and
     step continue. No effect where the data is unchanged, so a restarted job may keep the flag."""
     exit_signal_handler: bool = False
@@ -271,11 +285,11 @@ class CheckpointConfig:
 class LoggingConfig:
     """What is reported, and how often."""
 
-    log_interval: int = 10
+    log_interval: PositiveInt = 10
     """Steps between console lines and TensorBoard points; losses are means over them."""
     tensorboard_dir: Optional[str] = None
     """Folder for TensorBoard events; unset, none are written."""
-    aia_figure_interval: int = 0
+    aia_figure_interval: NonNegativeInt = 0
     """Steps between TensorBoard figures of the intensity curves; 0 draws none."""
 
 

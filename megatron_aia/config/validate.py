@@ -1,13 +1,12 @@
 """Checks of a configuration, so that a mistake is one line before any process starts to work."""
 
 import math
-import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from megatron_aia.config.data_sources import check_data_sources, named_folders
-from megatron_aia.config.files import flag, value_of
+from megatron_aia.config.files import settings_by_name, value_of
 from megatron_aia.config.locations import check_location, is_url
+from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
@@ -19,26 +18,6 @@ from megatron_aia.config.validate_model import (
     check_vision,
     check_world,
 )
-
-_AT_LEAST_ONE = (
-    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
-    *("kv_channels", "max_position_embeddings", "rotary_base", "text_vocab_size"),
-    *("codebook_size", "make_vocab_size_divisible_by"),
-    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
-    *("num_layers_per_virtual_pipeline_stage", "recompute_num_layers"),
-    *("distributed_timeout_minutes", "seq_length", "micro_batch_size", "global_batch_size"),
-    *("train_iters", "lr_decay_iters", "save_interval", "log_interval", "aia_probe_rows"),
-    "fp8_amax_history_len",
-)
-_ABOVE_ZERO = ("norm_epsilon", "adam_eps")
-_NOT_NEGATIVE = (
-    *("seed", "init_method_std", "aia_lambda_generation", "aia_lambda_understanding"),
-    *("lr", "min_lr", "lr_warmup_iters", "weight_decay", "clip_grad"),
-    *("keep_checkpoints", "aia_figure_interval", "code_channels", "vision_num_layers"),
-    *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
-    *("image_size", "patch_size", "num_workers", "max_damaged_samples", "shuffle_window_shards"),
-)
-_SHARES = ("attention_dropout", "hidden_dropout", "prompt_drop", "adam_beta1", "adam_beta2")
 
 _DEMO_PRESETS = ("emu3_demo", "janus_demo")
 _PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b", "janus_pro_7b", "janus_pro_1b")
@@ -76,7 +55,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_inputs(config: Config) -> None:
     missing = []
-    if config.run.preset not in _DEMO_PRESETS and not _names_data(config):
+    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
         missing.append("--data-path (shards written by tools/build_shards.py)")
     start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
     if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
@@ -85,23 +64,14 @@ def _check_inputs(config: Config) -> None:
         raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
 
 
-def _names_data(config: Config) -> bool:
-    return bool(config.data.data_path or config.data.blend)
-
-
 def _check_ranges(config: Config) -> None:
-    rules: list[tuple[Iterable[str], Callable[[float], bool], str]] = [
-        (_AT_LEAST_ONE, lambda value: value >= 1, "use 1 or more"),
-        (_ABOVE_ZERO, lambda value: value > 0, "use a value above 0"),
-        (_NOT_NEGATIVE, lambda value: value >= 0, "use 0 or more"),
-        (_SHARES, lambda value: 0 <= value < 1, "use 0 or more and less than 1"),
-    ]
-    for names, allowed, remedy in rules:
-        for name in names:
-            value = value_of(config, name)
-            # nan compares false with everything, inf passes `>= 0` and trains to nan
-            if value is not None and not (allowed(value) and math.isfinite(value)):
-                raise ValueError(f"{flag(name)} {value} is out of range; {remedy}")
+    for name, setting in settings_by_name(config).items():
+        value, allowed = value_of(config, name), setting.kind.range
+        if allowed is None or value is None:
+            continue
+        # nan compares false with everything, inf passes `>= 0` and trains to nan
+        if not (allowed.contains(value) and math.isfinite(value)):
+            raise ValueError(f"{setting.flag} {value} is out of range; {allowed.remedy}")
 
 
 def _check_data(config: Config) -> None:
@@ -111,35 +81,30 @@ def _check_data(config: Config) -> None:
             f"--seq-length {data.seq_length} is longer than --max-position-embeddings "
             f"{config.model.max_position_embeddings}; lower the one or raise the other"
         )
-    if not re.fullmatch(r"\d+:\d+(:\d+){0,2}", data.task_ratio) or not re.search(
-        "[1-9]", data.task_ratio
-    ):
-        raise ValueError(
-            f"--task-ratio {data.task_ratio} is not a ratio of whole numbers; write "
-            "generation:understanding[:text[:mixed]], as in 1:1 or 2:2:1"
-        )
     check_data_sources(data)
     for folder in named_folders(data):
-        _check_data_folder("--blend" if data.blend else "--data-path", folder, data.data_cache_path)
+        _check_data_folder(folder, data.data_cache_path)
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise ValueError(f"{flag(name)} {path} does not exist")
 
 
-def _check_data_folder(name: str, folder: str, cache_path: str | None) -> None:
+def _check_data_folder(folder: str, cache_path: str | None) -> None:
     if is_url(folder):
         try:
             check_location(folder)
         except ValueError as error:
-            raise ValueError(f"{name} {error}") from None
+            raise ValueError(f"--data-path {error}") from None
         if cache_path is None:
             raise ValueError(
-                f"{name} {folder} is a URL and cannot keep its index; name a folder for it by "
+                f"--data-path {folder} is a URL and cannot keep its index; name a folder for it by "
                 "--data-cache-path"
             )
     elif not Path(folder).is_dir():
-        raise ValueError(f"{name} {folder} is not a folder; write one with tools/build_shards.py")
+        raise ValueError(
+            f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
+        )
 
 
 def _check_training(config: Config) -> None:
@@ -169,11 +134,11 @@ def _check_checkpoint(config: Config) -> None:
         )
     if checkpoint.finetune and checkpoint.load is None:
         raise ValueError("--finetune has no weights to start from; add --load")
-    if checkpoint.rebase_data and checkpoint.load is None:
-        raise ValueError("--rebase-data has no run to go on with; add --load")
-    if checkpoint.rebase_data and checkpoint.finetune:
+    if checkpoint.reset_data and checkpoint.load is None:
+        raise ValueError("--reset-data has no run to go on with; add --load")
+    if checkpoint.reset_data and checkpoint.finetune:
         raise ValueError(
-            "--rebase-data goes on at the step of --load and --finetune begins at step 0, with the "
+            "--reset-data goes on at the step of --load and --finetune begins at step 0, with the "
             "new data too; use one of them"
         )
     for name in ("load", "pretrained_checkpoint"):
@@ -200,13 +165,16 @@ def _settings_without_effect(config: Config) -> list[str]:
         )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
-    if config.checkpoint.keep_checkpoints and config.checkpoint.save is None:
-        notes.append("--keep-checkpoints has no effect without --save")
-    if config.aia.aia_probe_rows != AIAConfig.aia_probe_rows and config.aia.aia_method != "probe":
-        notes.append("--aia-probe-rows has no effect without --aia-method probe")
-    method = config.aia.aia_method
-    if config.model.attention_backend != "auto" and method in ("dense", "fused"):
-        notes.append(f"--attention-backend has no effect with --aia-method {method}")
+    if config.checkpoint.save_total_limit and config.checkpoint.save is None:
+        notes.append("--save-total-limit has no effect without --save")
+    if (
+        config.aia.aia_probe_rows != AIAConfig.aia_probe_rows
+        and config.aia.aia_attention != "sampled"
+    ):
+        notes.append("--aia-probe-rows has no effect without --aia-attention sampled")
+    method = config.aia.aia_attention
+    if config.model.attention_backend != "auto" and method in ("eager", "fused"):
+        notes.append(f"--attention-backend has no effect with --aia-attention {method}")
     if config.logging.aia_figure_interval and config.logging.tensorboard_dir is None:
         notes.append("--aia-figure-interval has no effect without --tensorboard-dir")
     return notes

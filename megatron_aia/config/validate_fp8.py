@@ -1,6 +1,6 @@
 """Checks of 8-bit floating point: what Transformer Engine cannot run, and what does not pay."""
 
-from megatron_aia.config.files import flag
+from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import Config, TrainingConfig
 
 _MULTIPLE = 16
@@ -80,10 +80,10 @@ def _check_attention(config: Config) -> None:
         raise ValueError(
             f"{name} cannot share rows; use --context-parallel-size 1, or leave it out"
         )
-    if config.aia.aia and config.aia.aia_method not in ("auto", "probe"):
+    if config.aia.aia and config.aia.aia_attention not in ("auto", "sampled"):
         raise ValueError(
-            f"--aia-method {config.aia.aia_method} is an attention of its own, and {name} another; "
-            "use --aia-method probe, which measures beside it"
+            f"--aia-attention {config.aia.aia_attention} is an attention of its own, and {name} "
+            "another; use --aia-attention sampled, which measures beside it"
         )
 
 

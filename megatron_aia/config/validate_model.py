@@ -2,7 +2,7 @@
 
 import math
 
-from megatron_aia.config.files import flag
+from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import Config
 
 _VISION = (

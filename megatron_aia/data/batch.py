@@ -1,6 +1,6 @@
 """Rows of packed samples as tensors: what one forward pass of any pipeline stage needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -10,6 +10,13 @@ import torch
 
 from megatron_aia.aia.roles import Segment, find_terms
 from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.targets import (
+    NEXT_TOKEN,
+    NEXT_TOKEN_ONLY,
+    BatchTarget,
+    TargetCollator,
+    TargetWidths,
+)
 from megatron_aia.runtime.row_chunks import take_held
 
 PADDING_SEGMENT = -1
@@ -17,19 +24,10 @@ PADDING_SEGMENT = -1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """``b`` rows of ``s`` tokens. Labels are already shifted: position i predicts ``labels[i]``.
-
-    The last token of a sample predicts nothing, so no label crosses into the next sample.
-    """
+    """``b`` rows of ``s`` tokens."""
 
     tokens: torch.Tensor
     """int64 ``[b, s]``; padding holds the pad id."""
-    labels: torch.Tensor
-    """int64 ``[b, s]``; any valid id where the weight is 0."""
-    label_weights: torch.Tensor
-    """float32 ``[b, s]``; weight w_t of the label at this position, 0 without a label."""
-    label_tasks: torch.Tensor
-    """int64 ``[b, s]``; task of the sample the position belongs to (0 in padding)."""
     position_ids: torch.Tensor
     """int64 ``[b, s]``; restart at 0 with every sample."""
     segment_ids: torch.Tensor
@@ -38,6 +36,10 @@ class MicroBatch:
     """One for each sample, in the order of ``segment_ids``. Host data: kernels plan with it."""
     tasks: tuple[int, ...]
     """Task of each sample, in the same order."""
+    targets: Mapping[str, BatchTarget]
+    """What is to be learned, by name: every target that the encoder declares."""
+    lane: int = 0
+    """Of all samples: which of the model's ways they take; see ``ModelFamily.lane``."""
     images: torch.Tensor | None = None
     """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, row by row from
     left to right; None for a model without them, and where they were not asked for."""
@@ -47,12 +49,25 @@ class MicroBatch:
 
     def pin_memory(self) -> "MicroBatch":
         """Return a copy in page-locked memory, from which a GPU fetches while it computes."""
-        pinned: dict[str, Any] = {
-            field.name: value.pin_memory()
+        return self.map(torch.Tensor.pin_memory)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
+        """Return a copy with ``function`` applied to every tensor."""
+        changed: dict[str, Any] = {
+            field.name: function(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
-        return replace(self, **pinned)
+        targets = {name: target.map(function) for name, target in self.targets.items()}
+        return replace(self, **changed, targets=targets)
+
+    def next_token_labels(self, fill: int) -> torch.Tensor:
+        """Return the ids to predict, int64 ``[b, s]``; ``fill`` where there is none."""
+        labels = torch.full_like(self.tokens, fill)
+        target = self.targets.get(NEXT_TOKEN)
+        if target is not None:
+            labels.view(-1).index_copy_(0, target.positions, target.values)
+        return labels
 
     @property
     def num_tokens(self) -> int:
@@ -60,21 +75,30 @@ class MicroBatch:
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
-_BY_TOKEN = ("tokens", "labels", "label_weights", "label_tasks", "position_ids", "segment_ids")
+_BY_TOKEN = ("tokens", "position_ids", "segment_ids")
 
 
-def held_by_rank(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
+def held_by_rank(
+    batch: MicroBatch, rank: int, size: int
+) -> tuple[MicroBatch, dict[str, torch.Tensor]]:
     """Return what one of ``size`` context-parallel ranks holds of a micro-batch of whole rows.
 
-    Whatever has an entry for each token is cut. What describes the rows stays whole: segments and
-    their terms, tasks, images.
+    Whatever has an entry for each token is cut, and so are the targets. What describes the rows
+    stays whole: segments and their terms, tasks, images.
+
+    Returns:
+        The part, and by target the numbers of the entries that are in it.
     """
+    length = batch.tokens.shape[1]
+    found = {name: t.held_by_rank(length, rank, size) for name, t in batch.targets.items()}
+    kept = {name: numbers for name, (_, numbers) in found.items()}
     if size == 1:
-        return batch
+        return batch, kept
     held: dict[str, Any] = {
         name: take_held(getattr(batch, name), rank, size, dim=1) for name in _BY_TOKEN
     }
-    return replace(batch, **held, row_tokens=batch.tokens)
+    targets = {name: target for name, (target, _) in found.items()}
+    return replace(batch, **held, targets=targets, row_tokens=batch.tokens), kept
 
 
 def build_micro_batch(
@@ -83,6 +107,8 @@ def build_micro_batch(
     pad_id: int,
     image_size: int = 0,
     run_positions: Sequence[Sequence[int]] | None = None,
+    targets: TargetWidths = NEXT_TOKEN_ONLY,
+    lane: int = 0,
 ) -> MicroBatch:
     """Lay samples out in rows, left to right, and load their images.
 
@@ -93,6 +119,8 @@ def build_micro_batch(
         image_size: side in pixels of the images to load; 0 loads none.
         run_positions: position of each sample in the order of the run, in the shape of ``rows``;
             without them, samples are counted from 0.
+        targets: what the samples may have.
+        lane: of all samples.
 
     Raises:
         ValueError: the samples of a row are longer than ``seq_length`` together, or a picture is
@@ -100,13 +128,11 @@ def build_micro_batch(
     """
     shape = (len(rows), seq_length)
     tokens = np.full(shape, pad_id, np.int64)
-    labels = np.full(shape, pad_id, np.int64)
-    weights = np.zeros(shape, np.float32)
-    label_tasks = np.zeros(shape, np.int64)
     positions = np.zeros(shape, np.int64)
     segment_ids = np.full(shape, PADDING_SEGMENT, np.int64)
     segments: list[Segment] = []
     tasks: list[int] = []
+    collator = TargetCollator(targets)
     for b, samples in enumerate(rows):
         start = 0
         for number, sample in enumerate(samples):
@@ -117,24 +143,21 @@ def build_micro_batch(
                     "raise --seq-length or pass --overlong-samples truncate"
                 )
             tokens[b, start:stop] = sample.tokens
-            labels[b, start : stop - 1] = sample.tokens[1:]
-            weights[b, start : stop - 1] = sample.label_weights[1:]
-            label_tasks[b, start:stop] = int(sample.task)
             positions[b, start:stop] = np.arange(len(sample))
             segment_ids[b, start:stop] = len(segments)
+            collator.add(sample.targets, b * seq_length + start, int(sample.task), len(segments))
             position = run_positions[b][number] if run_positions else len(segments)
             segments.append(Segment(b, start, stop, find_terms(sample.roles, start), position))
             tasks.append(int(sample.task))
             start = stop
     return MicroBatch(
         tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(labels),
-        label_weights=torch.from_numpy(weights),
-        label_tasks=torch.from_numpy(label_tasks),
         position_ids=torch.from_numpy(positions),
         segment_ids=torch.from_numpy(segment_ids),
         segments=tuple(segments),
         tasks=tuple(tasks),
+        targets=collator.collate(),
+        lane=lane,
         images=_load_images(rows, image_size) if image_size else None,
     )
 

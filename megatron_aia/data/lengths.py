@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_aia.data.sample import PromptBuilder
+from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 from megatron_aia.shards.cache import replace_file
 from megatron_aia.shards.index import ShardIndex
@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 
 def token_lengths(
     index: ShardIndex,
-    prompt: PromptBuilder,
-    prompt_fingerprint: str,
+    encoder: SampleEncoder,
     codebook_size: int,
     num_workers: int | None = None,
 ) -> np.ndarray:
@@ -39,8 +38,7 @@ def token_lengths(
 
     Args:
         index: the samples.
-        prompt: writes a sample as tokens.
-        prompt_fingerprint: changes whenever ``prompt`` may return another length.
+        encoder: writes a sample as tokens.
         codebook_size: codes are below this.
         num_workers: processes that count, if the table is not kept yet; None for as many as there
             are cores and work for them. The table does not depend on it.
@@ -49,10 +47,10 @@ def token_lengths(
         ValueError: a sample cannot be written as tokens, or a shard has changed.
         OSError: a shard cannot be read.
     """
-    source = f"{index.fingerprint}/{prompt_fingerprint}/{codebook_size}"
+    source = f"{index.fingerprint}/{encoder.fingerprint}/{codebook_size}"
     name = f"lengths-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     path = index.cache / name
-    count = partial(_count, index, prompt, codebook_size)
+    count = partial(_count, index, encoder, codebook_size)
     lengths = _load(path, len(index))
     if lengths is None:
         lengths = _count_all(index, count, num_workers)
@@ -73,9 +71,9 @@ def _load(path: Path, size: int) -> np.ndarray | None:
     return lengths if lengths.dtype == np.int32 and lengths.shape == (size,) else None
 
 
-def _count(index: ShardIndex, prompt: PromptBuilder, codebook_size: int, number: int) -> int:
+def _count(index: ShardIndex, encoder: SampleEncoder, codebook_size: int, number: int) -> int:
     try:
-        return len(prompt.outline(index.read(number, codebook_size)))
+        return len(encoder.outline(index.read(number, codebook_size)))
     except DamagedSample:
         return DAMAGED
 

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from megatron_aia.config.layout import row_multiple
-from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.open_mixture import open_mixture
+from megatron_aia.data.mixture_plan import RATIO_ORDER
 from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
-from megatron_aia.data.sample import PromptBuilder
 from megatron_aia.data.sample_reader import SampleReader
 from megatron_aia.data.stand_ins import collect
-from megatron_aia.data.task_mixture import RATIO_ORDER
 
 _DESCRIBED_STEPS = 4
 
@@ -28,6 +24,8 @@ class MicroBatchPlan(NamedTuple):
     """Samples of each row, as offsets from the first position of the step; a row may be empty."""
     row_length: int
     """Tokens of each row. All ranks that share the micro-batch agree."""
+    lane: int = 0
+    """Of all of its samples."""
 
 
 class _StepPlan(NamedTuple):
@@ -35,7 +33,8 @@ class _StepPlan(NamedTuple):
 
     lengths: list[int]
     """Tokens to keep free for each sample, counted from the first position of the step."""
-    rows: list[Row]
+    lanes: dict[int, list[Row]]
+    """The rows of each lane; every one fills whole micro-batches of all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,6 @@ class GlobalBatches(SampleReader):
     """Put several samples into a row."""
     micro_batch_multiple: int
     """The number of micro-batches of a rank is a multiple of this."""
-    pad_id: int
-    """Token id of padding."""
     row_multiple: int = 0
     """Rows are as long as the longest of their micro-batch, rounded up to a multiple of this; 0
     gives all of them ``seq_length`` tokens."""
@@ -81,9 +78,11 @@ class GlobalBatches(SampleReader):
         return build_micro_batch(
             [[next(samples) for _ in row] for row in plan.rows],
             plan.row_length,
-            self.pad_id,
-            self.image_size,
+            self.encoder.pad_id,
+            self.encoder.image_size if self.loads_images else 0,
             [[position + offset for offset in row] for row in plan.rows],
+            self.encoder.targets,
+            plan.lane,
         )
 
     def step(self, position: int) -> list[MicroBatch]:
@@ -104,7 +103,7 @@ class GlobalBatches(SampleReader):
         drawn = [self.mixture.locate(position).task for position in positions]
         counts = ":".join(str(drawn.count(task)) for task in RATIO_ORDER)
         plans = [self._plan_step(first) for first in positions[:: self.global_batch_size]]
-        num_rows = sum(len(plan.rows) for plan in plans)
+        num_rows = sum(len(rows) for plan in plans for rows in plan.lanes.values())
         tokens = sum(sum(plan.lengths) for plan in plans)
         padding = 1 - tokens / sum(map(self._count_positions, plans))
         size = f"{'at most ' if self.row_multiple else ''}{self.seq_length}"
@@ -118,23 +117,33 @@ class GlobalBatches(SampleReader):
         ]
 
     def _plan_step(self, position: int) -> _StepPlan:
-        """Lay out the step at ``position`` for all ranks."""
-        lengths = [
-            self.planned_length(position + offset) for offset in range(self.global_batch_size)
-        ]
+        """Lay out the step at ``position`` for all ranks, lane after lane."""
+        positions = range(position, position + self.global_batch_size)
+        lengths = [self.planned_length(number) for number in positions]
+        members: dict[int, list[int]] = {}
+        for offset, number in enumerate(positions):
+            members.setdefault(self.encoder.lane(self.address(number).task), []).append(offset)
         multiple = self.micro_batch_size * self.data_parallel_size * self.micro_batch_multiple
-        return _StepPlan(lengths, plan_rows(lengths, self.seq_length, self.packing, multiple))
+        lanes = {}
+        for lane, offsets in sorted(members.items()):
+            own = [lengths[offset] for offset in offsets]
+            rows = plan_rows(own, self.seq_length, self.packing, multiple)
+            lanes[lane] = [[offsets[number] for number in row] for row in rows]
+        return _StepPlan(lengths, lanes)
 
     def _deal(self, plan: _StepPlan, rank: int) -> list[MicroBatchPlan]:
         """Return the micro-batches of a data-parallel rank."""
-        if not self.row_multiple:
-            dealt = deal_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
-            return [MicroBatchPlan(rows, self.seq_length) for rows in dealt]
-        dealt = deal_like_rows(plan.rows, rank, self.data_parallel_size, self.micro_batch_size)
-        return [MicroBatchPlan(rows, self._row_length(rows, plan.lengths)) for rows in dealt]
+        deal = deal_like_rows if self.row_multiple else deal_rows
+        return [
+            MicroBatchPlan(dealt, self._row_length(dealt, plan.lengths), lane)
+            for lane, rows in plan.lanes.items()
+            for dealt in deal(rows, rank, self.data_parallel_size, self.micro_batch_size)
+        ]
 
     def _row_length(self, rows: list[Row], lengths: list[int]) -> int:
         """Return how long the rows of a micro-batch are."""
+        if not self.row_multiple:
+            return self.seq_length
         num_tokens = [sum(lengths[number] for number in row) for row in rows]
         return row_length(num_tokens, self.row_multiple, self.seq_length)
 
@@ -145,44 +154,3 @@ class GlobalBatches(SampleReader):
             for rank in range(self.data_parallel_size)
             for part in self._deal(plan, rank)
         )
-
-
-def build_global_batches(
-    config: Config,
-    prompt: PromptBuilder,
-    prompt_fingerprint: str,
-    pad_id: int,
-    codebook_size: int,
-    data_parallel_rank: int,
-    data_parallel_size: int,
-    micro_batch_multiple: int,
-    image_size: int = 0,
-) -> GlobalBatches:
-    """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
-
-    ``image_size`` is 0 for a model that looks at codes only, and on every pipeline stage but the
-    first, which alone needs the images.
-
-    Raises:
-        ValueError: no data folder is given, one is damaged or made for a larger codebook, a
-            mixture file is wrong, or a source has no samples.
-    """
-    data = config.data
-    return GlobalBatches(
-        mixture=open_mixture(data, config.run.seed, codebook_size),
-        prompt=prompt,
-        prompt_fingerprint=prompt_fingerprint,
-        seq_length=data.seq_length,
-        global_batch_size=data.global_batch_size,
-        micro_batch_size=data.micro_batch_size,
-        data_parallel_rank=data_parallel_rank,
-        data_parallel_size=data_parallel_size,
-        packing=data.packing,
-        micro_batch_multiple=micro_batch_multiple,
-        pad_id=pad_id,
-        codebook_size=codebook_size,
-        prompt_drop=data.prompt_drop,
-        overlong=data.overlong_samples,
-        image_size=image_size,
-        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
-    )

@@ -8,13 +8,10 @@ from functools import cached_property
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.permutation import hash_fraction
+from megatron_aia.data.permutation import Stream, hash_fraction
 from megatron_aia.data.phases import Phase, Schedule
 from megatron_aia.data.sample_pool import SamplePool
 from megatron_aia.shards.index import ShardIndex
-
-# Keeps the draws of dropped prompts apart from all others.
-_DROP_STREAM = 102
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Mixture:
             position: place in the run.
             share: of generation samples, from 0 to 1. Other samples never lose theirs.
         """
-        drawn = hash_fraction(self.seed, _DROP_STREAM, position) < share
+        drawn = hash_fraction(self.seed, Stream.DROPPED_PROMPT, position) < share
         return drawn and self.locate(position).task is Task.GENERATION
 
     @cached_property

@@ -1,7 +1,6 @@
 """Mixture files: sources by name, and phases with their weights; see docs/loading.md."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +8,11 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.config.files import did_you_mean
 from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.yaml_file import load_mapping
+from megatron_aia.data.mixture_plan import MixturePlan, Source
 from megatron_aia.data.phases import Phase
 
 _EXAMPLE = "sources: {drawing: {path: shards}}"
 _TASKS = tuple(task.name.lower() for task in Task)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a mixture draws from."""
-
-    name: str
-    """Decides the order of its samples, together with the seed."""
-    folder: str
-    """Data folder."""
-    task: Task | None = None
-    """Only samples of this task; None takes all."""
-    limit: int | None = None
-    """At most this many samples; None takes all."""
-    place: str = ""
-    """Where it was named, for errors."""
-
-
-@dataclass(frozen=True)
-class MixturePlan:
-    """Sources and phases, before any folder was opened."""
-
-    sources: tuple[Source, ...]
-    phases: tuple[Phase, ...]
-    """Their weights stand in the order of ``sources``."""
 
 
 def read_mixture_file(path: str) -> MixturePlan:
@@ -89,7 +64,7 @@ def _read_source(path: str, name: Any, entry: Any) -> Source:
             raise ValueError(f"{place}: path {error}") from None
     else:
         folder = str(Path(path).parent / folder)
-    return Source(name, folder, None if task is None else Task[task.upper()], limit, place)
+    return Source(name, (folder,), None if task is None else Task[task.upper()], limit, place)
 
 
 def _read_phase(place: str, entry: Any, names: list[str]) -> Phase:

@@ -154,21 +154,22 @@ def truncate(sample: TokenizedSample, seq_length: int) -> TokenizedSample:
         key=sample.key,
         task=sample.task,
         tokens=sample.tokens[:seq_length],
-        label_weights=sample.label_weights[:seq_length],
         roles=sample.roles[:seq_length],
+        targets={name: target.cut(seq_length) for name, target in sample.targets.items()},
         images=sample.images,
     )
 
 
 def _shortest_cut(sample: TokenizedSample) -> int:
     """Return how many tokens from the left hold every image and one target."""
-    targets = np.flatnonzero(sample.label_weights > 0)
-    needed = int(targets[0]) + 1 if len(targets) else len(sample)
+    # An output and the token that it predicts.
+    ends = np.concatenate([np.zeros(0, int), *(t.positions + 2 for t in sample.targets.values())])
+    needed = int(ends.min()) if len(ends) else len(sample)
     needed = max([needed, *(image.stop for image in sample.images)])
     for term in find_terms(sample.roles):
         image = term.rows if term.task is Task.GENERATION else term.keys
         needed = max(needed, int(image[-1]) + 1)
-    if sample.task is Task.GENERATION and len(targets):
+    if sample.task is Task.GENERATION and len(ends):
         # The target is the image, also where a dropped prompt leaves no roles.
-        needed = max(needed, int(targets[-1]) + 1)
+        needed = max(needed, int(ends.max()))
     return needed

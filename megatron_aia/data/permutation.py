@@ -4,10 +4,33 @@ Integer arithmetic only. A resumed run must find the very order it left, so noth
 on a random generator whose stream another release of a library could change.
 """
 
+from enum import IntEnum
+
 import numpy as np
 
 _MASK_64 = (1 << 64) - 1
 _ROUNDS = 6
+
+
+class Stream(IntEnum):
+    """Keeps the draws of a run apart: one number of what is hashed says what is drawn.
+
+    The orders of samples have the numbers of their tasks, which are smaller, or hashes of their
+    sources' names. A number that changes is another order of data for every run that goes on.
+    """
+
+    SLOT = 101
+    """Order of the sources in a period: ``Permutation(size, seed, SLOT, period)``."""
+    DROPPED_PROMPT = 102
+    """``hash_integers(seed, DROPPED_PROMPT, position)``."""
+    WINDOW = 104
+    """Order inside a window: ``hash_integers(WINDOW, order of the source, window)``."""
+    REPLACEMENT = 104
+    """``hash_integers(seed, REPLACEMENT, position, attempt)``. The number is that of ``WINDOW``,
+    and still no draw is another: that hash is of three numbers, this one of four, of which the
+    number is the second."""
+    LIMIT = 105
+    """Samples that a limit keeps: ``hash_integers(LIMIT)``."""
 
 
 def splitmix64(value: int) -> int:

@@ -11,10 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from megatron_aia.data.permutation import Permutation
-
-# Keeps the order of slots apart from the samples' orders (those use streams of their sources).
-_SLOT_STREAM = 101
+from megatron_aia.data.permutation import Permutation, Stream
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def _advance(draws: Sequence[int], weights: Sequence[int], periods: int) -> tupl
 # Neighbouring positions share a period, or two.
 @lru_cache(maxsize=8)
 def _slot_order(size: int, seed: int, number: int) -> Permutation:
-    return Permutation(size, seed, _SLOT_STREAM, number)
+    return Permutation(size, seed, Stream.SLOT, number)
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from megatron_aia.data.batch import with_loaded_images
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.mixture import Mixture, SampleAddress
 from megatron_aia.data.packing import truncate
-from megatron_aia.data.sample import PromptBuilder, TokenizedSample
+from megatron_aia.data.sample import SampleEncoder, TokenizedSample
 from megatron_aia.data.stand_ins import Damage, DamageFound, locate_usable
 from megatron_aia.shards.raw_sample import DamagedSample, RawSample
 
@@ -34,20 +34,18 @@ class SampleReader:
 
     mixture: Mixture
     """From position to sample."""
-    prompt: PromptBuilder
+    encoder: SampleEncoder
     """Writes a sample as tokens; no longer with its prompt dropped than with it."""
-    prompt_fingerprint: str
-    """Changes whenever ``prompt`` may return something else."""
     seq_length: int
     """Tokens of a row."""
     codebook_size: int
     """Image codes are below this."""
-    prompt_drop: float
+    cfg_drop_prob: float
     """Share of generation samples that lose their prompt."""
     overlong: Literal["error", "truncate"]
     """What to do with a sample longer than a row."""
-    image_size: int = 0
-    """Side in pixels of the images of a micro-batch; 0 where no image is needed."""
+    loads_images: bool = True
+    """Read the images that the model looks at; only its first stage needs them."""
     found_damaged: set[tuple[int, int]] = field(default_factory=set)
     """(index number, sample number) of damage that counting tokens does not find; filled by
     ``mark_damaged`` with the same samples on every rank."""
@@ -68,7 +66,7 @@ class SampleReader:
             if self.overlong == "truncate":
                 for sample in overlong:
                     raw = self._read_raw(number, int(sample))
-                    truncate(self.prompt.outline(raw), self.seq_length)
+                    truncate(self.encoder.outline(raw), self.seq_length)
         if count and self.overlong == "error":
             index_number, sample_number = address
             raise ValueError(
@@ -82,7 +80,7 @@ class SampleReader:
         return self._planned_length(self.address(position))
 
     def read(self, position: int) -> TokenizedSample:
-        """Read the sample at ``position``, with its images where there is an ``image_size``.
+        """Read the sample at ``position``, with its images where they are needed.
 
         Raises:
             DamageFound: its content is damaged.
@@ -93,7 +91,7 @@ class SampleReader:
         place = (address.index_number, address.sample_number)
         try:
             sample = self._read_sample(
-                *place, drop_prompt=self.mixture.drops_prompt(position, self.prompt_drop)
+                *place, drop_prompt=self.mixture.drops_prompt(position, self.cfg_drop_prob)
             )
         except DamagedSample as error:
             raise DamageFound((Damage(*place, str(error)),)) from None
@@ -137,9 +135,9 @@ class SampleReader:
         """
         meaning = [
             self.mixture.fingerprint,
-            self.prompt_fingerprint,
+            self.encoder.fingerprint,
             self.seq_length,
-            float(self.prompt_drop),
+            float(self.cfg_drop_prob),
             self.overlong,
         ]
         return hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
@@ -151,8 +149,7 @@ class SampleReader:
         Negative for a damaged sample.
         """
         return tuple(
-            token_lengths(index, self.prompt, self.prompt_fingerprint, self.codebook_size)
-            for index in self.mixture.indexes
+            token_lengths(index, self.encoder, self.codebook_size) for index in self.mixture.indexes
         )
 
     def address(self, position: int) -> SampleAddress:
@@ -170,8 +167,8 @@ class SampleReader:
     def _read_sample(
         self, index_number: int, sample_number: int, drop_prompt: bool
     ) -> TokenizedSample:
-        sample = self.prompt(self._read_raw(index_number, sample_number), drop_prompt)
-        return with_loaded_images(sample) if self.image_size else sample
+        sample = self.encoder(self._read_raw(index_number, sample_number), drop_prompt)
+        return with_loaded_images(sample) if self.loads_images else sample
 
     def _read_raw(self, index_number: int, sample_number: int) -> RawSample:
         return self.mixture.indexes[index_number].read(sample_number, self.codebook_size)

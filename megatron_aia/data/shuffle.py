@@ -8,11 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_aia.data.permutation import Permutation, hash_integers
+from megatron_aia.data.permutation import Permutation, Stream, hash_integers
 from megatron_aia.shards.index import ShardIndex
-
-# Keeps the orders inside windows apart from those of the shards.
-_WINDOW_STREAM = 104
 
 
 class Shuffle(Protocol):
@@ -68,7 +65,7 @@ class WindowShuffle:
         first = at - at % self._window_shards
         last = min(first + self._window_shards, len(shards)) - 1
         start = ends[first] - self._sizes[shards[first]]
-        stream = hash_integers(_WINDOW_STREAM, self._stream, first)
+        stream = hash_integers(Stream.WINDOW, self._stream, first)
         order = _permutation(ends[last] - start, self._seed, stream, epoch)
         place = start + order(place - start)
         at = bisect_right(ends, place)

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from megatron_aia.data.mixture import Mixture, SampleAddress
-from megatron_aia.data.permutation import hash_integers
+from megatron_aia.data.permutation import Stream, hash_integers
 
-# Keeps these draws apart from those of the mixture, which uses the numbers below.
-_STAND_IN_STREAM = 104
 _MAX_ATTEMPTS = 1000
 
 _T = TypeVar("_T")
@@ -83,7 +81,7 @@ def locate_usable(
         if not is_damaged(address):
             return address
         peers = mixture.peers(wanted)
-        drawn = hash_integers(mixture.seed, _STAND_IN_STREAM, position, attempt) % len(peers)
+        drawn = hash_integers(mixture.seed, Stream.REPLACEMENT, position, attempt) % len(peers)
         address = replace(wanted, sample_number=int(peers[drawn]))
     index = mixture.indexes[wanted.index_number]
     raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import unwrap_model
 
 from megatron_aia.config import Config
 from megatron_aia.models.fp8 import fp8_options
@@ -39,6 +40,7 @@ def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
         add_bias_linear=False,
+        add_qkv_bias=model.add_qkv_bias,
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         init_method_std=model.init_method_std,
@@ -65,6 +67,10 @@ def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
     )
 
 
+EMBEDDING_WEIGHT = "embedding.word_embeddings.weight"
+OUTPUT_WEIGHT = "output_layer.weight"
+
+
 class PackedGPTModel(GPTModel):
     """GPTModel for packed rows and a padded vocabulary.
 
@@ -77,6 +83,9 @@ class PackedGPTModel(GPTModel):
         real_vocab_size: ids below this are real; the rest of ``vocab_size`` is padding.
     """
 
+    blocks: tuple[str, ...] = ("decoder",)
+    """Names of the stacks of decoder layers, whose layers know their number in the whole model."""
+
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
@@ -86,9 +95,7 @@ class PackedGPTModel(GPTModel):
 
     def real_sizes(self) -> dict[str, int]:
         """Return the rows without padding of every parameter that has some: name to rows."""
-        return dict.fromkeys(
-            ("embedding.word_embeddings.weight", "output_layer.weight"), self.real_vocab_size
-        )
+        return dict.fromkeys((EMBEDDING_WEIGHT, OUTPUT_WEIGHT), self.real_vocab_size)
 
     def _preprocess(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
@@ -144,12 +151,19 @@ def decoder_arguments(
         "pre_process": parallel.has_embedding(virtual_stage),
         "post_process": parallel.has_output(virtual_stage),
         "parallel_output": True,
-        "share_embeddings_and_output_weights": False,
+        "share_embeddings_and_output_weights": (
+            not config.model.untie_embeddings_and_output_weights
+        ),
         "position_embedding_type": "rope",
         "rotary_base": config.model.rotary_base,
         "pg_collection": parallel.groups,
         "vp_stage": virtual_stage if parallel.virtual_stages > 1 else None,
     }
+
+
+def is_last_chunk(model: torch.nn.Module) -> bool:
+    """Return whether a model chunk, wrapped or not, is the one that computes the outputs."""
+    return bool(unwrap_model(model).post_process)
 
 
 def packed_causal_mask(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the prompt builders share: samples in pieces, the kinds of tokens, roles from kinds."""
+"""What the sample encoders share: samples in pieces, the kinds of tokens, roles from kinds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,9 +9,21 @@ import numpy as np
 
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.data.sample import ImageSource, TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
-Sets = Literal["intended", "released_code"]
+Sets = Literal["paper", "released_code"]
+"""``--aia-query-key-sets``."""
+
+
+def fingerprint_of_sets(sets: Sets) -> str:
+    """Return what stands for ``sets`` in the fingerprint of a sample encoder.
+
+    Checkpoints and tables beside the shards hold fingerprints, so a new name changes none of them.
+    """
+    return "intended" if sets == "paper" else sets
+
+
 """Rows and keys of the paper's text, or with the off-by-ones of the authors' Janus-Pro code."""
 
 _Image = TypeVar("_Image")
@@ -52,12 +64,13 @@ class Draft:
 
     def finish(self, sample: RawSample, sets: Sets, is_active: bool) -> TokenizedSample:
         """Return the sample; it has no roles unless it is active."""
-        kinds = np.concatenate(self.kinds)
+        kinds, tokens = np.concatenate(self.kinds), np.concatenate(self.tokens)
+        weights = ((kinds == Kind.DRAWN) | (kinds == Kind.ANSWER)).astype(np.float32)
         return TokenizedSample(
             key=sample.key,
             task=sample.task,
-            tokens=np.concatenate(self.tokens),
-            label_weights=((kinds == Kind.DRAWN) | (kinds == Kind.ANSWER)).astype(np.float32),
+            tokens=tokens,
+            targets={NEXT_TOKEN: next_token_target(tokens, weights)},
             roles=_roles(kinds, sets) if is_active else np.zeros(len(kinds), np.uint8),
             images=tuple(self.images),
         )

@@ -12,19 +12,23 @@ from collections.abc import Iterator
 import torch
 
 from megatron_aia.config import Config
-from megatron_aia.models.backbone import PackedGPTModel
+from megatron_aia.models.backbone import EMBEDDING_WEIGHT, OUTPUT_WEIGHT, PackedGPTModel
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_LAYER = re.compile(r".*?\.layers\.\d+\.")
 _RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 
 
 def global_parameters(model: PackedGPTModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Yield parameters with layer numbers counted (from 0) over the whole model."""
+    numbers = {
+        f"{block}.layers.{i}.": f"{block}.layers.{layer.layer_number - 1}."
+        for block in model.blocks
+        for i, layer in enumerate(model.get_submodule(block).layers)
+    }
     for name, parameter in model.named_parameters():
-        match = _LAYER.match(name)
-        if match:
-            number = model.decoder.layers[int(match.group(1))].layer_number - 1
-            name = f"decoder.layers.{number}.{name[match.end() :]}"
+        prefix = _LAYER.match(name)
+        if prefix and prefix[0] in numbers:
+            name = numbers[prefix[0]] + name[prefix.end() :]
         yield name, parameter
 
 
@@ -39,7 +43,7 @@ def initialize_weights(model: PackedGPTModel, config: Config) -> None:
             parameter.fill_(1.0)
             continue
         std = config.model.init_method_std
-        if name.startswith("decoder.") and name.endswith(_RESIDUAL_OUTPUTS):
+        if name.startswith(model.blocks) and name.endswith(_RESIDUAL_OUTPUTS):
             std /= math.sqrt(2 * config.model.num_layers)
         parameter.copy_(_draw_shard(model, name, parameter, std, config.run.seed))
 
@@ -54,11 +58,13 @@ def _draw_shard(
     shape = list(parameter.shape)
     if split >= 0:
         shape[split] *= size
-    if name.startswith("decoder.") and name.endswith("linear_fc1.weight"):
+    if name.startswith(model.blocks) and name.endswith("linear_fc1.weight"):
         # A rank holds its part of the gate, then its part of the up projection.
         half = [shape[0] // 2, *shape[1:]]
         parts = [_draw(f"{name}.{part}", half, std, seed) for part in ("gate", "up")]
         return torch.cat([part.chunk(size)[rank] for part in parts])
+    if model.share_embeddings_and_output_weights and name == OUTPUT_WEIGHT:
+        name = EMBEDDING_WEIGHT  # the last stage's copy of it
     real = model.real_sizes().get(name)
     if real is not None:
         full = torch.zeros(shape)

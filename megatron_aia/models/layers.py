@@ -34,9 +34,9 @@ from megatron_aia.runtime.device import (
 
 
 def layer_specs(
-    config: Config, core: TransformerConfig, virtual_stage: int
+    config: Config, core: TransformerConfig, virtual_stage: int, branch: int = 0
 ) -> TransformerBlockSubmodules:
-    """Choose the modules of the layers of one model chunk.
+    """Choose the modules of the layers of one model chunk, or of one branch of it.
 
     Raises:
         ValueError: the attention method or the layer implementation cannot run on this machine.
@@ -50,7 +50,7 @@ def layer_specs(
         layer = get_gpt_layer_local_spec(normalization="RMSNorm")
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
-    _choose_core_attention(layer.submodules.self_attention, config, core)
+    _choose_core_attention(layer.submodules.self_attention, config, core, branch)
     count = get_num_layers_to_build(core, virtual_stage if core.overlap_p2p_comm else None)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
@@ -66,14 +66,17 @@ def uses_own_attention(config: Config) -> bool:
     return config.aia.aia or shares_rows or (config.data.packing and has_cuda())
 
 
-def _choose_core_attention(attention: ModuleSpec, config: Config, core: TransformerConfig) -> None:
+def _choose_core_attention(
+    attention: ModuleSpec, config: Config, core: TransformerConfig, branch: int
+) -> None:
     """Set the core attention of a layer's self-attention."""
     if uses_own_attention(config):
         method = attention_method(config, core.params_dtype, core.tensor_model_parallel_size)
-        own = ModuleSpec(module=AlignedCoreAttention, params={"method": method})
+        params: dict[str, Any] = {"method": method, "branch": branch}
+        own = ModuleSpec(module=AlignedCoreAttention, params=params)
         if core.fp8_dot_product_attention:
             inner = attention.submodules.core_attention
-            own = ModuleSpec(module=ProbedCoreAttention, params={"inner": inner, "method": method})
+            own = ModuleSpec(module=ProbedCoreAttention, params={"inner": inner, **params})
         attention.submodules.core_attention = own
     elif not (uses_transformer_engine(config) and not config.data.packing):
         # megatron-core's kernels for causal masks do not look at the mask, and rows are packed.
@@ -98,7 +101,7 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
         attends_in_fp8=config.training.fp8_dot_product_attention,
     )
     method = choose_method(
-        aia.aia_method, machine, aia.aia_probe_rows, config.run.seed, model.attention_backend
+        aia.aia_attention, machine, aia.aia_probe_rows, config.run.seed, model.attention_backend
     )
     if torch.get_default_device().type == "meta":
         return method  # nobody asks this model for numbers

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_aia.data.images import ImageTokenizer, encode_picture
+from megatron_aia.shards.image_tokenizer import ImageTokenizer, encode_picture
 from megatron_aia.shards.raw_sample import IMAGE_TAG, Picture, RawSample
 
 
 class PictureCodes:
     """Puts codes in the place of the pictures that a model knows by their codes.
 
-    Codes that are stored stay. Without a tokeniser every picture stays too, and the prompt builder
+    Codes that are stored stay. Without a tokeniser every picture stays too, and the sample encoder
     says what it lacks.
 
     Args:
@@ -33,7 +33,7 @@ class PictureCodes:
         self._drawn_only = drawn_only
         self._side = side
         self.fingerprint = "" if tokenizer is None else f"|{tokenizer.fingerprint}"
-        """Text that ends the description of a prompt builder; empty without a tokeniser."""
+        """Text that ends the description of a sample encoder; empty without a tokeniser."""
         if tokenizer is None or not side:
             return
         for width in (640, 1920):

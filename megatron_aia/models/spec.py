@@ -1,4 +1,4 @@
-"""What the trainer knows of a model family."""
+"""How a model family is built, run and trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,32 +9,21 @@ import torch
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.images import ImageTokenizer
-from megatron_aia.data.sample import PromptBuilder
+from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
-from megatron_aia.models.token_names import TokenNames
+from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
-class ModelPrompt(PromptBuilder, Protocol):
-    """A model's way to write a sample, and a name for that way."""
-
-    fingerprint: str
-    tokenizer: TextTokenizer
-
-    @property
-    def token_names(self) -> TokenNames:
-        """What ids stand for that are no text."""
-
-
-class MakesPrompt(Protocol):
-    """How a family makes its prompt builder."""
+class MakesEncoder(Protocol):
+    """How a family makes its sample encoder."""
 
     def __call__(
         self, config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
-    ) -> ModelPrompt:
-        """Return the prompt builder; ``images`` makes the codes that the shards do not have.
+    ) -> SampleEncoder:
+        """Return the sample encoder; ``images`` makes the codes that the shards do not have.
 
         Raises:
             ValueError: a tokeniser does not fit the model.
@@ -43,12 +32,19 @@ class MakesPrompt(Protocol):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model family: the only thing a new model has to provide."""
+    """The part of a model family that needs torch."""
 
     name: str
     build: Callable[[Config, Parallel, int], PackedGPTModel]
     """``(config, parallel, virtual_stage)`` to one model chunk; its weights are set afterwards."""
-    forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor]
-    """Run a chunk: ``[b, s]`` negative log-likelihoods on the last one, hidden states before."""
-    prompt: MakesPrompt
-    pad_id: Callable[[Config], int]
+    forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor | Outputs]
+    """Run a chunk: hidden states, or on the last one outputs by name, for the targets that are in
+    the micro-batch."""
+    losses: Callable[[Config], tuple[LossTerm, ...]]
+    """What is learned; each term reads a target that the sample encoder declares."""
+    encoder: MakesEncoder
+    image_area: Callable[[Config], int | None] = lambda config: None
+    """Pixels of a picture before its codes are made; None leaves that to the image tokeniser."""
+    draw_greedily: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor] | None = None
+    """``(model, prompt, num_codes)`` to the most probable codes of an image; for the demo's report.
+    """

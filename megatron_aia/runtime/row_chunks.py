@@ -23,6 +23,31 @@ def held_slices(length: int, rank: int, size: int) -> tuple[slice, ...]:
     return tuple(slice(n * chunk, (n + 1) * chunk) for n in (rank, 2 * size - 1 - rank))
 
 
+def held_positions(positions: Tensor, length: int, rank: int, size: int) -> tuple[Tensor, Tensor]:
+    """Find which of some places of whole rows a rank holds.
+
+    Args:
+        positions: int64 ``[n]``, places in the flattened ``[b, length]`` of whole rows.
+        length: tokens of a whole row.
+        rank: of ``size`` ranks.
+        size: number of ranks that share a row.
+
+    Returns:
+        The numbers of the held ones, int64 ``[m]``, and their places in the flattened
+        ``[b, length / size]`` that the rank holds.
+    """
+    if size == 1:
+        return torch.arange(len(positions)), positions
+    assert length % (2 * size) == 0, (length, size)
+    chunk = length // (2 * size)
+    row, place = positions // length, positions % length
+    number = place // chunk
+    is_late = number == 2 * size - 1 - rank
+    held = ((number == rank) | is_late).nonzero().flatten()
+    start = torch.where(is_late[held], chunk, 0)
+    return held, row[held] * (2 * chunk) + start + place[held] % chunk
+
+
 def take_held(whole: Tensor, rank: int, size: int, dim: int) -> Tensor:
     """Return the part of ``whole`` that a rank holds; ``dim`` counts the tokens of a row."""
     if size == 1:

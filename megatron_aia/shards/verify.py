@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
-
-from tyro.conf import Positional
+from typing import Annotated, Any, Optional
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.config.value_types import POSITIONAL
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 from megatron_aia.shards.cache import cache_folder
 from megatron_aia.shards.damage import Problem, quote
@@ -44,7 +43,7 @@ class FolderReport:
 class VerifyOptions:
     """Settings of ``verify_folder``."""
 
-    folders: Positional[tuple[str, ...]]
+    folders: Annotated[tuple[str, ...], POSITIONAL]
     """Folders of shards."""
     decode: bool = False
     """Decode pictures too; without it, only their checksums are compared."""

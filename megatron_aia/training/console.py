@@ -48,7 +48,6 @@ def format_record(record: LogRecord, eta_seconds: float) -> str:
         record: what happened since the last line.
         eta_seconds: expected time to the end of the run, see ``EtaEstimator``.
     """
-    other_tasks = [task for task in (Task.TEXT, Task.MIXED) if task in record.ntp_by_task]
     skipped = f"skipped {record.skipped_iterations}"
     if record.total_skipped:
         skipped += f" (total {record.total_skipped})"
@@ -63,8 +62,7 @@ def format_record(record: LogRecord, eta_seconds: float) -> str:
         [f"lr {record.learning_rate:.1e}"],
         [
             f"loss {record.loss:.3f}",
-            f"ntp {_format_tasks([*AIA_TASKS, *other_tasks], record.ntp_by_task)}",
-            f"aia {_format_tasks([*AIA_TASKS], record.aia_by_task)}",
+            *(f"{term} {_format_tasks(by_task)}" for term, by_task in record.losses.items()),
         ],
         [f"grad {_format_number(record.grad_norm)}", skipped],
     ]
@@ -106,7 +104,9 @@ def _format_progress(record: LogRecord) -> str:
     return f"iteration {record.iteration:>{columns}}/{record.train_iters} ({percent:2} %)"
 
 
-def _format_tasks(tasks: list[Task], values: dict[Task, float]) -> str:
+def _format_tasks(values: dict[Task, float]) -> str:
+    """Return the values by task: always those of the AIA tasks, any other where there is one."""
+    tasks = [*AIA_TASKS, *(task for task in (Task.TEXT, Task.MIXED) if task in values)]
     return " ".join(
         f"{_TASK_LABELS[task]} {_format_number(values.get(task, math.nan))}" for task in tasks
     )

@@ -28,7 +28,7 @@ class DamageList:
 
     def __init__(self, config: Config, mixture: Mixture) -> None:
         self._mixture = mixture
-        self._limit = config.data.max_damaged_samples
+        self._limit = config.data.max_corrupt_samples
         folder = config.checkpoint.save or config.logging.tensorboard_dir
         self._file = Path(folder) / DAMAGE_FILE if folder else None
         self._written: dict[_Name, int] = {}
@@ -58,7 +58,7 @@ class DamageList:
             position: of the first sample of the step that met them; None before the first step.
 
         Raises:
-            ValueError: the list holds more than ``--max-damaged-samples``.
+            ValueError: the list holds more than ``--max-corrupt-samples``.
             OSError: the file cannot be written.
         """
         for damage in damages:
@@ -71,7 +71,7 @@ class DamageList:
                     self._write(name, damage, position)
             if len(self._known) > self._limit:
                 raise ValueError(
-                    f"more than --max-damaged-samples {self._limit} samples are damaged, the last: "
+                    f"more than --max-corrupt-samples {self._limit} samples are damaged, the last: "
                     f"{damage.reason}; or allow more"
                 )
 

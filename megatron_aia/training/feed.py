@@ -40,7 +40,7 @@ class StepFeed:
         workers = 0 if config.data.image_tokenizer else config.data.num_workers
         self._prefetcher = Prefetcher(batches, workers)
         self._damage_list = DamageList(config, batches.mixture) if dist.get_rank() == 0 else None
-        self._max_damaged = config.data.max_damaged_samples
+        self._max_damaged = config.data.max_corrupt_samples
         known: list[Damage] = []
         error: Exception | None = None
         try:

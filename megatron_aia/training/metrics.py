@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ import torch.distributed as dist
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import NUM_TASKS, Task
 from megatron_aia.aia.tracker import IntensityTracker
-from megatron_aia.analysis.records import LogRecord
+from megatron_aia.analysis.records import AIA_TERM, LogRecord
+from megatron_aia.models.losses import LossTerm
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.training.step import StepOutput
@@ -21,11 +23,19 @@ class IntervalMetrics:
 
     Args:
         num_layers: decoder layers of the whole model.
+        terms: of the loss.
         targets: of the AIA term; None if it is off.
         parallel: of the run.
     """
 
-    def __init__(self, num_layers: int, targets: LayerTargets | None, parallel: Parallel) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        terms: Sequence[LossTerm],
+        targets: LayerTargets | None,
+        parallel: Parallel,
+    ) -> None:
+        self._terms = terms
         self._targets = targets
         self._parallel = parallel
         self._tracker = IntensityTracker(num_layers)
@@ -39,8 +49,10 @@ class IntervalMetrics:
         if not updated:
             self._skipped += 1
             return
-        self._next_token += output.next_token
-        self._label_weight += output.counts.label_weight
+        self._losses += output.losses
+        for term in self._terms:
+            counts = output.counts.of_term[term.name]
+            self._weights[term.name] += term.weight_by_task(counts)
         self._grad_norm = grad_norm
         for align in output.aligns:
             self._tracker.add(align)
@@ -59,13 +71,12 @@ class IntervalMetrics:
         Every rank calls this; all get the same record but for the timings, which are their own,
         and for the damaged samples, which rank 0 counts.
         """
-        next_token = self._reduce()
-        updates = max(self._steps - self._skipped, 1)
-        ntp_loss = next_token[0] / updates if self._steps > self._skipped else math.nan
+        parts, losses = self._mean_losses(self._reduce())
         intensities = self._tracker.report()
-        aia = intensities.loss if self._targets is not None else {}
+        if self._targets is not None:
+            losses[AIA_TERM] = intensities.loss
+            parts[AIA_TERM] = sum(intensities.loss.values())
         seconds = (time.perf_counter() - self._start) / self._steps
-        weight = self._label_weight.tolist()
         record = LogRecord(
             iteration=iteration,
             train_iters=train_iters,
@@ -76,12 +87,9 @@ class IntervalMetrics:
             grad_norm=self._grad_norm,
             skipped_iterations=self._skipped,
             total_skipped=total_skipped,
-            loss=ntp_loss + sum(aia.values()),
-            ntp_loss=ntp_loss,
-            ntp_by_task={
-                Task(i): next_token[1 + i] / weight[i] for i in range(NUM_TASKS) if weight[i] > 0
-            },
-            aia_by_task=aia,
+            loss=sum(parts.values()),
+            terms=parts,
+            losses=losses,
             intensity=intensities.intensity if self._targets is not None else {},
             target=self._target_curves(),
             padding_fraction=1 - self._tokens / self._positions,
@@ -90,25 +98,43 @@ class IntervalMetrics:
         self._clear()
         return record
 
-    def _reduce(self) -> list[float]:
+    def _mean_losses(
+        self, sums: torch.Tensor
+    ) -> tuple[dict[str, float], dict[str, dict[Task, float]]]:
+        """Return each term's part of the loss, a mean over steps, and its mean value by task."""
+        updates = self._steps - self._skipped
+        parts, losses = {}, {}
+        for term, (part, *by_task) in zip(self._terms, sums.tolist(), strict=True):
+            weight = self._weights[term.name].tolist()
+            parts[term.name] = part / updates if updates else math.nan
+            losses[term.name] = {
+                Task(i): by_task[i] / weight[i] for i in range(NUM_TASKS) if weight[i] > 0
+            }
+        return parts, losses
+
+    def _reduce(self) -> torch.Tensor:
+        """Return the sums of the loss terms over all ranks; the tracker gets the intensities'."""
         tracked = self._tracker.totals().to(device())
         if self._parallel.context_rank > 0:
-            # Next-token sums are parts, but every context-parallel rank has the whole intensities.
+            # Sums of losses are parts, but every context-parallel rank has the whole intensities.
             tracked.zero_()
-        sums = torch.cat([self._next_token, tracked])
+        sums = torch.cat([self._losses.flatten(), tracked])
         for group in (self._parallel.groups.dp_cp, self._parallel.groups.pp):
             dist.all_reduce(sums, group=group)
-        next_token, tracked = sums.split([1 + NUM_TASKS, len(tracked)])
+        losses, tracked = sums.split([self._losses.numel(), len(tracked)])
         self._tracker.load_totals(tracked)
-        return next_token.tolist()
+        return losses.view_as(self._losses)
 
     def _target_curves(self) -> dict[Task, np.ndarray]:
         return {} if self._targets is None else dict(self._targets.target)
 
     def _clear(self) -> None:
         self._tracker.clear()
-        self._next_token = torch.zeros(1 + NUM_TASKS, dtype=torch.float64, device=device())
-        self._label_weight = torch.zeros(NUM_TASKS, dtype=torch.float64)
+        shape = (len(self._terms), 1 + NUM_TASKS)
+        self._losses = torch.zeros(shape, dtype=torch.float64, device=device())
+        self._weights = {
+            term.name: torch.zeros(NUM_TASKS, dtype=torch.float64) for term in self._terms
+        }
         self._steps = self._skipped = self._tokens = self._positions = 0
         self._grad_norm = math.nan
         self._start = time.perf_counter()

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
+from megatron_aia.checkpoint.folder import CONFIG_FILE
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
 from megatron_aia.training.console import EtaEstimator, format_banner, format_record
@@ -16,7 +17,8 @@ class Reporter:
     """Writes each record everywhere it belongs.
 
     Args:
-        config: of the run; its ``save`` folder, else the TensorBoard folder, gets the records file.
+        config: of the run; its ``save`` folder, else the TensorBoard folder, gets the records and
+            all settings, as YAML that ``--config`` reads.
         start_iteration: steps done before this process started.
     """
 
@@ -29,6 +31,8 @@ class Reporter:
         if self._records_folder:
             self._records_folder.mkdir(parents=True, exist_ok=True)
             end_lines(self._records_folder / METRICS_FILE)
+        self.settings = self._keep_settings(config)
+        """Where the settings of the run start from and stand, for the banner."""
         self._tensorboard: TensorBoardLog | None = None
         if config.logging.tensorboard_dir:
             self._tensorboard = TensorBoardLog(
@@ -55,6 +59,14 @@ class Reporter:
         """Flush TensorBoard."""
         if self._tensorboard:
             self._tensorboard.close()
+
+    def _keep_settings(self, config: Config) -> str:
+        start = f"preset {config.run.preset}, AIA preset {config.aia.aia_preset}"
+        if self._records_folder is None:
+            return f"{start}; kept nowhere (neither --save nor --tensorboard-dir is set)"
+        path = self._records_folder / CONFIG_FILE
+        path.write_text(dump(config))
+        return f"{start}; all of them: {path}"
 
     def _draw(self, record: LogRecord) -> None:
         from megatron_aia.analysis.plots import plot_intensity

@@ -1,26 +1,27 @@
 """Building the parts of a run, in order: data, model, optimizer."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
+from megatron_aia.analysis.records import AIA_TERM
 from megatron_aia.config import Config
-from megatron_aia.config.locations import is_url
-from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
-from megatron_aia.data.open_mixture import data_folders
-from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import open_batches
+from megatron_aia.data.sample import SampleEncoder
+from megatron_aia.models.image_tokenizers import load_image_tokenizer
 from megatron_aia.models.initialize import initialize_weights
+from megatron_aia.models.losses import LossTerm
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
-
-DATA_TOKENIZER = "tokenizer.model"
+from megatron_aia.training.teacher import Teacher
 
 
 def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBatches:
@@ -36,7 +37,7 @@ def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBat
         data_size=parallel.data_size,
         micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
         # Decoding pictures takes time, and only the first stage looks at them.
-        has_images=parallel.has_embedding(0),
+        loads_images=parallel.has_embedding(0),
     )
 
 
@@ -46,56 +47,34 @@ def open_data(
     data_rank: int = 0,
     data_size: int = 1,
     micro_batch_multiple: int = 1,
-    has_images: bool = True,
+    loads_images: bool = True,
 ) -> GlobalBatches:
     """As ``build_data``, for one of ``data_size`` ranks; without process groups.
 
     Raises:
         ValueError: data or tokeniser are missing, damaged, or do not fit the model.
     """
-    tokenizer = load_text_tokenizer(_tokenizer_path(config))
-    prompt = spec.prompt(config, tokenizer, _image_tokenizer(config))
-    data = build_global_batches(
+    return open_batches(
         config,
-        prompt=prompt,
-        prompt_fingerprint=prompt.fingerprint,
-        pad_id=spec.pad_id(config),
-        codebook_size=config.model.codebook_size,
-        data_parallel_rank=data_rank,
-        data_parallel_size=data_size,
+        make_encoder=lambda tokenizer: spec.encoder(
+            config, tokenizer, _image_tokenizer(config, spec)
+        ),
+        loads_images=loads_images,
+        data_rank=data_rank,
+        data_size=data_size,
         micro_batch_multiple=micro_batch_multiple,
-        image_size=config.model.image_size if has_images else 0,
     )
-    data.check()
-    return data
 
 
-def _tokenizer_path(config: Config) -> str:
-    if config.data.tokenizer_model:
-        return config.data.tokenizer_model
-    folder = data_folders(config.data)[0]
-    if is_url(folder):
-        raise ValueError(
-            f"the data folder {folder} is a URL, and a tokeniser is read from files only; name the "
-            "model's by --tokenizer-model"
-        )
-    path = Path(folder) / DATA_TOKENIZER
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
-    return str(path)
-
-
-def _image_tokenizer(config: Config) -> ImageTokenizer | None:
+def _image_tokenizer(config: Config, spec: ModelSpec) -> ImageTokenizer | None:
     """Load what makes codes while the run reads its samples, on this process's device."""
     path = config.data.image_tokenizer
     if path is None:
         return None
-    # A model that draws images of one size has them encoded at that size.
-    image_area = config.model.image_size**2 or None
     try:
         # Loading draws weights before it replaces them; the run's own random states stay.
         with torch.random.fork_rng(devices=[]):
-            tokenizer = load_image_tokenizer(path, image_area, str(device()))
+            tokenizer = load_image_tokenizer(path, spec.image_area(config), str(device()))
     except ValueError as error:
         raise ValueError(f"--image-tokenizer {path} cannot be used: {error}") from None
     if tokenizer.codebook_size != config.model.codebook_size:
@@ -146,6 +125,43 @@ def build_models(
         no_sync = [model.no_sync for model in models]
         core.no_sync_func = no_sync if len(models) > 1 else no_sync[0]
     return models
+
+
+def loss_terms(config: Config, spec: ModelSpec, encoder: SampleEncoder) -> tuple[LossTerm, ...]:
+    """Return what the run learns.
+
+    Raises:
+        ValueError: two terms have one name, or a term learns a target that no sample has.
+    """
+    terms = spec.losses(config)
+    names = [term.name for term in terms]
+    for term in terms:
+        if names.count(term.name) > 1 or term.name == AIA_TERM:
+            raise ValueError(f"--model {spec.name}: two loss terms have the name {term.name}")
+        if term.target not in encoder.targets:
+            raise ValueError(
+                f"--model {spec.name}: the loss term {term.name} learns the target {term.target}, "
+                f"and its samples have {', '.join(encoder.targets)}"
+            )
+    return terms
+
+
+def build_teacher(
+    config: Config, spec: ModelSpec, parallel: Parallel, terms: Sequence[LossTerm]
+) -> Teacher | None:
+    """Build the frozen teacher if a loss term asks for one.
+
+    Raises:
+        ValueError: on every rank, if it cannot be loaded, or is named and no term asks for it.
+    """
+    if any(term.needs_teacher for term in terms):
+        return Teacher(config, spec, parallel, terms)
+    if config.checkpoint.teacher_checkpoint is not None:
+        raise ValueError(
+            f"--teacher-checkpoint {config.checkpoint.teacher_checkpoint}: no loss term of --model "
+            f"{spec.name} asks for a teacher; leave it out"
+        )
+    return None
 
 
 def _data_parallel_config(config: Config) -> DistributedDataParallelConfig:

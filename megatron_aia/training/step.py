@@ -1,7 +1,7 @@
 """One optimizer step: all micro-batches are drawn and counted first, then mcore's schedule runs."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,23 +17,26 @@ from megatron_aia.aia.roles import NUM_TASKS, Task, without_terms
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch, held_by_rank
 from megatron_aia.models.layers import uses_own_attention
+from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
-from megatron_aia.runtime.row_chunks import take_held
-from megatron_aia.training.losses import StepCounts, count_step, token_coefficients
+from megatron_aia.training.counts import StepCounts, count_step
+from megatron_aia.training.teacher import Teacher
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepInput:
-    """A micro-batch on the device, with what its loss and its intensities need."""
+    """A micro-batch on the device, with what its losses and its intensities need."""
 
     batch: MicroBatch
     """The tokens that this rank holds, with the segments of whole rows."""
     align: AlignInput | None
     """None where megatron-core's own attention runs."""
-    coefficients: torch.Tensor
-    """fp32, one for each label of ``batch``."""
+    coefficients: Mapping[str, torch.Tensor]
+    """By loss term: fp32, one for each entry of its target that this rank holds."""
+    teacher: Outputs = field(default_factory=dict)
+    """Outputs of the teacher, on the last pipeline stage."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class StepOutput:
     counts: StepCounts
     aligns: tuple[AlignInput, ...]
     """One a micro-batch, holding the intensities of this rank's layers; empty with AIA off."""
-    next_token: torch.Tensor
-    """float64 ``[1 + NUM_TASKS]``: this rank's part of the normalised loss, then the sums of
-    w_t * nll_t by task, of the tokens it holds. Zero but on the last pipeline stage."""
+    losses: torch.Tensor
+    """float64 ``[terms, 1 + NUM_TASKS]``, of the tokens that this rank holds: its part of each
+    normalised term, then the sums of weight x value by task. Zero but on the last stage."""
 
 
 def plan_step(
     batches: Sequence[MicroBatch],
+    terms: Sequence[LossTerm],
     config: Config,
     parallel: Parallel,
     targets: LayerTargets | None,
@@ -60,13 +64,13 @@ def plan_step(
 
     Args:
         batches: this rank's micro-batches of whole rows, on the host.
+        terms: of the loss.
         config: of the run.
         parallel: of the run; all its data-parallel ranks must call this together.
         targets: of the AIA term; None leaves it off.
     """
-    counts = count_step(batches, parallel.groups.dp)
+    counts = count_step(batches, terms, parallel.groups.dp)
     objective = None if targets is None else _objective(config, counts, targets)
-    place = (parallel.context_rank, parallel.context_size)
     inputs = []
     for batch in batches:
         align = None
@@ -77,9 +81,14 @@ def plan_step(
                 num_heads=config.model.num_attention_heads,
                 group=parallel.groups.tp_cp,
             )
-        coefficients = token_coefficients(batch, counts, config.training.ntp_normalizer)
-        held = take_held(coefficients, *place, dim=1).to(device())
-        inputs.append(StepInput(_to_device(held_by_rank(batch, *place)), align, held))
+        held, entries = held_by_rank(batch, parallel.context_rank, parallel.context_size)
+        coefficients = {
+            term.name: _to_device(
+                term.coefficients(batch, counts.of_term[term.name])[entries[term.target]]
+            )
+            for term in terms
+        }
+        inputs.append(StepInput(held.map(_to_device), align, coefficients))
     return counts, inputs
 
 
@@ -92,50 +101,52 @@ def _objective(config: Config, counts: StepCounts, targets: LayerTargets) -> Ali
             Task.UNDERSTANDING: config.aia.aia_lambda_understanding,
         },
         num_layers=config.model.num_layers,
-        num_active=counts.terms + inactive,
+        num_active=counts.intensities + inactive,
         penalty=config.aia.aia_loss,
     )
 
 
-def _to_device(batch: MicroBatch) -> MicroBatch:
-    tensors: dict[str, Any] = {
-        field.name: value.to(device(), non_blocking=True)
-        for field in fields(batch)
-        if isinstance(value := getattr(batch, field.name), torch.Tensor)
-    }
-    return replace(batch, **tensors)
+def _to_device(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(device(), non_blocking=True)
 
 
 def run_step(
     models: list[DistributedDataParallel],
     spec: ModelSpec,
+    terms: Sequence[LossTerm],
     config: Config,
     parallel: Parallel,
     batches: Sequence[MicroBatch],
     targets: LayerTargets | None,
+    teacher: Teacher | None = None,
 ) -> StepOutput:
     """Run forward and backward over the global batch; gradients are left in the model chunks.
 
     Args:
         models: this rank's chunks, wrapped for mixed precision and data parallelism.
         spec: of the model family.
+        terms: of the loss.
         config: of the run.
         parallel: of the run.
         batches: this rank's micro-batches of whole rows; every rank has the same number of them.
         targets: of the AIA term; None leaves it off.
+        teacher: runs first, over the same micro-batches; needed if a term asks for one.
     """
-    counts, inputs = plan_step(batches, config, parallel, targets)
+    counts, inputs = plan_step(batches, terms, config, parallel, targets)
+    if teacher is not None:
+        for item, outputs in zip(inputs, teacher.run([i.batch for i in inputs]), strict=True):
+            item.teacher = outputs
     for model in models:
         model.zero_grad_buffer()
     reports: list[torch.Tensor] = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, spec),
+        forward_step_func=partial(_forward_step, spec, terms),
         data_iterator=[iter(inputs) for _ in models],
         model=models,
         num_microbatches=len(inputs),
         seq_length=config.data.seq_length,
         micro_batch_size=config.data.micro_batch_size,
     )
-    total = torch.zeros(1 + NUM_TASKS, dtype=torch.float64, device=device())
+    total = torch.zeros(len(terms), 1 + NUM_TASKS, dtype=torch.float64, device=device())
     for report in reports:
         total += report
     measured = targets is not None
@@ -152,28 +163,35 @@ def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs
 
 
 def _forward_step(
-    spec: ModelSpec, inputs: Iterator[StepInput], model: torch.nn.Module
-) -> tuple[torch.Tensor, Any]:
+    spec: ModelSpec,
+    terms: Sequence[LossTerm],
+    inputs: Iterator[StepInput],
+    model: torch.nn.Module,
+) -> tuple[torch.Tensor | Outputs, Any]:
     item = next(inputs)
     output = spec.forward(model, item.batch, item.align)
-    return output, partial(_next_token_loss, item)
+    return output, partial(_total_loss, terms, item)
 
 
-def _next_token_loss(
-    item: StepInput, nll: torch.Tensor
+def _total_loss(
+    terms: Sequence[LossTerm], item: StepInput, outputs: Outputs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the loss of a micro-batch, an unused count, and its part of the report.
 
     The count must be there: without it the schedule multiplies by the context-parallel size.
 
     Args:
+        terms: of the loss.
         item: the micro-batch.
-        nll: ``[b, s]`` negative log-likelihoods of the tokens that this rank holds.
+        outputs: of the last stage, for the tokens that this rank holds.
     """
-    loss = (nll.float() * item.coefficients).sum()
-    weighted = (nll.detach() * item.batch.label_weights).double().flatten()
-    by_task = torch.zeros(NUM_TASKS, dtype=torch.float64, device=nll.device)
-    by_task.index_add_(0, item.batch.label_tasks.flatten(), weighted)
-    # A copy: the schedule may change the loss in place.
-    report = torch.cat([loss.detach().double().clone().reshape(1), by_task])
-    return loss, torch.ones((), dtype=torch.int, device=nll.device), report
+    parts, rows = [], []
+    for term in terms:
+        target = item.batch.targets[term.target]
+        values = term.values(outputs, item.batch, item.teacher).float()
+        parts.append((values * item.coefficients[term.name]).sum())
+        by_task = torch.zeros(NUM_TASKS, dtype=torch.float64, device=values.device)
+        by_task.index_add_(0, target.tasks, (values.detach() * target.weights).double())
+        rows.append(torch.cat([parts[-1].detach().double().reshape(1), by_task]))
+    loss = torch.stack(parts).sum()
+    return loss, torch.ones((), dtype=torch.int, device=loss.device), torch.stack(rows)

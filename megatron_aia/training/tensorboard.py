@@ -54,11 +54,10 @@ class TensorBoardLog:
 
 def _scalars(record: LogRecord) -> Iterator[tuple[str, float]]:
     yield "loss/total", record.loss
-    yield "loss/ntp", record.ntp_loss
-    for task, value in record.ntp_by_task.items():
-        yield f"loss/ntp_{task_name(task)}", value
-    for task, value in record.aia_by_task.items():
-        yield f"loss/aia_{task_name(task)}", value
+    for term, value in record.terms.items():
+        yield f"loss/{term}", value
+        for task, task_value in record.losses[term].items():
+            yield f"loss/{term}_{task_name(task)}", task_value
     yield "train/learning_rate", record.learning_rate
     yield "train/grad_norm", record.grad_norm
     yield "train/skipped_iterations", record.skipped_iterations
@@ -90,8 +89,8 @@ def _chart_layout(record: LogRecord) -> dict[str, dict[str, list[Any]]]:
     names = [task_name(task) for task in AIA_TASKS]
     layout = {
         "loss": {
-            "next token by task": ["Multiline", [f"loss/ntp_{name}$" for name in names]],
-            "AIA by task": ["Multiline", [f"loss/aia_{name}$" for name in names]],
+            f"{term.upper()} by task": ["Multiline", [f"loss/{term}_{name}$" for name in names]]
+            for term in record.losses
         }
     }
     for task, curve in record.target.items():

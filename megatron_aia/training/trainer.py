@@ -29,7 +29,7 @@ from megatron_aia.training.optimizer import (
     learning_rate,
 )
 from megatron_aia.training.reporter import Reporter
-from megatron_aia.training.setup import build_data, build_models
+from megatron_aia.training.setup import build_data, build_models, build_teacher, loss_terms
 from megatron_aia.training.step import run_step
 from megatron_aia.training.stop_signal import StopSignal
 
@@ -54,9 +54,11 @@ class Trainer:
         self.spec = load_model_spec(config.model.model)
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data()
+        self.terms = loss_terms(config, self.spec, self.data.encoder)
         self.feed = StepFeed(config, self.data, self.parallel)
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
+        self.teacher = build_teacher(config, self.spec, self.parallel, self.terms)
         self.optimizer = build_optimizer(config, self.models, self.parallel)
         self.scheduler = build_scheduler(config, self.optimizer)
         self.checkpoints = CheckpointIO(self.models, self.optimizer, self.scheduler, self.parallel)
@@ -67,7 +69,9 @@ class Trainer:
             (self._resume if resumes else self._take_weights)(source)
         steps_left = max(config.training.train_iters - self.iteration, 0)
         self.data.mixture.check_length(self.position + steps_left * config.data.global_batch_size)
-        self.metrics = IntervalMetrics(config.model.num_layers, self.targets, self.parallel)
+        self.metrics = IntervalMetrics(
+            config.model.num_layers, self.terms, self.targets, self.parallel
+        )
         self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
 
     @property
@@ -123,7 +127,16 @@ class Trainer:
 
     def _step(self) -> None:
         batches = self.feed.step(self.position)
-        output = run_step(self.models, self.spec, self.config, self.parallel, batches, self.targets)
+        output = run_step(
+            self.models,
+            self.spec,
+            self.terms,
+            self.config,
+            self.parallel,
+            batches,
+            self.targets,
+            self.teacher,
+        )
         updated, grad_norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
         self.step_learning_rate = learning_rate(self.optimizer)
         self.scheduler.step(increment=1)
@@ -173,7 +186,7 @@ class Trainer:
                 data_start=self.data_start,
             ),
             dump(self.config),
-            self.config.checkpoint.keep_checkpoints,
+            self.config.checkpoint.save_total_limit,
         )
         logger.info("saved %s", path)
 
@@ -201,7 +214,7 @@ class Trainer:
         self.total_skipped = state.total_skipped
         self.start_note = f"{folder}, iteration {state.iteration}"
         if self.data_start != state.data_start:
-            self.start_note += ", new data from its first sample (--rebase-data)"
+            self.start_note += ", new data from its first sample (--reset-data)"
         if state.layout != self.checkpoints.layout():
             self.start_note += ", another layout: dropout continues from new random states"
 
@@ -209,20 +222,23 @@ class Trainer:
         """Return at how many consumed samples the order of this run's data begins."""
         if state.data_fingerprint == self.data.fingerprint:
             return state.data_start
-        if not self.config.checkpoint.rebase_data:
+        if not self.config.checkpoint.reset_data:
             raise ValueError(
                 f"--load {folder} was trained on other data, another mixture, tokeniser, "
                 "--image-tokenizer, --seed, --seq-length, --task-ratio, --shuffle-window-shards, "
-                "--prompt-drop, --overlong-samples or --aia-sets, so its sample position means "
-                "nothing here; restore them, or pass --rebase-data to begin the new data at its "
-                "first sample, or --finetune to start from its weights alone"
+                "--cfg-drop-prob, --overlong-samples or --aia-query-key-sets, so its sample "
+                "position means nothing here; restore them, or pass --reset-data to begin the new "
+                "data at its first sample, or --finetune to start from its weights alone"
             )
         return state.consumed_samples
 
     def _announce(self) -> None:
         if self.reporter:
-            logger.info(dump(self.config))
-            notes = {"AIA": self.profile_note, "start": self.start_note}
+            notes = {
+                "settings": self.reporter.settings,
+                "AIA": self.profile_note,
+                "start": self.start_note,
+            }
             lines = describe_run(self.config, self.parallel, self.models, notes)
             data = [("data", line.removeprefix("data: ")) for line in self.data.describe()]
             if self.position:

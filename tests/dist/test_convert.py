@@ -130,10 +130,10 @@ def train_standing_still(
     """Start from converted weights and take a step at a learning rate of 0."""
     options = {"load": str(source), "save": str(run)}
     config = run_config(data, Layout({**FOUR, **parallel}), 1, **options)
-    values = read_yaml(str(find_checkpoint(source) / "config.yaml"))
+    file = read_yaml(str(find_checkpoint(source) / "config.yaml"))
     config = replace(
         config,
-        model=replace(config.model, **values),
+        model=replace(config.model, **file.values),
         training=replace(config.training, lr=0.0, min_lr=0.0, bf16=bf16),
     )
     return train(config)

@@ -76,7 +76,7 @@ def assert_equal(found: list[LogRecord], expected: list[LogRecord]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=TOLERANCE)
-        assert ours.ntp_by_task == pytest.approx(theirs.ntp_by_task, rel=TOLERANCE)
+        assert ours.losses["ntp"] == pytest.approx(theirs.losses["ntp"], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES])
@@ -134,10 +134,10 @@ def test_more_damage_than_allowed_stops_all_ranks(
     limit: int, kind: str, data: Any, tmp_path: Path
 ) -> None:
     layout = Layout(PP, family="janus_pro")
-    run = config(data[0], tmp_path, layout, {"max_damaged_samples": limit})
+    run = config(data[0], tmp_path, layout, {"max_corrupt_samples": limit})
     messages = spawn(failure_of, 2, run, timeout=60)
     assert len(set(messages)) == 1
-    assert messages[0].startswith(f"{kind}: more than --max-damaged-samples {limit} samples")
+    assert messages[0].startswith(f"{kind}: more than --max-corrupt-samples {limit} samples")
     assert "\n" not in messages[0]
 
 

@@ -37,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(shards: Path) -> StepResult:
-    result: StepResult = spawn(first_step, 1, shards, Layout(method="dense"))
+    result: StepResult = spawn(first_step, 1, shards, Layout(method="eager"))
     return result
 
 

@@ -26,7 +26,7 @@ def janus(parallel: dict[str, Any] | None = None, **values: Any) -> Layout:
     return Layout(parallel or {}, family="janus_pro", **values)
 
 
-REFERENCE = {"reference": janus(method="dense", packing=False)}
+REFERENCE = {"reference": janus(method="eager", packing=False)}
 LAYOUTS = {
     1: {
         "packed": janus(),
@@ -93,7 +93,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", SUITE.parameters())
 def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) -> None:
     result = SUITE.result(name, shards)
-    assert relative_error(result.next_token, reference.next_token) < TOLERANCE
+    assert relative_error(result.losses, reference.losses) < TOLERANCE
     for layer, losses in reference.aia_loss.items():
         assert relative_error(result.aia_loss[layer], losses) < TOLERANCE, f"AIA, layer {layer}"
     if not SUITE.by_name[name].parallel.get("use_distributed_optimizer"):
@@ -118,7 +118,7 @@ def settled(name: str, weight: torch.Tensor) -> torch.Tensor:
 
 def test_reference_step_is_worth_comparing(reference: StepResult) -> None:
     """All tasks, both AIA terms, and gradients everywhere: nothing passes by being zero."""
-    assert (reference.next_token > 0).all()
+    assert (reference.losses > 0).all()
     assert all(len(losses) >= 6 and (losses > 0).any() for losses in reference.aia_loss.values())
     assert all(gradient.abs().sum() > 0 for gradient in reference.gradients.values())
     assert {name.split(".")[0] for name in reference.gradients} == {

@@ -15,6 +15,7 @@ from support.layouts import MODELS, Layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import CODEBOOK_SIZE, JANUS_GRID, ByteTokenizer
 
+from megatron_aia.models.losses import NextToken
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, ParallelConfig
@@ -72,7 +73,7 @@ def build(config: Config) -> tuple[Any, Any, Parallel]:
 
 
 def write(config: Config, samples: Sequence[RawSample]) -> list[TokenizedSample]:
-    prompt = load_model_spec("janus_pro").prompt(config, ByteTokenizer())
+    prompt = load_model_spec("janus_pro").encoder(config, ByteTokenizer())
     is_drawn = samples[0].task is Task.GENERATION
     return [prompt(raw, is_drawn and number == DROPPED) for number, raw in enumerate(samples)]
 
@@ -144,21 +145,23 @@ def released_loss(
 def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, float, float, float]:
     """Return ours and the authors': the weighted term, then the next-token loss."""
     config = tiny_config(None, Layout(family="janus_pro"))  # type: ignore[arg-type]
-    config = with_aia_preset(config, "janus_released_code")
+    config = with_aia_preset(config, "released_code")
     config = replace(config, model=replace(config.model, num_layers=PUBLISHED_DEPTH))
     spec, ours, parallel = build(config)
     written = write(config, samples)
     batch = build_micro_batch([written[:2], written[2:]], 64, 0, config.model.image_size)
     targets = load_profile("released_code").resolve(PUBLISHED_DEPTH, "stage")
-    _, (item,) = plan_step([batch], config, parallel, targets)
+    _, (item,) = plan_step([batch], spec.losses(config), config, parallel, targets)
     assert item.align is not None and item.align.objective is not None
     with torch.no_grad():
-        nll = spec.forward(ours, item.batch, item.align)
+        outputs = spec.forward(ours, item.batch, item.align)
     term = sum(
         float(item.align.objective.loss(item.align.intensity(i), item.align.term_tasks, i).sum())
-        for i in item.align.layers
+        for _, i in item.align.measured
     )
-    next_token = float((nll * item.coefficients).sum())
+    next_token = float(
+        (NextToken().values(outputs, item.batch, {}) * item.coefficients["ntp"]).sum()
+    )
     attention, losses = released_loss(hugging_face_twin(ours, config.model), written, 40)
     labels = [int((sample.label_weights > 0).sum()) for sample in written]
     mean = sum(loss * n for loss, n in zip(losses, labels, strict=True)) / sum(labels)
@@ -216,7 +219,7 @@ def test_tower_is_siglip() -> None:
 
 
 def count_parameters(preset: str) -> int:
-    config = preset_table()[preset]()
+    config = preset_table()[preset].build()
     one = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     initialize_process_group(1)
     parallel = create_parallel(one, config.model.num_layers, seed=0)

@@ -74,7 +74,7 @@ def job_config(data: Path, layout: Layout, folder: Path, num_workers: int) -> Co
         save=str(folder),
         load=str(folder),
         save_interval=1,
-        keep_checkpoints=2,
+        save_total_limit=2,
     )
     return replace(config, data=replace(config.data, num_workers=num_workers))
 
@@ -96,8 +96,8 @@ def comparable(record: LogRecord) -> tuple[object, ...]:
         record.loss,
         record.grad_norm,
         record.learning_rate,
-        record.ntp_by_task,
-        record.aia_by_task,
+        record.losses["ntp"],
+        record.losses["aia"],
     )
 
 

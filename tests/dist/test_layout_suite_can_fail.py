@@ -19,7 +19,7 @@ from megatron_aia.attention import core_attention
 from megatron_aia.models import backbone, layers
 from megatron_aia.models.janus_pro import network
 from megatron_aia.models.norm import RMSNorm
-from megatron_aia.training import losses, setup, step
+from megatron_aia.training import counts, setup, step
 
 VISIBLE = 1e-3
 TP = {"tensor_model_parallel_size": 2}
@@ -57,7 +57,7 @@ def plant_mean_over_data_parallel_ranks() -> None:
 
 def plant_local_normalisers() -> None:
     """Counts of one rank alone weigh its samples by how many neighbours they happen to have."""
-    losses.dist = type("NoReduction", (), {"all_reduce": staticmethod(lambda *a, **k: None)})
+    counts.dist = type("NoReduction", (), {"all_reduce": staticmethod(lambda *a, **k: None)})
 
 
 def plant_norm_without_mark() -> None:

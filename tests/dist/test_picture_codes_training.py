@@ -44,6 +44,6 @@ def test_losses_are_those_of_stored_codes(tmp_path: Path) -> None:
         assert [record.iteration for record in stored] == [1, 2, 3]
         for one, other in zip(stored, made, strict=True):
             assert (one.loss, one.grad_norm) == (other.loss, other.grad_norm)
-            assert one.ntp_by_task == other.ntp_by_task
-            assert one.aia_by_task == other.aia_by_task
+            assert one.losses["ntp"] == other.losses["ntp"]
+            assert one.losses["aia"] == other.losses["aia"]
             assert set(one.intensity) == set(other.intensity)

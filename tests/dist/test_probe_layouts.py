@@ -10,7 +10,7 @@ from support.tiny_data import write_shards
 TOLERANCE = 1e-5
 ROWS = 3
 
-PROBE = {"method": "probe", "probe_rows": ROWS}
+PROBE = {"method": "sampled", "probe_rows": ROWS}
 TP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP = {"pipeline_model_parallel_size": 2}
 FULL = {"recompute_granularity": "full"}
@@ -18,8 +18,8 @@ SELECTIVE = {"recompute_granularity": "selective"}
 
 ONE_PROCESS = {
     "exact": Layout(packing=False),
-    "all rows": Layout(method="probe", probe_rows=10_000),
-    "probe": Layout(packing=False, **PROBE),  # type: ignore[arg-type]
+    "all rows": Layout(method="sampled", probe_rows=10_000),
+    "sampled": Layout(packing=False, **PROBE),  # type: ignore[arg-type]
     "packed, selective recompute": Layout(SELECTIVE, 2, **PROBE),  # type: ignore[arg-type]
 }
 TWO_PROCESSES = {
@@ -39,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StepResult]:
 
 @pytest.mark.parametrize("name", ["packed, selective recompute", *TWO_PROCESSES])
 def test_the_same_rows_in_every_layout(name: str, results: dict[str, StepResult]) -> None:
-    assert relative_difference(results[name], results["probe"]) < TOLERANCE
+    assert relative_difference(results[name], results["sampled"]) < TOLERANCE
 
 
 def test_all_rows_are_exact(results: dict[str, StepResult]) -> None:
@@ -47,4 +47,4 @@ def test_all_rows_are_exact(results: dict[str, StepResult]) -> None:
 
 
 def test_few_rows_are_an_estimate(results: dict[str, StepResult]) -> None:
-    assert 1e-3 < relative_difference(results["probe"], results["exact"])
+    assert 1e-3 < relative_difference(results["sampled"], results["exact"])

@@ -1,4 +1,4 @@
-"""--rebase-data: a run goes on with other data from its first sample, and resumes there exactly.
+"""--reset-data: a run goes on with other data from its first sample, and resumes there exactly.
 
 The other data is a mixture file, whose second phase begins inside a step of the run.
 """
@@ -88,9 +88,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Star
     configs = {
         "first": config("first", data, SWITCH),
         "fresh": config("fresh", mixture, END - SWITCH),
-        "rebased": config("rebased", mixture, END, "first", rebase_data=True),
+        "rebased": config("rebased", mixture, END, "first", reset_data=True),
         "resumed": config("resumed", mixture, END, "rebased/iter_0000004"),
-        "restarted": config("restarted", mixture, END, "rebased/iter_0000004", rebase_data=True),
+        "restarted": config("restarted", mixture, END, "rebased/iter_0000004", reset_data=True),
     }
     return folder, spawn(train_all, 1, configs)
 

@@ -80,8 +80,8 @@ def test_goes_on_like_the_uninterrupted_run(name: str, runs: Any) -> None:
         assert ours.consumed_samples == theirs.consumed_samples
         assert ours.learning_rate == pytest.approx(theirs.learning_rate, rel=1e-12)
         assert ours.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
-        assert ours.ntp_by_task == pytest.approx(theirs.ntp_by_task, rel=TOLERANCE)
-        assert ours.aia_by_task == pytest.approx(theirs.aia_by_task, rel=TOLERANCE)
+        assert ours.losses["ntp"] == pytest.approx(theirs.losses["ntp"], rel=TOLERANCE)
+        assert ours.losses["aia"] == pytest.approx(theirs.losses["aia"], rel=TOLERANCE)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=TOLERANCE)
 
 

@@ -41,7 +41,7 @@ def saved(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_iters=4,
         save=str(folder),
         save_interval=1,
-        keep_checkpoints=2,
+        save_total_limit=2,
     )
     logging = replace(
         config.logging, tensorboard_dir=str(folder / "tensorboard"), aia_figure_interval=2
@@ -58,8 +58,8 @@ def test_records_hold_every_number(saved: Path) -> None:
     records: list[LogRecord] = read_records(saved)
     assert [record.iteration for record in records] == [1, 2, 3, 4]
     for record in records:
-        assert record.loss == pytest.approx(record.ntp_loss + sum(record.aia_by_task.values()))
-        assert len(record.ntp_by_task) == 4
+        assert record.loss == pytest.approx(record.terms["ntp"] + sum(record.losses["aia"].values()))
+        assert len(record.losses["ntp"]) == 4
         for curve in record.intensity.values():
             assert curve.shape == (LAYERS,)
             assert ((curve > 0) & (curve < 1)).all()
@@ -76,7 +76,7 @@ def test_tensorboard_holds_the_records(saved: Path) -> None:
 
 
 def test_saved_configuration_can_be_read_again(saved: Path, data: Path) -> None:
-    values = read_yaml(str(saved / "iter_0000004" / "config.yaml"))
+    values = read_yaml(str(saved / "iter_0000004" / "config.yaml")).values
     assert values["train_iters"] == 4
     assert tuple(values["data_path"]) == (str(data),)
 
@@ -86,9 +86,9 @@ def train_with_a_bad_gradient(config: Config) -> tuple[bool, bool, int]:
     trainer = Trainer(config)
     forward = trainer.spec.forward
 
-    def poisoned(*args: Any) -> torch.Tensor:
+    def poisoned(*args: Any) -> dict[str, torch.Tensor]:
         bad = trainer.iteration == 1 and dist.get_rank() == 1
-        return forward(*args) * (torch.inf if bad else 1.0)
+        return {"nll": forward(*args)["nll"] * (torch.inf if bad else 1.0)}
 
     trainer.spec = replace(trainer.spec, forward=poisoned)
     snapshots = []

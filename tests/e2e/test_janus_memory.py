@@ -19,7 +19,7 @@ def memory_config(data: Path, save: Path) -> Config:
     config = run_config(data, Layout(family="janus_pro", micro_batch_size=2), STEPS, save=str(save))
     return replace(
         config,
-        data=replace(config.data, task_ratio="1:1", prompt_drop=0.0, global_batch_size=16),
+        data=replace(config.data, task_ratio="1:1", cfg_drop_prob=0.0, global_batch_size=16),
         training=replace(config.training, lr=1e-2, min_lr=1e-3, lr_decay_iters=STEPS),
     )
 
@@ -27,7 +27,7 @@ def memory_config(data: Path, save: Path) -> Config:
 def test_images_are_learned_and_drawn_again(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", "janus_pro")
     records = spawn(train, 1, memory_config(data, tmp_path / "run"))
-    first, last = (record.ntp_by_task for record in (records[0], records[-1]))
+    first, last = (record.losses["ntp"] for record in (records[0], records[-1]))
     assert first[Task.GENERATION] > 3  # of log(24) nats, drawing blindly
     assert last[Task.GENERATION] < 0.1
     assert last[Task.UNDERSTANDING] < first[Task.UNDERSTANDING] / 4

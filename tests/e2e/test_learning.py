@@ -53,13 +53,13 @@ def test_intensities_move_to_the_profile(task: Task, records: dict[float, list[L
 
 def test_next_token_losses_fall_with_and_without(records: dict[float, list[LogRecord]]) -> None:
     for run in records.values():
-        assert run[0].ntp_loss == pytest.approx(np.log(546), rel=0.03)  # uniform over the ids
-        for task, loss in run[-1].ntp_by_task.items():
-            assert loss < run[0].ntp_by_task[task] - 1.0, task
+        assert run[0].terms["ntp"] == pytest.approx(np.log(546), rel=0.03)  # uniform over the ids
+        for task, loss in run[-1].losses["ntp"].items():
+            assert loss < run[0].losses["ntp"][task] - 1.0, task
 
 
 def test_first_step_is_the_same_whatever_lambda(records: dict[float, list[LogRecord]]) -> None:
-    assert records[40.0][0].ntp_loss == records[0.0][0].ntp_loss
+    assert records[40.0][0].terms["ntp"] == records[0.0][0].terms["ntp"]
     for task in AIA_TASKS:
         np.testing.assert_array_equal(
             records[40.0][0].intensity[task], records[0.0][0].intensity[task]

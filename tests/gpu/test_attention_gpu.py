@@ -39,7 +39,7 @@ LONG_ANSWER = [cases.UND_KEY] * 400 + [cases.PLAIN] * 3 + [cases.UND_ROW] * 97
 
 CUDNN = pytest.mark.skipif(not has_cudnn_attention(), reason="needs Hopper and cuDNN 9.15")
 
-RUNS: list = [(name, BF16) for name in METHODS] + [("dense", FP32)]
+RUNS: list = [(name, BF16) for name in METHODS] + [("eager", FP32)]
 RUNS += [pytest.param("rectangle on cudnn", BF16, marks=CUDNN)]
 RUNS += [
     pytest.param("fused", dtype, marks=pytest.mark.skipif(not has_triton(), reason="needs triton"))
@@ -68,7 +68,7 @@ PACKAGES = [
 @pytest.mark.parametrize("shape", [(8, 2, 64), (32, 8, 128), (32, 32, 128)])
 def test_a_run_would_take_this_kernel(backend: Backend, shape: tuple[int, int, int]) -> None:
     use_flash_attention(backend)
-    for name in ("rectangle", "probe"):
+    for name in ("flash", "sampled"):
         given = Method(name, "under test", backend=backend)
         for shares_rows in (False, True):
             setting = Setting(torch.device("cuda"), BF16, *shape, shares_rows)
@@ -114,9 +114,9 @@ def test_the_probe_replays_its_rows_under_recompute() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("name", ["rectangle", "probe"])
+@pytest.mark.parametrize("name", ["flash", "sampled"])
 def test_memory_grows_with_the_length_not_its_square(name: str) -> None:
-    attend = rectangle.attend if name == "rectangle" else Probe(64, 0, 0).attend
+    attend = rectangle.attend if name == "flash" else Probe(64, 0, 0).attend
     peaks = []
     for factor in (1, 2, 4):
         sample = [cases.GEN_KEY] * 100 + [cases.GEN_ROW] * (1024 * factor - 100)

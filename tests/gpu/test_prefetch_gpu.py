@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from toy_data import toy_batches, toy_samples, write_folder
 
 from megatron_aia.data.prefetch import Prefetcher
+from megatron_aia.data.targets import NEXT_TOKEN
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +25,8 @@ def test_prefetched_batches_are_pinned_and_the_same(tmp_path: Path) -> None:
     prefetcher, inline = Prefetcher(toy_batches(folder), 2), toy_batches(folder)
     for position in range(0, 48, 12):
         for found, expected in zip(prefetcher.step(position), inline.step(position), strict=True):
-            assert found.tokens.is_pinned() and found.label_weights.is_pinned()
+            assert found.tokens.is_pinned() and found.targets[NEXT_TOKEN].weights.is_pinned()
             assert torch.equal(found.tokens, expected.tokens)
-            assert torch.equal(found.label_weights, expected.label_weights)
+            for name, column in vars(found.targets[NEXT_TOKEN]).items():
+                assert torch.equal(column, getattr(expected.targets[NEXT_TOKEN], name))
     prefetcher.close()

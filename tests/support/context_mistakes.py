@@ -59,8 +59,8 @@ def plant_gradients_over_data_ranks_only() -> None:
 def plant_labels_counted_by_every_rank_of_a_row() -> None:
     """Ranks that share a row have the same samples."""
     original = step.count_step
-    step.count_step = lambda batches, _: original(
-        batches, parallel_state.get_data_parallel_group(with_context_parallel=True)
+    step.count_step = lambda batches, terms, _: original(
+        batches, terms, parallel_state.get_data_parallel_group(with_context_parallel=True)
     )
 
 
@@ -79,8 +79,9 @@ def plant_positions_cut_unlike_tokens() -> None:
     original = step.held_by_rank
 
     def first_half(batch: Any, *place: Any) -> Any:
-        held = original(batch, *place)
-        return replace(held, position_ids=batch.position_ids[:, : held.tokens.shape[1]])
+        held, kept = original(batch, *place)
+        positions = batch.position_ids[:, : held.tokens.shape[1]]
+        return replace(held, position_ids=positions), kept
 
     step.held_by_rank = first_half
 

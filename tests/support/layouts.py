@@ -1,6 +1,6 @@
 """Run the same steps under one layout and bring what came out to rank 0 in full shape."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from megatron_aia.config import (
     ParallelConfig,
     TrainingConfig,
 )
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.batch import MicroBatch
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.runtime.parallel import (
@@ -100,7 +103,7 @@ MODELS = {
 class StepResult:
     """Numbers of the first step, and the weights after all of them."""
 
-    next_token: torch.Tensor
+    losses: torch.Tensor
     aia_loss: dict[int, torch.Tensor]
     gradients: dict[str, torch.Tensor]
     grad_norms: list[float]
@@ -114,7 +117,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
         model=MODELS[layout.family],
         aia=AIAConfig(
             aia=layout.aia,
-            aia_method=layout.method,  # type: ignore[arg-type]
+            aia_attention=layout.method,  # type: ignore[arg-type]
             aia_probe_rows=layout.probe_rows,
         ),
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
@@ -126,7 +129,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
             packing=layout.packing,
             variable_seq_lengths=layout.variable_rows,
             task_ratio="2:2:1:1",
-            prompt_drop=0.3,
+            cfg_drop_prob=0.3,
             num_workers=0,
         ),
         training=TrainingConfig(lr=1e-3, min_lr=1e-3, clip_grad=1.0, **training),
@@ -138,15 +141,27 @@ def tiny_batches(config: Config, parallel: Parallel) -> GlobalBatches:
     spec = load_model_spec(config.model.model)
     return build_global_batches(
         config,
-        prompt=spec.prompt(config, ByteTokenizer()),
-        prompt_fingerprint=config.model.model,
-        pad_id=spec.pad_id(config),
-        codebook_size=config.model.codebook_size,
-        data_parallel_rank=parallel.data_rank,
-        data_parallel_size=parallel.data_size,
+        spec.encoder(config, ByteTokenizer()),
+        loads_images=parallel.has_embedding(0),
+        data_rank=parallel.data_rank,
+        data_size=parallel.data_size,
         micro_batch_multiple=parallel.pipeline_size if parallel.virtual_stages > 1 else 1,
-        image_size=config.model.image_size if parallel.has_embedding(0) else 0,
     )
+
+
+def predict_every_token(batch: MicroBatch) -> MicroBatch:
+    """Return the micro-batch with every token but a sample's first as a label."""
+    row_length = batch.tokens.shape[1]
+    spans = [
+        (segment.batch_index * row_length + segment.start, segment.stop - segment.start - 1)
+        for segment in batch.segments
+    ]
+    positions = torch.cat([torch.arange(start, start + count) for start, count in spans])
+    samples = torch.arange(len(spans)).repeat_interleave(torch.tensor([n for _, n in spans]))
+    values = batch.tokens.flatten()[positions + 1]
+    tasks = torch.tensor(batch.tasks)[samples]
+    target = BatchTarget(positions, values, torch.ones(len(values)), tasks, samples)
+    return replace(batch, targets={NEXT_TOKEN: target})
 
 
 def run_layouts(data: Path, layouts: dict[str, Layout], **training: Any) -> dict[str, Any]:
@@ -172,31 +187,31 @@ def run_layout(
     for step in range(num_steps):
         position = step * config.data.global_batch_size
         rows = batches.step(position)
-        output = run_step(models, spec, config, parallel, rows, targets)
+        output = run_step(models, spec, spec.losses(config), config, parallel, rows, targets)
         if step == 0:
-            next_token, aia = _step_losses(output, parallel)
+            losses, aia = _step_losses(output, parallel)
             gradients = gather_full(models, parallel, "main_grad", check_replicas)
         norms.append(apply_gradients(optimizer, config.training.clip_grad)[1])
     gather_parameters(models)
     weights = gather_full(models, parallel, "data", check_replicas)
     del models, optimizer
     destroy_parallel()
-    return StepResult(next_token, aia, gradients, norms, weights)
+    return StepResult(losses, aia, gradients, norms, weights)
 
 
 def _step_losses(
     output: StepOutput, parallel: Parallel
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """Return the next-token sums, and by layer the sorted losses of all intensities."""
-    next_token = output.next_token.clone()
+    """Return the sums of the loss terms, and by layer the sorted losses of all intensities."""
+    losses = output.losses.clone()
     local: dict[int, list[float]] = {}
     for align in output.aligns:
-        for layer in align.layers:
+        for branch, layer in align.measured:
             assert align.objective is not None
-            loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
+            loss = align.objective.loss(align.intensity(layer, branch), align.term_tasks, layer)
             local.setdefault(layer, []).extend(loss.tolist())
     for group in (parallel.groups.dp_cp, parallel.groups.pp):
-        dist.all_reduce(next_token, group=group)
+        dist.all_reduce(losses, group=group)
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, (parallel.tensor_rank, parallel.context_rank, local))
     merged: dict[int, list[float]] = {}
@@ -204,7 +219,7 @@ def _step_losses(
         if place == [0, 0]:
             for layer, values in part.items():
                 merged.setdefault(layer, []).extend(values)
-    return next_token, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
+    return losses, {k: torch.tensor(sorted(v)) for k, v in sorted(merged.items())}
 
 
 def gather_full(

@@ -29,7 +29,7 @@ ALL_ROWS = 1000
 """More than any sample here has, so the probe is exact."""
 
 
-@pytest.fixture(params=["dense", "rectangle", "probe"])
+@pytest.fixture(params=["eager", "flash", "sampled"])
 def module(request: pytest.FixtureRequest) -> AlignedCoreAttention:
     method = Method(request.param, "under test", probe_rows=ALL_ROWS)
     return AlignedCoreAttention(config(), layer_number=LAYER + 1, method=method)
@@ -45,7 +45,7 @@ def test_output_is_the_attention_and_the_layer_is_recorded(
     )
     torch.testing.assert_close(output, expected.permute(2, 0, 1, 3).flatten(2))
     torch.testing.assert_close(align.intensity(LAYER), torch.stack(intensities))
-    assert align.layers == (LAYER,)
+    assert align.measured == ((0, LAYER),)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -64,7 +64,7 @@ def test_recompute_gives_the_same_numbers_once(
         use_reentrant=reentrant,
     )
     # A reentrant checkpoint runs without gradient first; that pass must not cost a measurement.
-    assert align.layers == (() if reentrant else (LAYER,))
+    assert align.measured == (() if reentrant else ((0, LAYER),))
     torch.testing.assert_close(output, plain)
     for got, want in zip(gradients(case, inputs, output), expected, strict=True):
         torch.testing.assert_close(got, want)
@@ -75,7 +75,7 @@ def test_evaluation_measures(case: Case, module: AlignedCoreAttention) -> None:
     align = align_input(case)
     with torch.no_grad():
         module(*sbhd(case), None, attention_bias=align)
-    assert align.layers == (LAYER,)
+    assert align.measured == ((0, LAYER),)
 
 
 def test_layers_share_the_layout(case: Case, module: AlignedCoreAttention) -> None:

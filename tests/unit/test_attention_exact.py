@@ -71,9 +71,9 @@ def test_without_terms(method: str) -> None:
 def test_head_sizes_and_query_groups(head_size: int, groups: int) -> None:
     case = make_case(ROWS["packed"], groups=groups, head_size=head_size)
     for dtype in TOLERANCE:
-        check("rectangle", case, dtype)
-        check("probe", case, dtype)
-    check("dense", case, torch.float64)
+        check("flash", case, dtype)
+        check("sampled", case, dtype)
+    check("eager", case, torch.float64)
 
 
 def first_channel_only(x: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def test_rows_with_little_or_no_output_gradient(
     case = make_case(ROWS["packed"])
     changed = DEGENERATE[degenerate](case.grad_output)
     case.grad_output = changed.bfloat16().double()
-    check("rectangle", case, dtype, strength)
-    check("probe", case, dtype, strength)
+    check("flash", case, dtype, strength)
+    check("sampled", case, dtype, strength)
 
 
 def test_rows_that_see_no_key_and_have_no_gradient_stay_finite() -> None:
@@ -122,11 +122,13 @@ def test_padding_gives_zeros_and_gets_none(method: str) -> None:
         assert (x.transpose(1, 2)[~inside] == 0).all()
 
 
-@pytest.mark.parametrize("module", [rectangle, probe])
-def test_in_several_blocks(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "module"), [("flash", rectangle), ("sampled", probe)])
+def test_in_several_blocks(
+    method: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limit: Any = {"cpu": 300} if module is rectangle else 50
     monkeypatch.setattr(module, "_MAX_BLOCK_ELEMENTS", limit)
-    check(module.__name__.split(".")[-1], make_case(ROWS["packed"]), torch.float64)
+    check(method, make_case(ROWS["packed"]), torch.float64)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,10 +161,10 @@ def test_any_roles_and_shapes(
 ) -> None:
     case = make_case(rows, *heads, head_size, padding, seed)
     if num_terms(case):
-        check("dense", case, torch.float64, strength)
+        check("eager", case, torch.float64, strength)
         for dtype in TOLERANCE:
-            check("rectangle", case, dtype, strength)
-            check("probe", case, dtype, strength)
+            check("flash", case, dtype, strength)
+            check("sampled", case, dtype, strength)
 
 
 @st.composite
@@ -191,8 +193,8 @@ def test_ragged_lengths_and_head_sizes_of_models(
 ) -> None:
     case = make_case(rows, *heads, head_size, seed=seed)
     for dtype in TOLERANCE:
-        check("rectangle", case, dtype, strength)
-        check("probe", case, dtype, strength)
+        check("flash", case, dtype, strength)
+        check("sampled", case, dtype, strength)
 
 
 TARGETS = LayerTargets(

@@ -24,21 +24,21 @@ def machine(
 @pytest.mark.parametrize(
     ("given", "method", "reason"),
     [
-        (machine("cpu", FP32), "rectangle", "exact beside the flash kernel of cpu"),
-        (machine("cpu", torch.float64), "rectangle", "exact beside"),
-        (machine("cpu", BF16, head_size=12), "rectangle", "exact beside"),
-        (machine("cuda", BF16), "rectangle", "exact beside the flash kernel of cuda"),
-        (machine("cuda", FP32), "dense", "rectangle needs bfloat16 on cuda, not float32"),
-        (machine("cuda", torch.float64), "dense", "needs bfloat16"),
-        (machine("cuda", BF16, head_size=12), "dense", "multiple of 8 and at most 256, not 12"),
-        (machine("cuda", BF16, head_size=264), "dense", "at most 256, not 264"),
-        (machine("cuda", BF16, capability=(7, 5)), "dense", "capability 8.0, not 7.5"),
-        (machine("cuda", BF16, has_triton=True), "rectangle", "exact beside"),
-        (machine("cuda", FP32, has_triton=True), "fused", "kernel, because rectangle needs bf"),
-        (machine("cuda", torch.float64, has_triton=True), "dense", "needs bfloat16"),
+        (machine("cpu", FP32), "flash", "exact beside the flash kernel of cpu"),
+        (machine("cpu", torch.float64), "flash", "exact beside"),
+        (machine("cpu", BF16, head_size=12), "flash", "exact beside"),
+        (machine("cuda", BF16), "flash", "exact beside the flash kernel of cuda"),
+        (machine("cuda", FP32), "eager", "flash needs bfloat16 on cuda, not float32"),
+        (machine("cuda", torch.float64), "eager", "needs bfloat16"),
+        (machine("cuda", BF16, head_size=12), "eager", "multiple of 8 and at most 256, not 12"),
+        (machine("cuda", BF16, head_size=264), "eager", "at most 256, not 264"),
+        (machine("cuda", BF16, capability=(7, 5)), "eager", "capability 8.0, not 7.5"),
+        (machine("cuda", BF16, has_triton=True), "flash", "exact beside"),
+        (machine("cuda", FP32, has_triton=True), "fused", "kernel, because flash needs bf"),
+        (machine("cuda", torch.float64, has_triton=True), "eager", "needs bfloat16"),
         (machine("cuda", BF16, head_size=12, has_triton=True), "fused", "not 12"),
-        (machine("cuda", FP32, capability=(7, 5), has_triton=True), "dense", "needs bfloat16"),
-        (machine("cpu", FP32, has_triton=True), "rectangle", "exact beside"),
+        (machine("cuda", FP32, capability=(7, 5), has_triton=True), "eager", "needs bfloat16"),
+        (machine("cpu", FP32, has_triton=True), "flash", "exact beside"),
     ],
 )
 def test_auto_says_what_it_takes_and_why(given: Machine, method: str, reason: str) -> None:
@@ -54,17 +54,17 @@ def test_a_method_that_is_asked_for(name: str) -> None:
     given = machine("cpu", FP32, has_triton=True)
     chosen = choose_method(name, given, probe_rows=7, seed=5)
     assert chosen.name == name
-    assert "asked for by --aia-method" in str(chosen)
-    assert (", 7 rows a head:" in str(chosen)) == (name == "probe")
+    assert "asked for by --aia-attention" in str(chosen)
+    assert (", 7 rows a head:" in str(chosen)) == (name == "sampled")
 
 
 def test_every_method_has_a_flag_and_every_flag_a_method() -> None:
-    assert set(AIAConfig.__annotations__["aia_method"].__args__) == {"auto", *METHODS}
-    assert AIAConfig().aia_probe_rows == Method("probe", "").probe_rows
+    assert set(AIAConfig.__annotations__["aia_attention"].__args__) == {"auto", *METHODS}
+    assert AIAConfig().aia_probe_rows == Method("sampled", "").probe_rows
 
 
 def test_the_probe_of_a_layer_knows_layer_heads_rows_and_seed() -> None:
-    attend = Method("probe", "", probe_rows=7, seed=5).build(layer=3, first_head=16)
+    attend = Method("sampled", "", probe_rows=7, seed=5).build(layer=3, first_head=16)
     assert attend.__self__ == Probe(7, 5, 3, 16)  # type: ignore[attr-defined]
 
 
@@ -74,20 +74,20 @@ def test_the_banner_names_method_and_reason() -> None:
     model.layer.core_attention = torch.nn.Identity()
     assert _attention(model) == "Identity"
     model.layer.core_attention.method = choose_method("auto", machine("cpu", FP32))
-    assert _attention(model) == "Identity (rectangle: exact beside the flash kernel of cpu)"
+    assert _attention(model) == "Identity (flash: exact beside the flash kernel of cpu)"
 
 
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
         (
-            "rectangle",
+            "flash",
             machine("cuda", FP32),
-            "--aia-method rectangle needs bfloat16 on cuda, not float32; .*--bf16",
+            "--aia-attention flash needs bfloat16 on cuda, not float32; .*--bf16",
         ),
-        ("probe", machine("cuda", FP32), "--aia-method probe needs bfloat16 on cuda"),
-        ("rectangle", machine("cuda", BF16, 12), "not 12; pass --aia-method dense, or .*--kv-chan"),
-        ("rectangle", machine("cuda", BF16, 64, (7, 0)), "8.0, not 7.0; pass --aia-method dense"),
+        ("sampled", machine("cuda", FP32), "--aia-attention sampled needs bfloat16 on cuda"),
+        ("flash", machine("cuda", BF16, 12), "not 12; pass --aia-attention eager, or .*--kv-chan"),
+        ("flash", machine("cuda", BF16, 64, (7, 0)), "8.0, not 7.0; pass --aia-attention eager"),
         ("fused", machine("cuda", BF16), "fused needs the package triton .*; pip install triton"),
         ("fused", machine("cuda", BF16, 256, has_triton=True), "at most 128, not bfloat16 and 256"),
         (
@@ -101,9 +101,9 @@ def test_the_banner_names_method_and_reason() -> None:
             "fused needs a GPU for bfloat16, .*; pass",
         ),
         ("fused", machine("cuda", BF16, 64, (7, 0), True), "8.0, not 7.0; pass"),
-        ("eager", machine("cpu", FP32), "eager does not exist; pass auto, dense, .* or probe"),
+        ("dense", machine("cpu", FP32), "dense does not exist; pass auto, eager, .* or sampled"),
         ("auto", machine("cpu", torch.float16), "float16, .*; pass --bf16"),
-        ("dense", machine("cuda", torch.float16), "float16, .*; pass --bf16"),
+        ("eager", machine("cuda", torch.float16), "float16, .*; pass --bf16"),
     ],
 )
 def test_an_impossible_method_is_one_line(name: str, given: Machine, message: str) -> None:

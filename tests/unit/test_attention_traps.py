@@ -7,7 +7,7 @@ Further traps have their test where the rest of their subject is:
 - recompute counts twice or not at all, sampled rows change: ``test_attention_core.py``,
   ``test_attention_probe.py``, ``tests/dist/test_probe_layouts.py``
 - Huber before the all-reduce of heads: ``test_inject.py``, ``tests/dist/test_layout_equality.py``
-- positions shifted by one in the released code: ``test_roles.py``, ``test_emu3_prompt.py``
+- positions shifted by one in the released code: ``test_roles.py``, ``test_emu3_sample_encoder.py``
 - bfloat16 in Triton's interpreter: ``test_attention_methods.py``
 - tiles that spill registers: ``test_fused_compiles.py``
 """
@@ -71,13 +71,13 @@ def test_the_log_sum_exp_of_a_kernel_has_no_gradient_and_none_is_taken_from_it()
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["rectangle", "probe"])
+@pytest.mark.parametrize("method", ["flash", "sampled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_flash_kernel_runs_and_no_map_is_made(method: str, dtype: torch.dtype) -> None:
     """PyTorch's own choice of a kernel falls back to whole maps without a word."""
     case = long_case()
     attend: Callable[..., Any] = METHODS[method]
-    if method == "probe":
+    if method == "sampled":
         attend = Probe(4, 0, 0).attend
     map_elements = case.query.shape[2] ** 2
     with Watch() as watch:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,10 @@ from megatron_aia.config.files import (
 )
 
 
+def read(path: str) -> dict[str, Any]:
+    return read_yaml(path).values_for(Config(), {})
+
+
 @pytest.fixture
 def write(tmp_path):
     def write_yaml(text: str) -> str:
@@ -25,9 +30,9 @@ def write(tmp_path):
 
 
 def test_keys_may_be_flat_or_grouped(write):
-    values = read_yaml(write("lr: 0.1\nmodel: emu3\ndata: {seq_length: 8}\n"))
+    values = read(write("lr: 0.1\nmodel: emu3\ndata: {seq_length: 8}\n"))
     assert values == {"lr": 0.1, "model": "emu3", "seq_length": 8}
-    assert read_yaml(write("model: {model: emu3, num_layers: 2}")) == {
+    assert read(write("model: {model: emu3, num_layers: 2}")) == {
         "model": "emu3",
         "num_layers": 2,
     }
@@ -42,15 +47,16 @@ def test_keys_may_be_flat_or_grouped(write):
         ("bf16: true", "bf16", True),
         ("load: null", "load", None),
         ("data_path: [a, b]", "data_path", ("a", "b")),
+        ("data_path: [2, a, 1, b]", "data_path", ("2", "a", "1", "b")),
         ("data_path: a", "data_path", ("a",)),
         ("recompute_granularity: full", "recompute_granularity", "full"),
         ("kv_channels: 32", "kv_channels", 32),
     ],
 )
 def test_values_mean_what_they_say(write, text, field, value):
-    read = read_yaml(write(text))[field]
-    assert read == value
-    assert type(read) is type(value)
+    found = read(write(text))[field]
+    assert found == value
+    assert type(found) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +75,7 @@ def test_values_mean_what_they_say(write, text, field, value):
         ("lr: true", "lr must be a number, not True"),
         ("bf16: 1", "bf16 must be true or false, not 1"),
         ("save: 3", "save must be text, not 3"),
-        ("data_path: [1]", r"data_path must be text, not \[1\]"),
+        ("data_path: [true]", "data_path must be text, not True"),
         ("aia_loss: l1", "aia_loss must be one of huber, mse, not 'l1'"),
         ("kv_channels: wide", "kv_channels must be an integer, not 'wide'"),
         ("- 1", "expected keys with values"),
@@ -80,23 +86,23 @@ def test_values_mean_what_they_say(write, text, field, value):
 def test_mistakes_name_the_file_and_the_key(write, text, message):
     path = write(text)
     with pytest.raises(ValueError, match=message) as error:
-        read_yaml(path)
+        read(path)
     assert path in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.yaml: No such file"):
-        read_yaml(str(tmp_path / "none.yaml"))
+        read(str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match="Is a directory"):
-        read_yaml(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_dump_reads_back(write):
     config = with_values(
         Config(), {"data_path": ("a", "b"), "lr": 3e-7, "task_ratio": "2:2:1", "save": "out"}
     )
-    values = read_yaml(write(dump(config)))
+    values = read(write(dump(config)))
     assert set(values) == set(GROUP_OF_FIELD) - {"config"}
     assert with_values(Config(), values) == config
 
@@ -108,15 +114,15 @@ def test_with_values_leaves_its_input_alone():
 
 
 def test_aia_presets():
-    config = with_aia_preset(Config(), "janus_released_code")
-    assert config.aia.aia_preset == "janus_released_code"
+    config = with_aia_preset(Config(), "released_code")
+    assert config.aia.aia_preset == "released_code"
     assert config.aia.aia_lambda_generation == 5
     assert config.aia.aia_lambda_understanding == 10
     assert config.aia.aia_profile == "released_code"
-    assert config.aia.aia_sets == "released_code"
+    assert config.aia.aia_query_key_sets == "released_code"
     assert config.aia.aia_count_inactive
     assert with_aia_preset(config, "paper") == Config()
-    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["janus_released_code"])
+    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["released_code"])
 
 
 def test_every_field_has_a_help_text():

@@ -1,15 +1,14 @@
 import pytest
 
 from megatron_aia.config import fit_layout, validate
-from megatron_aia.config.files import GROUP_OF_FIELD, flag, with_values
+from megatron_aia.config.files import settings_by_name, with_values
 from megatron_aia.config.tree import Config
-from megatron_aia.config.validate import _ABOVE_ZERO, _AT_LEAST_ONE, _NOT_NEGATIVE, _SHARES
 from megatron_aia.models import preset_table
 
 
 def demo(**values) -> Config:
     # Numbers that the messages below name, whatever the preset has.
-    return with_values(preset_table()["emu3_demo"](), {"num_layers": 8, "lr": 2e-3, **values})
+    return with_values(preset_table()["emu3_demo"].build(), {"num_layers": 8, "lr": 2e-3, **values})
 
 
 def check(world_size=1, has_gpu=False, **values) -> list[str]:
@@ -18,7 +17,7 @@ def check(world_size=1, has_gpu=False, **values) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(preset_table()))
 def test_every_preset_is_valid_on_eight_processes(name, tmp_path):
-    config = preset_table()[name]()
+    config = preset_table()[name].build()
     if name != "emu3_demo":
         config = with_values(config, {"data_path": (str(tmp_path),), "load": str(tmp_path)})
     assert config.run.preset == name
@@ -189,14 +188,17 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
             },
             "--variable-seq-lengths cannot be used with --num-layers-per-virtual.*leave out one",
         ),
-        (1, {"rebase_data": True}, "--rebase-data has no run to go on with; add --load"),
+        (1, {"reset_data": True}, "--reset-data has no run to go on with; add --load"),
         (
             1,
-            {"rebase_data": True, "finetune": True, "load": "."},
-            "--rebase-data goes on .* and --finetune begins .*; use one",
+            {"reset_data": True, "finetune": True, "load": "."},
+            "--reset-data goes on .* and --finetune begins .*; use one",
         ),
-        (1, {"blend": ("1", "no/where")}, "--blend no/where is not a folder; .*build_shards"),
-        (1, {"blend": ("1", "."), "data_path": (".",)}, "--blend and --data-path . both name"),
+        (
+            1,
+            {"data_path": ("1", "no/where")},
+            "--data-path no/where is not a folder; .*build_shards",
+        ),
         (1, {"data_path": ("no.yaml",)}, "--data-path no.yaml is not a file; name a mixture"),
     ],
 )
@@ -206,32 +208,38 @@ def test_a_mistake_is_one_line_with_a_remedy(world_size, values, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("names", "wrong"),
-    [
-        (_AT_LEAST_ONE, 0),
-        (_ABOVE_ZERO, 0.0),
-        (_NOT_NEGATIVE, -1),
-        (_NOT_NEGATIVE, float("nan")),
-        (_NOT_NEGATIVE, float("inf")),
-        (_SHARES, 1.0),
-        (_SHARES, -0.1),
-    ],
-)
-def test_ranges(names, wrong):
-    for name in names:
-        with pytest.raises(ValueError, match=f"{flag(name)} {wrong} is out of range; use"):
-            check(**{name: wrong})
+def numbers() -> list[str]:
+    return [
+        name
+        for name, setting in settings_by_name(Config()).items()
+        if setting.kind.base in (int, float)
+    ]
 
 
 def test_every_number_of_the_tree_has_a_range():
-    ranged = {*_AT_LEAST_ONE, *_ABOVE_ZERO, *_NOT_NEGATIVE, *_SHARES}
-    numbers = {
-        name
-        for name, group in GROUP_OF_FIELD.items()
-        if type(getattr(getattr(Config(), group), name)) in (int, float)
-    }
-    assert numbers <= ranged
+    settings = settings_by_name(Config())
+    assert [name for name in numbers() if settings[name].kind.range is None] == []
+
+
+@pytest.mark.parametrize("name", numbers())
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf")])
+def test_a_number_out_of_range_is_refused(name, wrong):
+    flag = settings_by_name(Config())[name].flag
+    with pytest.raises(ValueError, match=f"{flag} {wrong} is out of range; use"):
+        check(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "remedy"),
+    [
+        ("num_layers", 0, "use 1 or more"),
+        ("norm_epsilon", 0.0, "use a value above 0"),
+        ("adam_beta1", 1.0, "use 0 or more and less than 1"),
+    ],
+)
+def test_the_ends_of_ranges(name, wrong, remedy):
+    with pytest.raises(ValueError, match=f"{wrong} is out of range; {remedy}$"):
+        check(**{name: wrong})
 
 
 def test_what_may_be_combined_is_not_refused(tmp_path):
@@ -244,25 +252,27 @@ def test_what_may_be_combined_is_not_refused(tmp_path):
     assert check(4, num_layers_per_virtual_pipeline_stage=2, recompute_granularity="full") == []
     assert check(save=folder, save_interval=5, load=folder, finetune=True) == []
     assert check(task_ratio="0:1") == []
-    assert check(blend=("3", folder), shuffle_window_shards=4) == []
-    assert check(load=folder, rebase_data=True) == []
+    assert check(data_path=("3", folder), shuffle_window_shards=4) == []
+    assert check(load=folder, reset_data=True) == []
     assert check(task_ratio="10:0:3", lr_warmup_iters=0, train_iters=1) == []
-    assert check(aia_lambda_generation=0.0, prompt_drop=0.0, lr=0.0, min_lr=0.0) == []
+    assert check(aia_lambda_generation=0.0, cfg_drop_prob=0.0, lr=0.0, min_lr=0.0) == []
 
 
 def test_settings_without_effect_are_noted():
     assert "no multiple of --log-interval 10" in check(aia_figure_interval=5)[0]
-    notes = check(sequence_parallel=True, keep_checkpoints=2, aia_figure_interval=20)
+    notes = check(sequence_parallel=True, save_total_limit=2, aia_figure_interval=20)
     assert [note.split()[0] for note in notes] == [
         "--sequence-parallel",
-        "--keep-checkpoints",
+        "--save-total-limit",
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []
-    assert check(attention_backend="flash", aia_method="dense") == [
-        "--attention-backend has no effect with --aia-method dense"
+    assert check(attention_backend="flash", aia_attention="eager") == [
+        "--attention-backend has no effect with --aia-attention eager"
     ]
     (note,) = check(num_workers=2, image_tokenizer=__file__)
     assert note.startswith("--num-workers 2 reads nothing ahead with --image-tokenizer")
-    assert check(aia_probe_rows=16) == ["--aia-probe-rows has no effect without --aia-method probe"]
-    assert check(aia_probe_rows=16, aia_method="probe") == []
+    assert check(aia_probe_rows=16) == [
+        "--aia-probe-rows has no effect without --aia-attention sampled"
+    ]
+    assert check(aia_probe_rows=16, aia_attention="sampled") == []

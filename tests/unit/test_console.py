@@ -33,9 +33,11 @@ def make_record(**changes) -> LogRecord:
         skipped_iterations=0,
         total_skipped=0,
         loss=5.1234,
-        ntp_loss=5.0,
-        ntp_by_task={Task.GENERATION: 5.25, Task.UNDERSTANDING: 3.125},
-        aia_by_task={Task.GENERATION: 0.21, Task.UNDERSTANDING: 0.1},
+        terms={"ntp": 5.0, "aia": 0.31},
+        losses={
+            "ntp": {Task.GENERATION: 5.25, Task.UNDERSTANDING: 3.125},
+            "aia": {Task.GENERATION: 0.21, Task.UNDERSTANDING: 0.1},
+        },
         intensity={Task.GENERATION: np.array([0.1, math.nan])},
         target={Task.GENERATION: np.array([0.4, 0.2])},
         padding_fraction=0.25,
@@ -54,7 +56,7 @@ def test_line_names_every_value():
 def test_missing_values_keep_their_columns():
     full = format_record(make_record(), eta_seconds=115)
     sparse = format_record(
-        make_record(ntp_by_task={Task.GENERATION: 5.25}, aia_by_task={}, grad_norm=math.nan),
+        make_record(losses={"ntp": {Task.GENERATION: 5.25}, "aia": {}}, grad_norm=math.nan),
         eta_seconds=math.inf,
     )
     assert "und     -  aia gen     - und     - | grad     -" in sparse
@@ -76,7 +78,7 @@ def test_damaged_samples_are_seen():
 
 
 def test_other_tasks_appear_when_they_have_a_loss():
-    line = format_record(make_record(ntp_by_task={Task.TEXT: 2.0, Task.MIXED: 1.0}), 0)
+    line = format_record(make_record(losses={"ntp": {Task.TEXT: 2.0, Task.MIXED: 1.0}}), 0)
     assert "ntp gen     - und     - text 2.000 mixed 1.000" in line
 
 
@@ -113,13 +115,13 @@ def test_banner_aligns_and_wraps():
 
 
 def test_record_survives_json():
-    record = make_record(grad_norm=math.nan, loss=math.inf, ntp_by_task={})
+    record = make_record(grad_norm=math.nan, loss=math.inf, losses={"ntp": {}})
     line = record.to_json()
     assert "NaN" not in line and "Infinity" not in line and "\n" not in line
     restored = LogRecord.from_json(line)
     assert restored.to_json() == line
     assert math.isnan(restored.grad_norm) and restored.loss == math.inf
-    assert restored.ntp_by_task == {} and restored.aia_by_task == record.aia_by_task
+    assert restored.losses == {"ntp": {}} and restored.terms == record.terms
     np.testing.assert_array_equal(restored.intensity[Task.GENERATION], [0.1, math.nan])
     assert isinstance(restored.iteration, int)
 

@@ -12,21 +12,23 @@ import torch
 from toy_data import (
     CODEBOOK_SIZE,
     PAD,
-    ToyPrompt,
-    toy_prompt,
+    ToyEncoder,
+    toy_encoder,
     toy_sample,
     toy_samples,
     write_folder,
 )
 
 from megatron_aia.aia.roles import Task, key_code, row_code
+from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import build_micro_batch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.packing import truncate
 from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.stand_ins import DamageFound
-from megatron_aia.data.tokenizer import train_sentencepiece
+from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import Picture, RawSample
 from megatron_aia.training.setup import build_data
 
@@ -58,11 +60,11 @@ def load(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(picture.decode().transpose(2, 0, 1))
 
 
-@ToyPrompt
-def looking_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
+@partial(ToyEncoder, fingerprint="looking", image_size=SIZE)
+def looking_encoder(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     """Write [1], then for each image its slots and its gray, and the answer."""
     if sample.task is not Task.UNDERSTANDING:
-        return toy_prompt(sample, drop_prompt)
+        return toy_encoder(sample, drop_prompt)
     grays = [ord(c) for c in sample.turns[0].text.replace("<image>", "")]
     tokens, images = [1], []
     for gray, picture in zip(grays, sample.images, strict=True):
@@ -74,8 +76,9 @@ def looking_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     tokens += answer
     slots = np.array(tokens) == SLOT
     roles = slots * key_code(Task.UNDERSTANDING) + (weights > 0) * row_code(Task.UNDERSTANDING)
+    targets = {NEXT_TOKEN: next_token_target(np.array(tokens), weights)}
     return TokenizedSample(
-        sample.key, sample.task, np.array(tokens), weights, roles.astype(np.uint8), tuple(images)
+        sample.key, sample.task, np.array(tokens), roles.astype(np.uint8), targets, tuple(images)
     )
 
 
@@ -86,7 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"), samples)
 
 
-def batches(folder: Path, rank: int = 0, image_size: int = SIZE, **changes: Any) -> GlobalBatches:
+def batches(
+    folder: Path, rank: int = 0, loads_images: bool = True, **changes: Any
+) -> GlobalBatches:
     config = Config()
     config.data.data_path = (str(folder),)
     config.data.seq_length = 64
@@ -95,16 +100,9 @@ def batches(folder: Path, rank: int = 0, image_size: int = SIZE, **changes: Any)
     for name, value in changes.items():
         assert hasattr(config.data, name)
         setattr(config.data, name, value)
+    config.model.codebook_size = CODEBOOK_SIZE
     return build_global_batches(
-        config,
-        prompt=looking_prompt,
-        prompt_fingerprint="looking",
-        pad_id=PAD,
-        codebook_size=CODEBOOK_SIZE,
-        data_parallel_rank=rank,
-        data_parallel_size=ranks,
-        micro_batch_multiple=1,
-        image_size=image_size,
+        config, looking_encoder, loads_images, data_rank=rank, data_size=ranks
     )
 
 
@@ -131,7 +129,7 @@ def test_images_stand_in_the_order_of_their_tokens(
 
 
 def test_images_change_no_other_tensor(folder: Path) -> None:
-    with_images, without = (batches(folder, image_size=size).step(8) for size in (SIZE, 0))
+    with_images, without = (batches(folder, loads_images=each).step(8) for each in (True, False))
     for one, other in zip(with_images, without, strict=True):
         assert other.images is None
         assert torch.equal(one.tokens, other.tokens)
@@ -145,7 +143,7 @@ def test_a_stage_without_images_never_decodes(
         raise AssertionError("decoded")
 
     monkeypatch.setattr("megatron_aia.shards.pictures.ShardPicture.decode", fail)
-    other_stage = batches(folder, image_size=0)
+    other_stage = batches(folder, loads_images=False)
     other_stage.check()
     other_stage.step(0)
     first_stage = batches(folder)
@@ -155,7 +153,7 @@ def test_a_stage_without_images_never_decodes(
 
 
 def test_fingerprint_is_that_of_every_stage(folder: Path) -> None:
-    assert batches(folder).fingerprint == batches(folder, image_size=0).fingerprint
+    assert batches(folder).fingerprint == batches(folder, loads_images=False).fingerprint
 
 
 def test_a_micro_batch_without_images_has_an_empty_tensor(folder: Path) -> None:
@@ -177,7 +175,7 @@ def test_a_damaged_picture_is_named_by_the_step_that_needs_it(tmp_path: Path) ->
 
 def tokenized(folder: Path, grays: list[int]) -> TokenizedSample:
     write_folder(folder, [seen_sample(grays), *toy_samples("generation", 1)])
-    return looking_prompt(batches(folder).mixture.indexes[0].read(0, CODEBOOK_SIZE), False)
+    return looking_encoder(batches(folder).mixture.indexes[0].read(0, CODEBOOK_SIZE), False)
 
 
 def test_a_cut_sample_keeps_its_images_whole(tmp_path: Path) -> None:
@@ -192,8 +190,9 @@ def test_an_image_is_never_cut_whatever_its_roles(tmp_path: Path) -> None:
     sample = tokenized(tmp_path, [10, 20])
     weights = np.zeros_like(sample.label_weights)
     weights[1] = 1
+    targets = {NEXT_TOKEN: next_token_target(sample.tokens, weights)}
     early = TokenizedSample(
-        sample.key, sample.task, sample.tokens, weights, np.zeros_like(sample.roles), sample.images
+        sample.key, sample.task, sample.tokens, np.zeros_like(sample.roles), targets, sample.images
     )
     last = sample.images[-1].stop
     assert len(truncate(early, last)) == last
@@ -201,21 +200,21 @@ def test_an_image_is_never_cut_whatever_its_roles(tmp_path: Path) -> None:
         truncate(early, last - 1)
 
 
-@pytest.mark.parametrize(("image_size", "stage", "loaded"), [(96, 0, 96), (96, 1, 0), (0, 0, 0)])
-def test_a_run_loads_images_on_its_first_stage(
-    folder: Path, tmp_path: Path, image_size: int, stage: int, loaded: int
-) -> None:
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_run_loads_images_on_its_first_stage(folder: Path, tmp_path: Path, stage: int) -> None:
     train_sentencepiece(["a few words"] * 4, tmp_path / "tokenizer.model", 280)
     config = Config()
-    config.model.image_size = image_size
+    config.model.codebook_size = CODEBOOK_SIZE
     config.data.data_path = (str(folder),)
     config.data.tokenizer_model = str(tmp_path)
 
-    spec: Any = SimpleNamespace(prompt=lambda *_: looking_prompt, pad_id=lambda config: PAD)
+    spec: Any = SimpleNamespace(encoder=lambda *_: looking_encoder)
     parallel: Any = SimpleNamespace(
         data_rank=0,
         data_size=1,
         virtual_stages=1,
         has_embedding=lambda virtual_stage: stage == 0 and virtual_stage == 0,
     )
-    assert build_data(config, spec, parallel).image_size == loaded
+    batches = build_data(config, spec, parallel)
+    images = [batch.images for batch in batches.step(0)]
+    assert all((each is not None) == (stage == 0) for each in images)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from toy_data import (
     CODEBOOK_SIZE,
-    ToyPrompt,
+    ToyEncoder,
     member_ends,
     npy,
-    toy_prompt,
+    toy_encoder,
     toy_sample,
     toy_samples,
     write_folder,
@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_memory(folder: Path) -> N
     (folder / ".index").write_text("a file where the cache would be")
     index = open_index(folder)
     assert len(index) == 20
-    assert token_lengths(index, toy_prompt, "toy", CODEBOOK_SIZE).shape == (20,)
+    assert token_lengths(index, toy_encoder, CODEBOOK_SIZE).shape == (20,)
 
 
 def test_every_cut_of_a_shard_is_found(folder: Path) -> None:
@@ -298,20 +298,21 @@ def test_reading_goes_on_after_fork_and_after_pickling(folder: Path) -> None:
 def test_lengths_are_kept_for_one_prompt_and_one_index(folder: Path) -> None:
     calls = []
 
-    @ToyPrompt
+    @ToyEncoder
     def counting(sample, drop_prompt):
         calls.append(drop_prompt)
-        return toy_prompt(sample, drop_prompt)
+        return toy_encoder(sample, drop_prompt)
 
+    other = ToyEncoder(counting, fingerprint="another toy")
     index = open_index(folder)
-    lengths = token_lengths(index, counting, "toy", CODEBOOK_SIZE)
+    lengths = token_lengths(index, counting, CODEBOOK_SIZE)
     assert lengths.dtype == np.int32 and calls == [False] * 20
     for i in range(20):
-        assert lengths[i] == len(toy_prompt(index.read(i, CODEBOOK_SIZE), False))
-    assert np.array_equal(token_lengths(index, counting, "toy", CODEBOOK_SIZE), lengths)
+        assert lengths[i] == len(toy_encoder(index.read(i, CODEBOOK_SIZE), False))
+    assert np.array_equal(token_lengths(index, counting, CODEBOOK_SIZE), lengths)
     assert len(calls) == 20
-    token_lengths(index, counting, "another toy", CODEBOOK_SIZE)
+    token_lengths(index, other, CODEBOOK_SIZE)
     assert len(calls) == 40
     for kept in (folder / ".index").glob("lengths-*"):
         kept.write_bytes(kept.read_bytes()[:70])
-    assert np.array_equal(token_lengths(index, counting, "toy", CODEBOOK_SIZE), lengths)
+    assert np.array_equal(token_lengths(index, counting, CODEBOOK_SIZE), lengths)

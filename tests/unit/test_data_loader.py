@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CODEBOOK_SIZE, PAD, toy_prompt, toy_sample, toy_samples, write_folder
+from toy_data import CODEBOOK_SIZE, PAD, toy_encoder, toy_sample, toy_samples, write_folder
 
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import PADDING_SEGMENT, MicroBatch
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.targets import NEXT_TOKEN
 
 SEQ_LENGTH = 48
 GBS = 12
 LAYOUTS = [
-    {"micro_batch_size": mbs, "data_parallel_size": dp, "packing": packing, **more}
+    {"micro_batch_size": mbs, "data_size": dp, "packing": packing, **more}
     for packing in (False, True)
     for mbs, dp, more in (
         (1, 1, {}),
@@ -38,49 +40,46 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def batches(folders: tuple[str, ...], rank: int = 0, **changes: Any) -> GlobalBatches:
-    layout = {"data_parallel_size": 1, "micro_batch_multiple": 1}
+    layout = {"data_size": 1, "micro_batch_multiple": 1}
     layout |= {name: changes.pop(name) for name in list(layout) if name in changes}
     config = Config()
     config.data.data_path = folders
     config.data.seq_length = SEQ_LENGTH
     config.data.global_batch_size = GBS
-    config.data.prompt_drop = 0.3
+    config.data.cfg_drop_prob = 0.3
     for name, value in changes.items():
         assert hasattr(config.data, name)
         setattr(config.data, name, value)
-    return build_global_batches(
-        config,
-        prompt=toy_prompt,
-        prompt_fingerprint="toy",
-        pad_id=PAD,
-        codebook_size=CODEBOOK_SIZE,
-        data_parallel_rank=rank,
-        **layout,
-    )
+    config.model.codebook_size = CODEBOOK_SIZE
+    return build_global_batches(config, toy_encoder, data_rank=rank, **layout)
 
 
 def samples_of(micro_batches: list[MicroBatch]) -> Counter:
     """Count samples by everything a layout must not change."""
     found: Counter = Counter()
     for batch in micro_batches:
-        columns = (batch.tokens, batch.labels, batch.label_weights, batch.label_tasks)
-        for segment in batch.segments:
+        entries = [column.tolist() for column in vars(batch.targets[NEXT_TOKEN]).values()]
+        for number, segment in enumerate(batch.segments):
             at = (segment.batch_index, slice(segment.start, segment.stop))
             terms = tuple(
                 (t.task, tuple(t.rows - segment.start), tuple(t.keys - segment.start))
                 for t in segment.terms
             )
-            # The last label of a sample is not a label, whatever stands there.
-            labels = tuple(columns[1][at].tolist()[:-1])
-            values = tuple(tuple(c[at].tolist()) for c in (columns[0], *columns[2:]))
-            found[(segment.position, *values, labels, terms)] += 1
+            first = segment.batch_index * batch.tokens.shape[1] + segment.start
+            labels = tuple(
+                (position - first, value, weight, task)
+                for position, value, weight, task, sample in zip(*entries, strict=True)
+                if sample == number
+            )
+            tokens = tuple(batch.tokens[at].tolist())
+            found[(segment.position, tokens, labels, terms)] += 1
     return found
 
 
 def step_of_all_ranks(
     folders: tuple[str, ...], position: int, **layout: Any
 ) -> list[list[MicroBatch]]:
-    size = layout.get("data_parallel_size", 1)
+    size = layout.get("data_size", 1)
     return [batches(folders, rank, **layout).step(position) for rank in range(size)]
 
 
@@ -110,7 +109,7 @@ def test_weights_and_tokens_add_up_in_every_layout(folders: tuple[str, ...]) -> 
         sums.add(
             (
                 sum(int(b.tokens[b.segment_ids != PADDING_SEGMENT].sum()) for b in flat),
-                sum(float(b.label_weights.sum()) for b in flat),
+                sum(float(b.targets[NEXT_TOKEN].weights.sum()) for b in flat),
                 sum(len(b.tasks) for b in flat),
                 sum(b.num_tokens for b in flat),
             )
@@ -124,7 +123,7 @@ def test_variable_rows_hold_the_same_samples(
     folders: tuple[str, ...], layout: dict[str, Any]
 ) -> None:
     ranks, fixed = [], 0
-    for rank in range(layout["data_parallel_size"]):
+    for rank in range(layout["data_size"]):
         loader = batches(folders, rank, **layout)
         fixed += sum(b.tokens.numel() for b in loader.step(24))
         ranks.append(replace(loader, row_multiple=4).step(24))
@@ -137,8 +136,8 @@ def test_variable_rows_hold_the_same_samples(
         assert rows == layout["micro_batch_size"] and length % 4 == 0
     # A sample that lost its prompt leaves what was kept free for it.
     without_drop = [
-        replace(batches(folders, rank, **layout, prompt_drop=0.0), row_multiple=4).step(24)
-        for rank in range(layout["data_parallel_size"])
+        replace(batches(folders, rank, **layout, cfg_drop_prob=0.0), row_multiple=4).step(24)
+        for rank in range(layout["data_size"])
     ]
     for batch in (batch for rank in without_drop for batch in rank):
         needed = max((segment.stop for segment in batch.segments), default=0)
@@ -149,7 +148,7 @@ def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None
     def padding(loader: GlobalBatches) -> float:
         return float(loader.describe()[-1].split("% of")[0].split()[-1])
 
-    for layout in ({"micro_batch_size": 2}, {"data_parallel_size": 3, "packing": True}):
+    for layout in ({"micro_batch_size": 2}, {"data_size": 3, "packing": True}):
         fixed = batches(folders, packing=layout.pop("packing", False), **layout)
         variable = replace(fixed, row_multiple=4)
         assert padding(variable) < padding(fixed)
@@ -157,7 +156,7 @@ def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None
         found = total = 0
         for position in range(0, 4 * GBS, GBS):
             for rank in range(fixed.data_parallel_size):
-                for batch in replace(variable, data_parallel_rank=rank, prompt_drop=0.0).step(
+                for batch in replace(variable, data_parallel_rank=rank, cfg_drop_prob=0.0).step(
                     position
                 ):
                     found += batch.num_tokens
@@ -170,7 +169,7 @@ def test_a_run_goes_on_at_any_position_with_any_layout(folders: tuple[str, ...])
     whole = batches(folders)
     ahead = [samples_of(whole.step(step * GBS)) for step in range(8)]
     for step in (7, 2, 5):
-        ranks = step_of_all_ranks(folders, step * GBS, data_parallel_size=3, packing=False)
+        ranks = step_of_all_ranks(folders, step * GBS, data_size=3, packing=False)
         assert sum(map(samples_of, ranks), Counter()) == ahead[step]
 
 
@@ -182,7 +181,7 @@ def test_other_batch_size_same_order(folders: tuple[str, ...]) -> None:
 
 def test_each_sample_once_an_epoch(folders: tuple[str, ...]) -> None:
     """Both tasks have the same share, so 21 periods are one epoch of the 21 generation samples."""
-    loader = batches(folders, global_batch_size=6, prompt_drop=0.0)
+    loader = batches(folders, global_batch_size=6, cfg_drop_prob=0.0)
     seen: Counter = Counter()
     for position in range(0, 42, 6):
         for batch in loader.step(position):
@@ -193,7 +192,7 @@ def test_each_sample_once_an_epoch(folders: tuple[str, ...]) -> None:
     generation = [index.read(i, CODEBOOK_SIZE) for i in range(17)]
     generation += [more.read(i, CODEBOOK_SIZE) for i in range(6, 10)]
     for raw in generation:
-        assert seen[tuple(toy_prompt(raw, False).tokens.tolist())] == 1
+        assert seen[tuple(toy_encoder(raw, False).tokens.tolist())] == 1
 
 
 def test_dropped_prompts_have_no_term(folders: tuple[str, ...]) -> None:
@@ -206,9 +205,9 @@ def test_dropped_prompts_have_no_term(folders: tuple[str, ...]) -> None:
 def test_fingerprint_is_of_the_meaning_not_of_the_layout(folders: tuple[str, ...]) -> None:
     base = batches(folders).fingerprint
     same = [{"packing": False}, {"micro_batch_size": 2}, {"global_batch_size": 6}]
-    same += [{"data_parallel_size": 3}, {"micro_batch_multiple": 2}]
+    same += [{"data_size": 3}, {"micro_batch_multiple": 2}]
     assert {batches(folders, **change).fingerprint for change in same} == {base}
-    other = [{"task_ratio": "2:1"}, {"seq_length": 64}, {"prompt_drop": 0.1}]
+    other = [{"task_ratio": "2:1"}, {"seq_length": 64}, {"cfg_drop_prob": 0.1}]
     other += [{"overlong_samples": "truncate"}]
     changed = {batches(folders, **change).fingerprint for change in other}
     changed |= {batches(folders[::-1]).fingerprint, batches(folders[:1]).fingerprint}
@@ -221,7 +220,7 @@ def test_check_names_the_longest_sample(folders: tuple[str, ...]) -> None:
         batches(folders, seq_length=20).check()
     message = str(caught.value)
     lengths = [
-        len(toy_prompt(index.read(i, CODEBOOK_SIZE), False))
+        len(toy_encoder(index.read(i, CODEBOOK_SIZE), False))
         for index in batches(folders).mixture.indexes
         for i in range(len(index))
         if index.tasks[i]
@@ -246,14 +245,14 @@ def test_overlong_samples_are_cut_or_named(tmp_path: Path) -> None:
             toy_sample("u", "understanding", "<image>q", "answer " * 9),
         ],
     )
-    cutting = batches((str(folder),), seq_length=20, overlong_samples="truncate", prompt_drop=0.0)
+    cutting = batches((str(folder),), seq_length=20, overlong_samples="truncate", cfg_drop_prob=0.0)
     cutting.check()
     for packing in (False, True):
         loader = batches(
             (str(folder),),
             seq_length=20,
             overlong_samples="truncate",
-            prompt_drop=0.0,
+            cfg_drop_prob=0.0,
             packing=packing,
             global_batch_size=2,
         )
@@ -315,7 +314,7 @@ phases:
 @given(
     st.fixed_dictionaries(
         {
-            "data_parallel_size": st.integers(1, 5),
+            "data_size": st.integers(1, 5),
             "micro_batch_size": st.integers(1, 3),
             "micro_batch_multiple": st.integers(1, 2),
             "packing": st.booleans(),
@@ -339,7 +338,7 @@ def test_a_mixture_file_gives_each_position_its_sample_in_any_layout(
     for offset in range(position, position + GBS):
         address = mixture.locate(offset)
         raw = mixture.indexes[address.index_number].read(address.sample_number, CODEBOOK_SIZE)
-        tokens = toy_prompt(raw, mixture.drops_prompt(offset, 0.3)).tokens
+        tokens = toy_encoder(raw, mixture.drops_prompt(offset, 0.3)).tokens
         expected.append((offset, tuple(tokens.tolist())))
     found = [sample[:2] for sample in sum(map(samples_of, ranks), Counter()).elements()]
     assert sorted(found) == expected
@@ -351,4 +350,5 @@ def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:
     assert len(batch.segments) == 1
     filled = (batch.segment_ids != PADDING_SEGMENT).any(1).numpy()
     assert np.count_nonzero(filled) == 1
-    assert float(batch.label_weights[~filled].sum()) == 0
+    rows = batch.targets[NEXT_TOKEN].positions // batch.tokens.shape[1]
+    assert set(rows.tolist()) == set(np.flatnonzero(filled).tolist())

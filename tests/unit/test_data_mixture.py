@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from toy_data import toy_samples, write_folder
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.config.data_sources import task_weights
+from megatron_aia.data.mix_sources import mix_sources
 from megatron_aia.data.mixture import Mixture
+from megatron_aia.data.mixture_plan import RATIO_ORDER, plan_tasks
 from megatron_aia.data.permutation import (
     Permutation,
     hash_fraction,
     splitmix64,
     splitmix64_array,
 )
-from megatron_aia.data.task_mixture import RATIO_ORDER, mix_by_task, parse_task_ratio
 from megatron_aia.shards.index import ShardIndex, open_index
 
 
@@ -31,7 +33,8 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> list[ShardIndex]:
 
 
 def mix(indexes: Sequence[ShardIndex], ratio: str, seed: int = 5) -> Mixture:
-    return mix_by_task(indexes, parse_task_ratio(ratio), seed)
+    folders = {str(number): index for number, index in enumerate(indexes)}
+    return mix_sources(plan_tasks(tuple(folders), ratio), seed, folders.__getitem__)
 
 
 def test_splitmix64_is_the_published_function() -> None:
@@ -68,7 +71,8 @@ def test_permutation_is_even_and_depends_on_every_argument() -> None:
 @pytest.mark.parametrize("ratio", ["1:1", "2:1", "1:2", "4:1", "2:1:1", "1:0:2", "3:2:1:2"])
 def test_ratio_is_exact_in_every_period(indexes: list[ShardIndex], ratio: str) -> None:
     mixture = mix(indexes, ratio)
-    wanted = {task: count for task, count in parse_task_ratio(ratio).items() if count}
+    weights = zip(RATIO_ORDER, task_weights(ratio), strict=True)
+    wanted = {task: weight for task, weight in weights if weight}
     period = sum(wanted.values())
     orders = set()
     for start in range(0, 60 * period, period):
@@ -127,15 +131,28 @@ def test_left_out_and_missing_tasks_are_told(indexes: list[ShardIndex]) -> None:
     assert any(line.startswith("warning: 5 text samples are left out") for line in lines)
     assert any("17 generation samples, 1 in every 2 positions (50.0%)" in line for line in lines)
     assert not any("warning" in line for line in mix(indexes, "1:1:1:1").describe())
-    with pytest.raises(ValueError, match="asks for text samples and --data-path has none"):
+    with pytest.raises(
+        ValueError, match="--task-ratio 1:1:1 asks for text samples and --data-path has none"
+    ):
         mix(indexes[:1], "1:1:1")
 
 
-def test_parse_task_ratio() -> None:
-    assert parse_task_ratio("1:1") == {Task.GENERATION: 1, Task.UNDERSTANDING: 1}
-    assert list(parse_task_ratio("4:3:2:1").items()) == [
-        (task, 4 - i) for i, task in enumerate(RATIO_ORDER)
-    ]
-    for nonsense in ("", "1", "1:", "a:b", "1:-1", "0:0", "1.5:1", "1:1:1:1:1", "1 : 1", "²:1"):
+def test_task_weights() -> None:
+    assert task_weights("1:1") == (1, 1, 0, 0)
+    assert task_weights("10:0:3") == (10, 0, 3, 0)
+    assert task_weights("4:3:2:1") == (4, 3, 2, 1)
+    for nonsense in (
+        "",
+        "1",
+        "1:",
+        "a:b",
+        "1:-1",
+        "0:0",
+        "1.5:1",
+        "1:1:1:1:1",
+        "1 : 1",
+        "²:1",
+        "\u0661:1",
+    ):
         with pytest.raises(ValueError, match="--task-ratio"):
-            parse_task_ratio(nonsense)
+            task_weights(nonsense)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_data import toy_prompt, toy_sample
+from toy_data import toy_encoder, toy_sample
 
 from megatron_aia.aia.roles import Task, find_terms
 from megatron_aia.data.packing import (
@@ -122,7 +122,7 @@ def test_length_of_empty_rows() -> None:
 def tokenized(task: str, human: str, gpt: str, drop_prompt: bool = False) -> TokenizedSample:
     codes = tuple(np.zeros((2, 3), np.int64) for _ in range((human + gpt).count(IMAGE_TAG)))
     turns = (Turn("human", human), Turn("gpt", gpt))
-    return toy_prompt(RawSample("the key", Task[task.upper()], turns, codes), drop_prompt)
+    return toy_encoder(RawSample("the key", Task[task.upper()], turns, codes), drop_prompt)
 
 
 def test_truncate_cuts_answers() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_data import CODEBOOK_SIZE, npy, toy_prompt, toy_sample, toy_samples, write_shard
+from toy_data import CODEBOOK_SIZE, npy, toy_encoder, toy_sample, toy_samples, write_shard
 
 from megatron_aia.shards import pictures
 from megatron_aia.shards.index import open_index
@@ -189,7 +189,7 @@ def test_an_index_of_an_older_version_is_made_again(tmp_path: Path) -> None:
     header.write_text(json.dumps(older))
     (tmp_path / ".index" / f"table-{fingerprint}.npz").write_bytes(b"of another form")
     index = open_index(tmp_path)
-    assert len(toy_prompt(index.read(2, CODEBOOK_SIZE), False)) > 12
+    assert len(toy_encoder(index.read(2, CODEBOOK_SIZE), False)) > 12
     assert index.fingerprint == fingerprint
 
 

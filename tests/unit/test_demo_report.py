@@ -9,7 +9,8 @@ from support.records import placeholder_record
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.records import LogRecord, append_record
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.models import load_family
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 G, U = Task.GENERATION, Task.UNDERSTANDING
 TOOL = Path(__file__).parents[2] / "tools" / "demo_report.py"
@@ -27,8 +28,7 @@ def make_record(iteration: int, ntp: dict, intensity: dict) -> LogRecord:
     return placeholder_record(
         iteration,
         train_iters=20,
-        ntp_by_task=ntp,
-        aia_by_task={task: 0.5 for task in intensity},
+        losses={"ntp": ntp, "aia": {task: 0.5 for task in intensity}},
         intensity={task: np.array(curve) for task, curve in intensity.items()},
         target={G: np.array([0.4, 0.2]), U: np.array([0.1, 0.3])},
     )
@@ -87,7 +87,7 @@ def test_run_without_aia_has_no_intensity(tool):
 
 
 def test_reconstruction_compares_equal_sizes(tool, folders):
-    figure = tool.draw_reconstruction(folders["--data"])
+    figure = tool.draw_reconstruction(folders["--data"], load_family("emu3").demo)
     original, decoded = (axes.get_images()[0].get_array() for axes in figure.axes)
     assert original.shape == decoded.shape
     assert set(np.unique(decoded)) <= set(range(0, 256, 16))

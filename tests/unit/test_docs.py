@@ -5,7 +5,6 @@ import builtins
 import importlib
 import inspect
 import re
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from megatron_aia.aia.profile import load_profile
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
 from megatron_aia.config import Config
-from megatron_aia.config.files import GROUP_OF_FIELD, flag
+from megatron_aia.config.files import settings_by_name
+from megatron_aia.config.renames import RENAMED
+from megatron_aia.config.settings import flag, settings_of
 from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.shards.verify import VerifyOptions
 
@@ -118,13 +119,11 @@ def test_links_resolve(document: str) -> None:
 
 @cache
 def known_flags() -> frozenset[str]:
-    booleans = {
-        field.name for group in fields(Config) for field in fields(group.type) if field.type is bool
-    }
-    known = {flag(field) for field in GROUP_OF_FIELD}
-    known |= {flag(f"no_{field}") for field in booleans}
+    settings = list(settings_by_name(Config()).values())
     for options in (BuildOptions, VerifyOptions, ImportOptions, ExportOptions):
-        known |= {flag(field.name) for field in fields(options)}
+        settings += settings_of(options).values()
+    known = {setting.flag for setting in settings} | {flag(old) for old in RENAMED}
+    known |= {flag(f"no_{setting.name}") for setting in settings if setting.kind.base is bool}
     known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
     return frozenset(known | FLAGS_OF_INSPECT_DATA)
 
@@ -222,7 +221,7 @@ def test_named_functions_exist(document: str) -> None:
     [
         *(("AlignInput.attach", True), ("AlignInput.segments", True), ("AlignInput.locate", False)),
         *(("Trainer._step", True), ("Trainer.huber_gradient", False), ("Trainee.run", False)),
-        *(("losses.count_step", True), ("losses.count_stop(batches)", False)),
+        *(("counts.count_step", True), ("counts.count_stop(batches)", False)),
         *(("find_terms(sample)", True), ("run_everything(x)", False)),
     ],
 )

@@ -28,7 +28,7 @@ ATTENTION = {**ON, "fp8_dot_product_attention": True, "packing": False}
 
 
 def run_config(**values: Any) -> Any:
-    return with_values(preset_table()["emu3_demo"](), values)
+    return with_values(preset_table()["emu3_demo"].build(), values)
 
 
 def check(world_size: int = 1, has_gpu: bool = True, **values: Any) -> list[str]:
@@ -47,7 +47,7 @@ def check(world_size: int = 1, has_gpu: bool = True, **values: Any) -> list[str]
         ({**ATTENTION, "packing": True}, "add --no-packing"),
         ({**ATTENTION, "kv_channels": 64}, "a head size of 128, not 64; leave it out"),
         ({**ATTENTION, "fp8_recipe": "tensorwise"}, "--fp8-recipe is tensorwise; use delayed"),
-        ({**ATTENTION, "aia_method": "rectangle"}, "use --aia-method probe"),
+        ({**ATTENTION, "aia_attention": "flash"}, "use --aia-attention sampled"),
         ({**ON, "fp8_amax_history_len": 0}, "--fp8-amax-history-len 0 is out of range"),
     ],
 )
@@ -71,8 +71,10 @@ def test_rows_shared_by_ranks_are_cut_to_multiples() -> None:
 
 def test_what_may_be_combined() -> None:
     assert check(**ON) == []
-    assert check(**ON, fp8_recipe="mxfp8", aia_method="rectangle") == []
-    assert check(**ATTENTION, aia_method="probe")[0].startswith("--fp8-dot-product-attention rarel")
+    assert check(**ON, fp8_recipe="mxfp8", aia_attention="flash") == []
+    assert check(**ATTENTION, aia_attention="sampled")[0].startswith(
+        "--fp8-dot-product-attention rarel"
+    )
 
 
 def test_settings_without_effect_are_noted() -> None:
@@ -107,10 +109,10 @@ def test_the_gpu_must_have_the_recipe() -> None:
 def test_only_the_probe_measures_beside_fp8_attention() -> None:
     machine = Machine("cuda", torch.bfloat16, 128, HOPPER, attends_in_fp8=True)
     chosen = choose_method("auto", machine, probe_rows=7)
-    assert (chosen.name, chosen.probe_rows) == ("probe", 7)
+    assert (chosen.name, chosen.probe_rows) == ("sampled", 7)
     assert "beside Transformer Engine's FP8 attention" in str(chosen)
-    with pytest.raises(ValueError, match="--aia-method dense cannot measure beside"):
-        choose_method("dense", machine)
+    with pytest.raises(ValueError, match="--aia-attention eager cannot measure beside"):
+        choose_method("eager", machine)
 
 
 class CausalAttention(torch.nn.Module):
@@ -136,7 +138,7 @@ def unpacked() -> Case:
 
 
 def probed(rows: int) -> ProbedCoreAttention:
-    method = Method("probe", "under test", probe_rows=rows)
+    method = Method("sampled", "under test", probe_rows=rows)
     return ProbedCoreAttention(config(), LAYER + 1, inner=CausalAttention, method=method)
 
 
@@ -150,7 +152,7 @@ def chosen_attention(values: dict[str, Any]) -> Any:
         fp8_dot_product_attention=in_fp8,
     )
     attention = SimpleNamespace(submodules=SimpleNamespace(core_attention=CausalAttention))
-    _choose_core_attention(cast(Any, attention), run, cast(Any, core))
+    _choose_core_attention(cast(Any, attention), run, cast(Any, core), branch=0)
     return attention.submodules.core_attention
 
 
@@ -166,7 +168,7 @@ def test_fp8_attention_is_wrapped_and_fp8_products_alone_are_not() -> None:
 
 def test_all_rows_beside_another_attention_are_exact(unpacked: Case) -> None:
     results = []
-    exact = AlignedCoreAttention(config(), LAYER + 1, method=Method("dense", "under test"))
+    exact = AlignedCoreAttention(config(), LAYER + 1, method=Method("eager", "under test"))
     for module in (exact, probed(rows=1000)):
         align, inputs = align_input(unpacked), sbhd(unpacked)
         output = module(*inputs, attention_mask=None, attention_bias=align)

@@ -47,14 +47,14 @@ def test_attach_is_the_identity_and_adds_the_gradient_of_the_sums() -> None:
     expected = [weight * (INTENSITY[0] - 0.3) / 9, weight * (INTENSITY[1] - 0.3) / 3]
     assert sums.grad.tolist() == pytest.approx(expected)
     assert given.intensity(2).tolist() == pytest.approx(INTENSITY)
-    assert given.layers == (2,)
+    assert given.measured == ((0, 2),)
 
 
 def test_the_gradient_uses_the_reduced_sums_and_not_the_local_ones() -> None:
     output, sums = leaves()
     given = align()
     attached = given.attach(output * 1, sums * 1, layer=0)
-    given.intensities[0].wait().mul_(2)  # what another rank's equal share does
+    given.intensities[0, 0].wait().mul_(2)  # what another rank's equal share does
     attached.sum().backward()
     weight = 40 / (5 * 7)
     assert sums.grad[0].item() == pytest.approx(weight * 0.3 / 9)  # clipped: 1.0 - 0.3 > delta
@@ -90,7 +90,7 @@ def test_without_terms_the_output_is_untouched() -> None:
     given = align(segments=(Segment(0, 0, 4),))
     output = torch.ones(3, requires_grad=True)
     assert given.attach(output, torch.zeros(0, requires_grad=True), layer=0) is output
-    assert given.layers == ()
+    assert given.measured == ()
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from megatron_aia.analysis.data_plots import StepUse, measure_step, plot_data
 from megatron_aia.analysis.sample_images import color_grid
 from megatron_aia.analysis.sample_text import describe_images, format_sample
 from megatron_aia.cli import parse
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.data.targets import NEXT_TOKEN
 from megatron_aia.models import load_model_spec
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from megatron_aia.training.setup import open_data
 
 image_module = pytest.importorskip("PIL.Image")
@@ -46,7 +47,7 @@ def flags_of(folders, family):
         "seq_length": 256,
         "global_batch_size": NUM_POSITIONS,
         "task_ratio": "1:1:1:1",
-        "prompt_drop": 0.4,
+        "cfg_drop_prob": 0.4,
         **sizes,
     }
     return [part for k, v in values.items() for part in (f"--{k.replace('_', '-')}", str(v))]
@@ -88,10 +89,9 @@ def test_marks_are_those_of_the_batches(folders, family):
     data = open_run(folders, family)
     seen = 0
     for batch in data.step(0):
-        for segment in batch.segments:
+        for number, segment in enumerate(batch.segments):
             lines = blocks[segment.position]
-            inside = slice(segment.start, segment.stop)
-            labels = int((batch.label_weights[segment.batch_index, inside] > 0).sum())
+            labels = int((batch.targets[NEXT_TOKEN].samples == number).sum())
             length = segment.stop - segment.start
             assert lines[0].endswith(f"{length} tokens, {labels} labels")
             marks = count_marks(lines)
@@ -163,7 +163,7 @@ def test_colours_change_nothing_but_colours(folders):
     for position in range(NUM_POSITIONS):
         placed = data.read_placed(position)
         plain, painted = (
-            format_sample(placed, position, "data", data.prompt, in_color)
+            format_sample(placed, position, "data", data.encoder, in_color)
             for in_color in (False, True)
         )
         assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == plain

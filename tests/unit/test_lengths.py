@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_data import CODEBOOK_SIZE, member_ends, toy_prompt, toy_samples, write_folder
+from toy_data import CODEBOOK_SIZE, member_ends, toy_encoder, toy_samples, write_folder
 
 from megatron_aia.data import lengths as module
 from megatron_aia.data.lengths import DAMAGED, token_lengths
@@ -22,7 +22,7 @@ def tables(folder: Path) -> list[Path]:
 
 
 def count(folder: Path, num_workers: int | None = None) -> np.ndarray:
-    return token_lengths(open_index(folder), toy_prompt, "toy", CODEBOOK_SIZE, num_workers)
+    return token_lengths(open_index(folder), toy_encoder, CODEBOOK_SIZE, num_workers)
 
 
 def spoil_codes(folder: Path) -> tuple[int, bytes]:
@@ -55,7 +55,7 @@ def test_lengths_are_those_of_the_prompt_and_damage_has_none(folder: Path) -> No
     found = count(folder)
     for i in range(len(index)):
         if i != number:
-            assert found[i] == len(toy_prompt(index.read(i, CODEBOOK_SIZE), False))
+            assert found[i] == len(toy_encoder(index.read(i, CODEBOOK_SIZE), False))
     assert np.flatnonzero(found == DAMAGED).tolist() == [number]
 
 
@@ -72,7 +72,7 @@ def test_a_repaired_sample_is_counted_again(folder: Path) -> None:
     content[start : start + 6] = old
     shard.write_bytes(content)
     index = open_index(folder)
-    expected = len(toy_prompt(index.read(number, CODEBOOK_SIZE), False))
+    expected = len(toy_encoder(index.read(number, CODEBOOK_SIZE), False))
     assert count(folder)[number] == expected
     (table,) = tables(folder)
     assert np.load(table)[number] == expected

@@ -8,7 +8,9 @@ import torch.distributed as dist
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
 from megatron_aia.data.sample import TokenizedSample
-from megatron_aia.training.losses import StepCounts, count_step, token_coefficients
+from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
+from megatron_aia.models.losses import NextToken
+from megatron_aia.training.counts import StepCounts, count_step
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def sample(task: Task, length: int, labels: dict[int, float], active: bool) -> T
     roles = np.zeros(length, np.uint8)
     if active:
         roles[0], roles[-1] = int(task) << 2, int(task)
-    return TokenizedSample(str(length), task, np.arange(length), weights, roles)
+    tokens = np.arange(length)
+    targets = {NEXT_TOKEN: next_token_target(tokens, weights)}
+    return TokenizedSample(str(length), task, tokens, roles, targets)
 
 
 SAMPLES = [
@@ -40,7 +44,7 @@ SAMPLES = [
 
 def nll_of(batch: MicroBatch) -> torch.Tensor:
     """Made-up losses that depend on the token alone, so rows may be laid out at will."""
-    return torch.cos(batch.labels.double() * 0.7) + 2
+    return torch.cos(batch.targets[NEXT_TOKEN].values.double() * 0.7) + 2
 
 
 def definition(normalizer: str) -> float:
@@ -69,26 +73,26 @@ def test_sum_over_rows_is_the_definition(
     normalizer: str, rows: list[list[int]], world: dist.ProcessGroup
 ) -> None:
     batches = [build_micro_batch([[SAMPLES[i] for i in row]], 32, pad_id=0) for row in rows]
-    counts = count_step(batches, world)
+    term = NextToken(normalization=normalizer)  # type: ignore[arg-type]
+    counts = count_step(batches, [term], world)
     total = 0.0
     for batch in batches:
-        coefficients = token_coefficients(batch, counts, normalizer)  # type: ignore[arg-type]
-        assert not coefficients[batch.label_weights == 0].any()
+        coefficients = term.coefficients(batch, counts.of_term["ntp"])
         total += float((coefficients.double() * nll_of(batch)).sum())
     assert total == pytest.approx(definition(normalizer), rel=1e-6)
 
 
 def test_counts(world: dist.ProcessGroup) -> None:
     batch = build_micro_batch([SAMPLES[:3], SAMPLES[3:]], 16, pad_id=0)
-    counts: StepCounts = count_step([batch], world)
-    assert counts.samples.tolist() == [1, 2, 1, 0]
-    assert counts.label_weight.tolist() == [1.5, 5, 1, 0]
-    assert (counts.terms, counts.inactive, counts.tokens, counts.positions) == (2, 3, 21, 32)
+    counts: StepCounts = count_step([batch], [NextToken()], world)
+    assert counts.of_term["ntp"].tolist() == [1, 2, 1, 0, 1.5, 5, 1, 0]
+    assert (counts.intensities, counts.inactive, counts.tokens, counts.positions) == (2, 3, 21, 32)
 
 
 def test_step_without_labels_has_loss_zero_not_nan(world: dist.ProcessGroup) -> None:
     batch = build_micro_batch([[SAMPLES[4]], []], 8, pad_id=0)
-    counts = count_step([batch], world)
     for normalizer in ("task", "token", "sample"):
-        coefficients = token_coefficients(batch, counts, normalizer)  # type: ignore[arg-type]
-        assert coefficients.eq(0).all()
+        term = NextToken(normalization=normalizer)  # type: ignore[arg-type]
+        counts = count_step([batch], [term], world)
+        assert counts.of_term["ntp"].eq(0).all()
+        assert term.coefficients(batch, counts.of_term["ntp"]).shape == (0,)

@@ -14,9 +14,11 @@ from toy_data import CODEBOOK_SIZE, toy_samples, write_folder
 from megatron_aia.aia.roles import Task
 from megatron_aia.config.data_sources import blend_pairs, check_data_sources
 from megatron_aia.config.tree import DataConfig
+from megatron_aia.data.mix_sources import choose, mix_sources
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.mixture_file import MixturePlan, Source, read_mixture_file
-from megatron_aia.data.open_mixture import choose, data_folders, mix_sources, open_mixture
+from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.data.mixture_plan import MixturePlan, Source
+from megatron_aia.data.open import open_mixture, plan_mixture
 from megatron_aia.data.phases import Phase
 
 FILE = """
@@ -56,20 +58,20 @@ def open_file(folder: Path, seed: int = SEED, **data: object) -> Mixture:
 def test_a_file_is_read_as_written(folder: Path) -> None:
     path = str(folder / "mixture.yaml")
     plan = read_mixture_file(path)
-    assert [(s.name, s.folder, s.task, s.limit) for s in plan.sources] == [
-        ("drawing", str(folder / "both"), Task.GENERATION, None),
-        ("asking", str(folder / "both"), Task.UNDERSTANDING, 5),
-        ("chat", str(folder / "texts"), None, None),
+    assert [(s.name, s.folders, s.task, s.limit) for s in plan.sources] == [
+        ("drawing", (str(folder / "both"),), Task.GENERATION, None),
+        ("asking", (str(folder / "both"),), Task.UNDERSTANDING, 5),
+        ("chat", (str(folder / "texts"),), None, None),
     ]
     assert plan.phases == (Phase((2, 0, 1), 7), Phase((3, 1, 0)))
-    folders = data_folders(DataConfig(data_path=(path,)))
-    assert folders == [str(folder / "both"), str(folder / "both"), str(folder / "texts")]
+    assert plan_mixture(DataConfig(data_path=(path,))) == plan
+    assert plan.folders == (str(folder / "both"), str(folder / "texts"))
 
 
 def test_paths_may_be_absolute_or_addresses(tmp_path: Path) -> None:
     text = "sources: {a: /data/a, b: 's3://bucket/b'}\nphases: [{weights: {a: 1, b: 1}}]"
     plan = read_mixture_file(write(tmp_path, text))
-    assert [source.folder for source in plan.sources] == ["/data/a", "s3://bucket/b"]
+    assert plan.folders == ("/data/a", "s3://bucket/b")
 
 
 def test_phases_draw_from_their_sources(folder: Path) -> None:
@@ -108,7 +110,7 @@ def test_peers_are_of_the_same_source_and_task(folder: Path) -> None:
         assert address.sample_number in peers
         assert len(peers) == (9, 5, 4)[address.source]
         assert set(mixture.indexes[address.index_number].tasks[peers]) == {address.task}
-    both = MixturePlan((Source("all", "a", limit=5),), (Phase((1,)),))
+    both = MixturePlan((Source("all", ("a",), limit=5),), (Phase((1,)),))
     mixed = mix_sources(both, SEED, lambda name: fake_index(name, [1, 2, 1, 2, 0, 1, 1]))
     kept = {(a.task, a.sample_number) for a in map(mixed.locate, range(5))}
     for address in map(mixed.locate, range(5)):
@@ -141,15 +143,15 @@ def test_a_limit_takes_from_all_over_the_folder() -> None:
 
 
 def test_blend_is_exact_and_does_not_depend_on_paths(folder: Path) -> None:
-    config = DataConfig(blend=("2", str(folder / "both"), "1", str(folder / "texts")))
+    config = DataConfig(data_path=("2", str(folder / "both"), "1", str(folder / "texts")))
     mixture = open_mixture(config, SEED, CODEBOOK_SIZE)
     for start in range(0, 60, 3):
         assert Counter(mixture.locate(start + i).source for i in range(3)) == {0: 2, 1: 1}
     assert {mixture.locate(p).task for p in range(30)} == set(Task) - {Task.MIXED}
-    assert data_folders(config) == [str(folder / "both"), str(folder / "texts")]
+    assert plan_mixture(config).folders == (str(folder / "both"), str(folder / "texts"))
     moved = folder.parent / "moved"
     moved.symlink_to(folder)
-    other = DataConfig(blend=("2", str(moved / "both"), "1", str(moved / "texts")))
+    other = DataConfig(data_path=("2", str(moved / "both"), "1", str(moved / "texts")))
     assert open_mixture(other, SEED, CODEBOOK_SIZE).fingerprint == mixture.fingerprint
 
 
@@ -193,7 +195,7 @@ def test_the_log_names_sources_and_phases(folder: Path) -> None:
 
 
 def test_a_source_in_no_phase_is_told() -> None:
-    plan = MixturePlan((Source("a", "a"), Source("b", "b")), (Phase((1, 0)),))
+    plan = MixturePlan((Source("a", ("a",)), Source("b", ("b",))), (Phase((1, 0)),))
     mixture = mix_sources(plan, SEED, lambda name: fake_index(name, [0, 1, 2]))
     assert mixture.describe()[1] == (
         "warning: 3 samples of b (b) are left out, as no phase gives them a weight"
@@ -202,7 +204,7 @@ def test_a_source_in_no_phase_is_told() -> None:
 
 
 def test_phases_shorter_than_the_run_are_refused(folder: Path) -> None:
-    plan = MixturePlan((Source("a", "a"),), (Phase((1,), 30), Phase((2,), 10)))
+    plan = MixturePlan((Source("a", ("a",)),), (Phase((1,), 30), Phase((2,), 10)))
     mixture = mix_sources(plan, SEED, lambda name: fake_index(name, [0, 1, 2]))
     mixture.check_length(40)
     with pytest.raises(ValueError, match="end after 40 samples, and the run draws 41; leave out"):
@@ -267,8 +269,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 BLENDS = {
-    "odd": (("2", "a", "1"), "--blend 2 a 1 is not pairs"),
-    "a folder first": (("a", "2"), "the weight a of 2 is not a whole number"),
+    "odd": (("2", "a", "1"), "--data-path 2 a 1 is not pairs"),
+    "a name for a weight": (("1", "a", "b", "2"), "the weight b of 2 is not a whole number"),
     "half": (("0.5", "a"), "the weight 0.5 of a is not .*; for 0.7 and 0.3 write 7 and 3"),
     "nothing": (("0", "a"), "the weight 0 of a"),
     "twice": (("1", "a", "2", "a"), "a stands there twice"),
@@ -279,18 +281,32 @@ BLENDS = {
 def test_a_mistake_in_a_blend_is_told(name: str) -> None:
     blend, message = BLENDS[name]
     with pytest.raises(ValueError, match=message):
-        blend_pairs(blend)
+        blend_pairs(DataConfig(data_path=blend))
+
+
+def test_folders_without_weights_are_no_blend() -> None:
+    assert blend_pairs(DataConfig(data_path=("a", "b"))) == []
+    assert blend_pairs(DataConfig(data_path=("./2", "b"))) == []
+
+
+def test_a_folder_with_the_name_of_a_weight_is_told_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "2").mkdir()
+    with pytest.raises(ValueError, match=r"2 is a weight and a folder; write ./2 .* 02 for the w"):
+        blend_pairs(DataConfig(data_path=("2", "a")))
+    assert blend_pairs(DataConfig(data_path=("02", "a"))) == [(2, "a")]
 
 
 def test_contradictions_are_refused(folder: Path) -> None:
     file = str(folder / "mixture.yaml")
     cases: list[tuple[dict[str, object], str]] = [
         ({"data_path": (file, "b")}, "must stand alone"),
-        ({"data_path": ("a",), "blend": ("1", "b")}, "--blend and --data-path a both name"),
         ({"data_path": (file,), "task_ratio": "2:1"}, "--task-ratio 2:1 .*leave it out, give"),
         (
-            {"blend": ("1", "a"), "task_ratio": "2:1"},
-            "--task-ratio 2:1 .*leave it out, the weights",
+            {"data_path": ("1", "a"), "task_ratio": "2:1"},
+            "--task-ratio 2:1 .*leave it out, its weights",
         ),
         ({"data_path": (str(folder / "no.yaml"),)}, "no.yaml is not a file"),
     ]

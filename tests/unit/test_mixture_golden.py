@@ -1,21 +1,29 @@
 """Committed orders: to change one is to change the data of runs that go on from a checkpoint."""
 
+from types import SimpleNamespace
+
 from fake_index import fake_index
 
 from megatron_aia.aia.roles import Task
+from megatron_aia.data.mix_sources import mix_sources
 from megatron_aia.data.mixture import Mixture, SampleAddress
-from megatron_aia.data.mixture_file import MixturePlan, Source
-from megatron_aia.data.open_mixture import mix_sources
+from megatron_aia.data.mixture_plan import MixturePlan, Source, plan_blend, plan_tasks
 from megatron_aia.data.phases import Phase
-from megatron_aia.data.task_mixture import mix_by_task, parse_task_ratio
+from megatron_aia.data.sample_reader import SampleReader
+from megatron_aia.data.stand_ins import locate_usable
 
 SEED = 1234
 FIRST = fake_index("first", [Task.GENERATION, Task.UNDERSTANDING] * 9 + [Task.TEXT] * 4)
 SECOND = fake_index("second", [Task.UNDERSTANDING] * 5 + [Task.GENERATION] * 7 + [Task.MIXED] * 3)
 
 
+def mix(plan: MixturePlan, window_shards: int = 0) -> Mixture:
+    folders = {"first": FIRST, "second": SECOND}
+    return mix_sources(plan, SEED, folders.__getitem__, window_shards)
+
+
 def by_task(ratio: str, window_shards: int = 0) -> Mixture:
-    return mix_by_task([FIRST, SECOND], parse_task_ratio(ratio), SEED, window_shards)
+    return mix(plan_tasks(("first", "second"), ratio), window_shards)
 
 
 def order(mixture: Mixture, count: int) -> str:
@@ -54,13 +62,8 @@ def test_order_of_four_tasks() -> None:
     assert (far.index_number, far.sample_number, far.epoch) == (1, 5, 25000000)
 
 
-def by_source(plan: MixturePlan) -> Mixture:
-    return mix_sources(plan, SEED, {"first": FIRST, "second": SECOND}.__getitem__)
-
-
 def test_order_of_a_blend() -> None:
-    sources = (Source("1", "first"), Source("2", "second"))
-    mixture = by_source(MixturePlan(sources, (Phase((2, 1)),)))
+    mixture = mix(plan_blend([(2, "first"), (1, "second")]))
     assert mixture.fingerprint == "c2b37a96905c6617"
     assert order(mixture, 30) == (
         "M1:14/0 T0:20/0 G0:14/0 M1:12/0 U0:13/0 U0:9/0 G0:0/0 T0:19/0 U1:1/0 T0:21/0 "
@@ -73,12 +76,12 @@ def test_order_of_a_blend() -> None:
 
 def test_order_of_phases() -> None:
     sources = (
-        Source("drawing", "second", Task.GENERATION, limit=4),
-        Source("asking", "first", Task.UNDERSTANDING),
-        Source("rest", "first"),
+        Source("drawing", ("second",), Task.GENERATION, limit=4),
+        Source("asking", ("first",), Task.UNDERSTANDING),
+        Source("rest", ("first",)),
     )
     phases = (Phase((1, 1, 0), 7), Phase((3, 0, 2), 13), Phase((1, 1, 1)))
-    mixture = by_source(MixturePlan(sources, phases))
+    mixture = mix(MixturePlan(sources, phases))
     assert mixture.fingerprint == "0c8999faaadf975a"
     assert order(mixture, 30) == (
         "G0:8/0 U1:9/0 U1:5/0 G0:7/0 U1:7/0 G0:10/0 G0:5/0 U1:15/0 G0:7/1 G0:5/1 "
@@ -100,3 +103,40 @@ def test_order_of_windows() -> None:
     )
     far = mixture.locate(10**9 + 7)
     assert (far.index_number, far.sample_number, far.epoch) == (0, 5, 35714285)
+
+
+def test_order_of_a_folder_that_is_named_twice() -> None:
+    mixture = mix(plan_tasks(("first", "second", "first"), "3:2:1:2"))
+    assert mixture.fingerprint == "219cd9eed2d84dd1"
+    assert order(mixture, 20) == (
+        "M1:13/0 G1:10/0 M1:14/0 U2:15/0 G1:8/0 G0:4/0 U2:3/0 T2:18/0 G1:7/0 U2:1/0 "
+        "G2:8/0 M1:12/1 T0:20/0 M1:12/0 G0:12/0 U2:7/0 M1:13/1 M1:14/1 U0:11/0 U0:1/0"
+    )
+
+
+def test_replacements_of_damaged_samples() -> None:
+    """Two of three samples are damaged."""
+    mixture = by_task("1:1")
+    found = [locate_usable(mixture, p, lambda a: a.sample_number % 3 != 0) for p in range(30)]
+    assert " ".join(f"{a.task.name[0]}{a.index_number}:{a.sample_number}" for a in found) == (
+        "G0:12 U0:9 U1:3 G1:9 U0:3 G1:9 U1:0 G0:12 G0:0 U0:15 U0:15 G1:6 G0:6 U1:3 G0:12 U1:0 "
+        "U0:3 G1:6 G0:0 U0:9 U1:0 G1:6 U0:15 G0:12 G0:12 U0:9 U0:9 G1:6 G1:9 U0:9"
+    )
+
+
+def test_dropped_prompts() -> None:
+    dropped = [position for position in range(100) if by_task("1:1").drops_prompt(position, 0.2)]
+    assert dropped == [3, 14, 27, 39, 70, 75, 94]
+
+
+def test_fingerprint_of_the_data() -> None:
+    """What a checkpoint remembers beside the position."""
+    reader = SampleReader(
+        mixture=by_task("3:2:1:2"),
+        encoder=SimpleNamespace(fingerprint="prompt"),
+        seq_length=128,
+        codebook_size=10,
+        cfg_drop_prob=0.1,
+        overlong="truncate",
+    )
+    assert reader.fingerprint == "ad69a08ff0e3490e"

@@ -92,13 +92,13 @@ def test_every_parameter_is_set(parameters: dict[str, tuple[int, ...]]) -> None:
 
 
 def test_published_configuration_is_the_preset() -> None:
-    preset = preset_table()["emu3_8b"]().model
+    preset = preset_table()["emu3_8b"].build().model
     assert model_config({"model_type": "Emu3"}) == preset
     assert vocab_size(preset) == 184_622
 
 
 def test_published_checkpoint_has_291_tensors() -> None:
-    preset = preset_table()["emu3_8b"]().model
+    preset = preset_table()["emu3_8b"].build().model
     table = FORMAT.weight_map(preset, FORMAT.export_names("original", False))
     assert sum(len(entry.sources) for entry in table.values()) == 291
 
@@ -110,7 +110,7 @@ def test_published_checkpoint_has_291_tensors() -> None:
 def test_published_janus_pro_is_complete(name: str, parameters: int, tensors: int) -> None:
     """The counts of the published files, less the image tokeniser and the tower's unused head."""
     names = janus_names("original", True)
-    preset = preset_table()[name]().model
+    preset = preset_table()[name].build().model
     shapes = [
         shape for entry in janus_map(preset, names).values() for shape in entry.sources.values()
     ]
@@ -122,7 +122,7 @@ def test_published_janus_pro_is_complete(name: str, parameters: int, tensors: in
 
 @pytest.mark.parametrize("layout", ["original", "transformers"])
 def test_configuration_there_and_back(layout: str) -> None:
-    model = preset_table()["emu3_demo"]().model
+    model = preset_table()["emu3_demo"].build().model
     target = HFTarget(model, layout, "float32", None, {}, Path())  # type: ignore[arg-type]
     assert model_config(document(target)) == model
 

@@ -25,6 +25,7 @@ from megatron_aia.config.validate import validate
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.stand_ins import DamageFound
+from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
 from megatron_aia.shards.index import ShardIndex
 from megatron_aia.shards.pictures import ShardPicture
@@ -91,7 +92,7 @@ def config_of(family: str, folder: Path, **data: Any) -> Config:
             micro_batch_size=2,
             global_batch_size=10,
             task_ratio="2:2:1:2",
-            prompt_drop=0.3,
+            cfg_drop_prob=0.3,
             **data,
         ),
     )
@@ -168,7 +169,7 @@ def test_rows_are_planned_without_decoding_a_picture(
             data.step(0)
     for number in range(len(index)):
         raw = index.read(number, CODEBOOK_SIZE)
-        written, outline = data.prompt(raw, False), data.prompt.outline(raw)
+        written, outline = data.encoder(raw, False), data.encoder.outline(raw)
         assert lengths[number] == len(written) == len(outline)
         np.testing.assert_array_equal(written.roles, outline.roles)
         np.testing.assert_array_equal(written.label_weights, outline.label_weights)
@@ -178,11 +179,11 @@ def test_the_tokeniser_is_part_of_the_fingerprint(janus: Config, tmp_path: Path)
     spec = load_model_spec("janus_pro")
     vq = write_janus_tokeniser(tmp_path / "vq", "transformers")
     first, second = open_data(janus), open_data(with_data(janus, image_tokenizer=str(vq)))
-    assert first.prompt_fingerprint == open_data(janus).prompt_fingerprint
+    assert first.encoder.fingerprint == open_data(janus).encoder.fingerprint
     assert first.fingerprint != second.fingerprint
-    text = setup.load_text_tokenizer(janus.data.data_path[0])
-    without = {spec.prompt(janus, text).fingerprint, spec.prompt(janus, text, None).fingerprint}
-    assert len(without | {first.prompt_fingerprint, second.prompt_fingerprint}) == 3
+    text = load_text_tokenizer(janus.data.data_path[0])
+    without = {spec.encoder(janus, text).fingerprint, spec.encoder(janus, text, None).fingerprint}
+    assert len(without | {first.encoder.fingerprint, second.encoder.fingerprint}) == 3
 
 
 def test_the_size_of_emu3s_images_is_part_of_it_too(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_the_size_of_emu3s_images_is_part_of_it_too(tmp_path: Path) -> None:
         images += [setup.load_image_tokenizer(path, area) for area in (16 * 16, 24 * 24)]
     assert images[1].name == images[2].name and images[3].name == images[4].name
     spec, config = load_model_spec("emu3"), Config(model=MODELS["emu3"])
-    prompts = [spec.prompt(config, ByteTokenizer(), tokenizer) for tokenizer in images]
+    prompts = [spec.encoder(config, ByteTokenizer(), tokenizer) for tokenizer in images]
     assert len({prompt.fingerprint for prompt in prompts}) == len(prompts)
 
 

@@ -14,8 +14,7 @@ G, U = Task.GENERATION, Task.UNDERSTANDING
 def make_record(iteration: int, ntp: dict, aia: dict) -> LogRecord:
     return placeholder_record(
         iteration,
-        ntp_by_task=ntp,
-        aia_by_task=aia,
+        losses={"ntp": ntp, "aia": aia},
     )
 
 

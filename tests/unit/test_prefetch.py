@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_follow_parent import wait_until_gone
-from toy_data import ToyPrompt, toy_batches, toy_prompt, toy_samples, write_folder
+from toy_data import ToyEncoder, toy_batches, toy_encoder, toy_samples, write_folder
 
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.prefetch import Prefetcher
@@ -36,6 +36,9 @@ def values(batches: list[MicroBatch]) -> list[Any]:
             value = getattr(batch, field.name)
             if isinstance(value, torch.Tensor):
                 found.append((field.name, value.dtype, value.tolist()))
+            elif field.name == "targets":
+                for name, target in value.items():
+                    found += [(name, c.dtype, c.tolist()) for c in vars(target).values()]
             elif field.name == "segments":
                 for segment in value:
                     terms = [(t.task, t.rows.tolist(), t.keys.tolist()) for t in segment.terms]
@@ -68,16 +71,16 @@ def test_no_random_number_of_the_run_is_drawn(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def spoiled(keys: tuple[str, ...], error: Exception) -> ToyPrompt:
-    """Return a prompt builder that counts the tokens of some samples, but cannot write them."""
+def spoiled(keys: tuple[str, ...], error: Exception) -> ToyEncoder:
+    """Return a sample encoder that counts the tokens of some samples, but cannot write them."""
 
-    class Spoiled(ToyPrompt):
+    class Spoiled(ToyEncoder):
         def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
             if sample.key.endswith(keys):
                 raise error
             return super().__call__(sample, drop_prompt)
 
-    return Spoiled(toy_prompt._write)
+    return Spoiled(toy_encoder._write)
 
 
 @pytest.mark.parametrize("error", [ValueError("no such word"), OSError("the disk went away")])

@@ -13,11 +13,11 @@ from support.corruption import write_sealed_shards
 from support.range_server import RangeServer, serve
 from support.tiny_data import CODEBOOK_SIZE
 from support.tools import run_tool
-from toy_data import PAD, toy_prompt, toy_samples, write_folder, write_shard
+from toy_data import toy_encoder, toy_samples, write_folder, write_shard
 
 from megatron_aia.config import Config, validate
 from megatron_aia.config.files import with_values
-from megatron_aia.data.loader import build_global_batches
+from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.shards import index as index_module
 from megatron_aia.shards import object_store, remote
@@ -252,8 +252,9 @@ def test_a_run_gets_the_batches_of_the_files(tmp_path: Path, num_workers: int) -
             config = Config()
             config.data.data_path = (location,)
             config.data.data_cache_path = str(tmp_path / "cache")
+            config.model.codebook_size = 100
             config.data.seq_length, config.data.global_batch_size = 64, 6
-            data = build_global_batches(config, toy_prompt, "toy", PAD, 100, 0, 1, 1)
+            data = build_global_batches(config, toy_encoder)
             prefetcher = Prefetcher(data, num_workers)
             tokens = [batch.tokens for i in range(3) for batch in prefetcher.step(6 * i)]
             prefetcher.close()

@@ -28,7 +28,7 @@ def forget_results() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("name", ["rectangle", "probe"])
+@pytest.mark.parametrize("name", ["flash", "sampled"])
 @pytest.mark.parametrize("shape", [SHAPE, (4, 4, 80), (1, 1, 128)])
 @pytest.mark.parametrize("shares_rows", [False, True])
 def test_right_kernels_pass_with_room(
@@ -39,7 +39,7 @@ def test_right_kernels_pass_with_room(
 
 
 def test_dense_is_the_reference_itself() -> None:
-    assert largest_error(method("dense"), Setting(CPU, FP32, *SHAPE)) == 0
+    assert largest_error(method("eager"), Setting(CPU, FP32, *SHAPE)) == 0
 
 
 def ignore_the_shifted_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +84,8 @@ def test_a_wrong_kernel_ends_the_run(
     plant: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises(
-        ValueError, match=r"--aia-method rectangle on the flash kernel has an error"
-    ):
-        check_method(method("rectangle"), Setting(CPU, dtype, *SHAPE), may_change_backend=True)
+    with pytest.raises(ValueError, match=r"--aia-attention flash on the flash kernel has an error"):
+        check_method(method("flash"), Setting(CPU, dtype, *SHAPE), may_change_backend=True)
 
 
 def test_a_causal_mask_from_the_first_key_shows_where_rows_are_shared(
@@ -100,10 +98,10 @@ def test_a_causal_mask_from_the_first_key_shows_where_rows_are_shared(
         return output, lse, (extras, extras)
 
     monkeypatch.setattr(flash_ops, "forward", forward)
-    assert largest_error(method("rectangle"), Setting(CPU, FP32, *SHAPE)) < TOLERANCES[FP32]
+    assert largest_error(method("flash"), Setting(CPU, FP32, *SHAPE)) < TOLERANCES[FP32]
     largest_error.cache_clear()
     shared = Setting(CPU, FP32, *SHAPE, shares_rows=True)
-    assert largest_error(method("rectangle"), shared) > 0.1
+    assert largest_error(method("flash"), shared) > 0.1
 
 
 def test_auto_falls_back_to_flash_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +113,11 @@ def test_auto_falls_back_to_flash_and_says_so(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(rectangle, "attend", attend)
     setting = Setting(CPU, FP32, *SHAPE)
-    chosen = check_method(method("rectangle", "cudnn"), setting, may_change_backend=True)
+    chosen = check_method(method("flash", "cudnn"), setting, may_change_backend=True)
     assert chosen.backend == "flash"
     assert "exact beside the flash kernel, as cudnn has an error of 1" in str(chosen)
     with pytest.raises(ValueError, match="on the cudnn kernel has an error"):
-        check_method(method("rectangle", "cudnn"), setting, may_change_backend=False)
+        check_method(method("flash", "cudnn"), setting, may_change_backend=False)
 
 
 def test_the_run_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +125,8 @@ def test_the_run_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_aia.models import preset_table
     from megatron_aia.models.layers import attention_method
 
-    config = with_values(preset_table()["emu3_demo"](), {"num_attention_heads": 4})
-    assert attention_method(config, FP32, 1).name == "rectangle"
+    config = with_values(preset_table()["emu3_demo"].build(), {"num_attention_heads": 4})
+    assert attention_method(config, FP32, 1).name == "flash"
     monkeypatch.setattr(self_check, "largest_error", lambda *_: 1.0)
     with pytest.raises(ValueError, match=r"error of 1.0e\+00 against the definition on this mach"):
         attention_method(config, FP32, 1)
@@ -153,11 +151,11 @@ def hopper(**changes: Any) -> Machine:
     ],
 )
 def test_which_kernel(machine: Machine, asked: Any, backend: str) -> None:
-    for name in ("auto", "rectangle", "probe"):
+    for name in ("auto", "flash", "sampled"):
         assert choose_method(name, machine, backend=asked).backend == backend
-    for name in ("rectangle", "probe"):
+    for name in ("flash", "sampled"):
         attend: Any = choose_method(name, machine, backend=asked).build(0, 0)
-        kernel = attend.keywords["backend"] if name == "rectangle" else attend.__self__.backend
+        kernel = attend.keywords["backend"] if name == "flash" else attend.__self__.backend
         assert kernel == backend
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CODEBOOK_SIZE, toy_batches, toy_prompt, toy_samples, write_folder
+from toy_data import CODEBOOK_SIZE, toy_batches, toy_encoder, toy_samples, write_folder
 
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import GlobalBatches
@@ -98,8 +98,8 @@ def test_a_step_holds_the_stand_ins_themselves(folder: Path, layout: dict[str, i
     for position in range(GBS, 2 * GBS):
         address = located(batches, numbers, position)
         raw = mixture.indexes[0].read(address.sample_number, CODEBOOK_SIZE)
-        drop = mixture.drops_prompt(position, batches.prompt_drop)
-        assert found[position] == toy_prompt(raw, drop).tokens.tolist()
+        drop = mixture.drops_prompt(position, batches.cfg_drop_prob)
+        assert found[position] == toy_encoder(raw, drop).tokens.tolist()
 
 
 def test_other_steps_stay_as_they_are(folder: Path) -> None:

@@ -12,8 +12,10 @@ import webdataset
 
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config import Config, DataConfig
-from megatron_aia.data.loader import GlobalBatches, build_global_batches
-from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.sample import SampleEncoder, TokenizedSample
+from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 CODEBOOK_SIZE = 100
@@ -84,13 +86,20 @@ def member_ends(path: Path) -> list[tuple[str, int, int]]:
     return [(i.name, i.offset_data, i.offset_data + -(-i.size // 512) * 512) for i in infos]
 
 
-class ToyPrompt:
-    """The ``PromptBuilder`` of a function that decodes no picture."""
+class ToyEncoder(SampleEncoder):
+    """The ``SampleEncoder`` of a function that decodes no picture."""
 
-    fingerprint = "toy"
+    pad_id = PAD
 
-    def __init__(self, write: Callable[[RawSample, bool], TokenizedSample]) -> None:
+    def __init__(
+        self,
+        write: Callable[[RawSample, bool], TokenizedSample],
+        fingerprint: str = "toy",
+        image_size: int = 0,
+    ) -> None:
         self._write = write
+        self.fingerprint = fingerprint
+        self.image_size = image_size
 
     def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         return self._write(sample, drop_prompt)
@@ -99,8 +108,8 @@ class ToyPrompt:
         return self._write(sample, False)
 
 
-@ToyPrompt
-def toy_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
+@ToyEncoder
+def toy_encoder(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     """Write [1] and the turns: bytes as they are, codes from FIRST_VISUAL, [2] after each image."""
     codes = iter(sample.codes)
     parts: list[tuple[list[int], float, int]] = [([1], 0.0, key_code(Task.GENERATION))]
@@ -118,29 +127,18 @@ def toy_prompt(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     roles = np.concatenate([np.full(len(ids), role, np.uint8) for ids, _, role in parts])
     if drop_prompt and sample.task is Task.GENERATION:
         roles[:] = 0
-    return TokenizedSample(
-        key=sample.key,
-        task=sample.task,
-        tokens=np.concatenate([np.array(ids, np.int64) for ids, _, _ in parts]),
-        label_weights=np.concatenate([np.full(len(i), w, np.float32) for i, w, _ in parts]),
-        roles=roles,
-    )
+    tokens = np.concatenate([np.array(ids, np.int64) for ids, _, _ in parts])
+    weights = np.concatenate([np.full(len(i), w, np.float32) for i, w, _ in parts])
+    targets = {NEXT_TOKEN: next_token_target(tokens, weights)}
+    return TokenizedSample(sample.key, sample.task, tokens, roles, targets)
 
 
 def toy_batches(
-    folder: Path, prompt: Any = toy_prompt, *, size: int = 1, rank: int = 0, **data: Any
+    folder: Path, encoder: Any = toy_encoder, *, size: int = 1, rank: int = 0, **data: Any
 ) -> GlobalBatches:
     """Return the steps of a run on one folder, of 12 samples each in rows of 48 tokens."""
     config = Config()
-    defaults = {"seq_length": 48, "global_batch_size": 12, "prompt_drop": 0.3, "num_workers": 0}
+    config.model.codebook_size = CODEBOOK_SIZE
+    defaults = {"seq_length": 48, "global_batch_size": 12, "cfg_drop_prob": 0.3, "num_workers": 0}
     config.data = DataConfig(data_path=(str(folder),), **{**defaults, **data})
-    return build_global_batches(
-        config,
-        prompt=prompt,
-        prompt_fingerprint=prompt.fingerprint,
-        pad_id=PAD,
-        codebook_size=CODEBOOK_SIZE,
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-        micro_batch_multiple=1,
-    )
+    return build_global_batches(config, encoder, data_rank=rank, data_size=size)

@@ -5,13 +5,19 @@ import torch
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.backbone import PackedGPTModel, decoder_arguments, packed_causal_mask
-from megatron_aia.models.emu3.prompt import Emu3Prompt
+from megatron_aia.models.backbone import (
+    PackedGPTModel,
+    decoder_arguments,
+    is_last_chunk,
+    packed_causal_mask,
+)
+from megatron_aia.models.emu3.sample_encoder import Emu3SampleEncoder
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 def vocabulary(config: Config) -> Emu3Vocabulary:
@@ -25,27 +31,30 @@ def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTMo
     return PackedGPTModel(**decoder_arguments(config, parallel, virtual_stage, size))
 
 
-def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None) -> torch.Tensor:
+def forward(
+    model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None
+) -> torch.Tensor | Outputs:
     """Run one chunk on a micro-batch that is on the model's device.
 
     Args:
         model: the chunk, wrapped for mixed precision and data parallelism or not.
-        batch: every stage needs positions; the first also tokens, the last also labels.
+        batch: every stage needs positions; the first also tokens, the last also targets.
         align: travels to every layer's core attention; None runs megatron-core's own.
     """
-    return model(
+    output: torch.Tensor = model(
         batch.tokens,
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if align is None else None,
-        labels=batch.labels,
+        labels=batch.next_token_labels(fill=0),
         extra_block_kwargs=None if align is None else {"attention_bias": align},
     )
+    return {"nll": output} if is_last_chunk(model) else output
 
 
-def prompt(
+def encoder(
     config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
-) -> Emu3Prompt:
-    """Return the prompt builder.
+) -> Emu3SampleEncoder:
+    """Return the sample encoder.
 
     Raises:
         ValueError: the tokeniser and the configured vocabulary do not fit.
@@ -55,13 +64,18 @@ def prompt(
             f"the tokeniser has {tokenizer.vocab_size} ids but --text-vocab-size is "
             f"{config.model.text_vocab_size}; point --tokenizer-model to the model's own tokeniser"
         )
-    return Emu3Prompt(vocabulary(config), tokenizer, config.aia.aia_sets, images)
+    return Emu3SampleEncoder(vocabulary(config), tokenizer, config.aia.aia_query_key_sets, images)
+
+
+def losses(config: Config) -> tuple[LossTerm, ...]:
+    """Return the next-token loss."""
+    return (NextToken(normalization=config.training.loss_normalization),)
 
 
 SPEC = ModelSpec(
     name="emu3",
     build=build,
     forward=forward,
-    prompt=prompt,
-    pad_id=lambda config: vocabulary(config).pad,
+    losses=losses,
+    encoder=encoder,
 )

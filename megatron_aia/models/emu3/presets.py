@@ -8,6 +8,7 @@ from megatron_aia.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_aia.models.family import Need, Preset
 
 
 def emu3_8b() -> Config:
@@ -38,7 +39,7 @@ def emu3_8b() -> Config:
             use_distributed_optimizer=True,
             recompute_granularity="full",
         ),
-        data=DataConfig(seq_length=9216, global_batch_size=256, prompt_drop=0.05),
+        data=DataConfig(seq_length=9216, global_batch_size=256, cfg_drop_prob=0.05),
         training=TrainingConfig(bf16=True),
     )
 
@@ -61,7 +62,7 @@ def emu3_demo() -> Config:
             seq_length=1024,
             micro_batch_size=2,
             global_batch_size=12,
-            prompt_drop=0.05,
+            cfg_drop_prob=0.05,
             num_workers=0,
         ),
         training=TrainingConfig(
@@ -74,4 +75,9 @@ def emu3_demo() -> Config:
     )
 
 
-PRESETS = {"emu3_8b": emu3_8b, "emu3_demo": emu3_demo}
+_PUBLISHED: frozenset[Need] = frozenset({"data", "weights"})
+
+PRESETS = {
+    "emu3_8b": Preset(emu3_8b, needs=_PUBLISHED),
+    "emu3_demo": Preset(emu3_demo),
+}

@@ -6,14 +6,16 @@ from torch import Tensor
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
+from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_causal_mask
+from megatron_aia.models.janus_pro.draw import draw_greedily
 from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
-from megatron_aia.models.janus_pro.prompt import JanusPrompt
+from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
+from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTModel:
@@ -21,45 +23,55 @@ def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTMo
     return JanusModel(config, parallel, virtual_stage)
 
 
-def forward(model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None) -> Tensor:
+def forward(
+    model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None
+) -> Tensor | Outputs:
     """Run one chunk on a micro-batch that is on the model's device; see ``ModelSpec``."""
-    losses: Tensor = model(
+    output: Tensor = model(
         batch.tokens,
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if align is None else None,
         images=batch.images,
         row_tokens=batch.row_tokens,
-        labels=batch.labels.where(batch.label_weights > 0, NO_LABEL),
+        labels=batch.next_token_labels(fill=NO_LABEL),
         extra_block_kwargs=None if align is None else {"attention_bias": align},
     )
-    return losses
+    return {"nll": output} if is_last_chunk(model) else output
 
 
-def prompt(
+def encoder(
     config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
-) -> JanusPrompt:
-    """Return the prompt builder.
+) -> JanusSampleEncoder:
+    """Return the sample encoder.
 
     Raises:
         ValueError: a tokeniser is not Janus-Pro's, or the text's is larger than the configured
             vocabulary.
     """
     model = config.model
-    return JanusPrompt(
+    return JanusSampleEncoder(
         vocabulary(model),
         tokenizer,
         JanusSpecialTokens.find(tokenizer),
-        config.aia.aia_sets,
+        config.aia.aia_query_key_sets,
         model.image_size,
         model.patch_size,
         images,
     )
 
 
+def losses(config: Config) -> tuple[LossTerm, ...]:
+    """Return the next-token loss."""
+    return (NextToken(normalization=config.training.loss_normalization),)
+
+
 SPEC = ModelSpec(
     name="janus_pro",
     build=build,
     forward=forward,
-    prompt=prompt,
-    pad_id=lambda config: 0,
+    losses=losses,
+    encoder=encoder,
+    # It draws images of one size.
+    image_area=lambda config: config.model.image_size**2,
+    draw_greedily=draw_greedily,
 )

@@ -11,6 +11,7 @@ from megatron_aia.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_aia.models.family import Need, Preset
 
 
 def janus_pro_7b() -> Config:
@@ -45,7 +46,7 @@ def janus_pro_7b() -> Config:
             use_distributed_optimizer=True,
             recompute_granularity="selective",
         ),
-        data=DataConfig(seq_length=8192, global_batch_size=256, prompt_drop=0.1),
+        data=DataConfig(seq_length=8192, global_batch_size=256, cfg_drop_prob=0.1),
         training=TrainingConfig(
             freeze=("vision_model.*",),
             bf16=True,
@@ -105,7 +106,7 @@ def janus_demo() -> Config:
             patch_size=8,
         ),
         aia=AIAConfig(aia_preset="paper_janus_pro", aia_profile="paper_janus_pro"),
-        data=DataConfig(seq_length=640, global_batch_size=12, prompt_drop=0.1, num_workers=0),
+        data=DataConfig(seq_length=640, global_batch_size=12, cfg_drop_prob=0.1, num_workers=0),
         training=TrainingConfig(
             freeze=("vision_model.*",),
             train_iters=300,
@@ -117,8 +118,10 @@ def janus_demo() -> Config:
     )
 
 
+_PUBLISHED: frozenset[Need] = frozenset({"data", "weights"})
+
 PRESETS = {
-    "janus_pro_7b": janus_pro_7b,
-    "janus_pro_1b": janus_pro_1b,
-    "janus_demo": janus_demo,
+    "janus_pro_7b": Preset(janus_pro_7b, needs=_PUBLISHED),
+    "janus_pro_1b": Preset(janus_pro_1b, needs=_PUBLISHED),
+    "janus_demo": Preset(janus_demo),
 }

@@ -18,8 +18,8 @@ import hashlib
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.images import ImageTokenizer
-from megatron_aia.data.sample import TokenizedSample
+from megatron_aia.data.sample import SampleEncoder, TokenizedSample
+from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
     Draft,
@@ -27,13 +27,14 @@ from megatron_aia.models.draft import (
     Sets,
     check_codes,
     check_turns,
+    fingerprint_of_sets,
     images_first,
     join_texts,
     split_at_tags,
 )
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.picture_codes import PictureCodes
-from megatron_aia.models.token_names import TokenNames
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import RawSample
 
 _FIRST_LEAD = "You are a helpful assistant. USER: "
@@ -41,13 +42,13 @@ _LATER_LEAD = " USER: "
 _ANSWER_LEAD = ". ASSISTANT:"
 
 
-class Emu3Prompt:
-    """The ``PromptBuilder`` of Emu3.
+class Emu3SampleEncoder(SampleEncoder):
+    """The ``SampleEncoder`` of Emu3.
 
     Args:
         vocabulary: ids of the model.
         tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
-        sets: rows and keys of the intensity. ``intended`` are those of the paper's text:
+        sets: rows and keys of the intensity. ``paper`` are those of the paper's text:
 
             - generation: rows are the drawn codes; keys are all tokens before the first of them,
               bos and the image's head (boi, size, img) included.
@@ -67,7 +68,7 @@ class Emu3Prompt:
         self,
         vocabulary: Emu3Vocabulary,
         tokenizer: TextTokenizer,
-        sets: Sets = "intended",
+        sets: Sets = "paper",
         images: ImageTokenizer | None = None,
     ) -> None:
         if tokenizer.vocab_size > vocabulary.text_size:
@@ -76,10 +77,13 @@ class Emu3Prompt:
                 " text ids; set --text-vocab-size or choose the model's own --tokenizer-model"
             )
         self.vocabulary = vocabulary
-        self.tokenizer = tokenizer
+        self.pad_id = vocabulary.pad
+        self._tokenizer = tokenizer
         self.sets = sets
         self._codes = PictureCodes(images)
-        described = f"emu3 prompt 1|{vocabulary}|{tokenizer.fingerprint}|{sets}"
+        described = (
+            f"emu3 prompt 1|{vocabulary}|{tokenizer.fingerprint}|{fingerprint_of_sets(sets)}"
+        )
         described += self._codes.fingerprint
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
@@ -98,13 +102,18 @@ class Emu3Prompt:
         return self._write(self._codes.encode(sample), drop_prompt)
 
     def outline(self, sample: RawSample) -> TokenizedSample:
-        """See ``PromptBuilder``."""
+        """See ``SampleEncoder``."""
         check_turns(sample)
         return self._write(self._codes.stand_in(sample), drop_prompt=False)
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """See ``SampleEncoder``."""
+        return self._tokenizer
+
+    @property
     def token_names(self) -> TokenNames:
-        """See ``ModelPrompt``."""
+        """See ``SampleEncoder``."""
         ids = self.vocabulary
         names = ("pad", "bos", "eos", "boi", "img", "eof", "eoi")
         return TokenNames(
@@ -127,7 +136,7 @@ class Emu3Prompt:
         draft = Draft()
         draft.add([self.vocabulary.bos], Kind.PROMPT)
         if not drop_prompt:
-            draft.add(self.tokenizer.encode(sample.turns[0].text), Kind.PROMPT)
+            draft.add(self._tokenizer.encode(sample.turns[0].text), Kind.PROMPT)
         self._write_image(draft, sample.codes[0], Kind.DRAWN)
         return draft
 
@@ -152,14 +161,14 @@ class Emu3Prompt:
         self, draft: Draft, piece: str | np.ndarray, text_kind: Kind, image_kind: Kind
     ) -> None:
         if isinstance(piece, str):
-            draft.add(self.tokenizer.encode(piece), text_kind)
+            draft.add(self._tokenizer.encode(piece), text_kind)
         else:
             self._write_image(draft, piece, image_kind)
 
     def _write_image(self, draft: Draft, codes: np.ndarray, kind: Kind) -> None:
         height, width = codes.shape
         ids = self.vocabulary
-        size = self.tokenizer.encode(f"{height}*{width}")
+        size = self._tokenizer.encode(f"{height}*{width}")
         draft.add([ids.boi, *size, ids.img], Kind.PROMPT)
         block = np.full((height, width + 1), ids.eol, np.int64)
         block[:, :width] = codes.astype(np.int64) + ids.first_visual

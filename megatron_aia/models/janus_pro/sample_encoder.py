@@ -27,8 +27,8 @@ from functools import partial
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.images import ImageTokenizer
-from megatron_aia.data.sample import ImageSource, TokenizedSample
+from megatron_aia.data.sample import ImageSource, SampleEncoder, TokenizedSample
+from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.draft import (
     Draft,
@@ -36,6 +36,7 @@ from megatron_aia.models.draft import (
     Sets,
     check_codes,
     check_turns,
+    fingerprint_of_sets,
     images_first,
     join_texts,
     split_at_tags,
@@ -44,20 +45,20 @@ from megatron_aia.models.janus_pro.images import load_square
 from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.models.picture_codes import PictureCodes
-from megatron_aia.models.token_names import TokenNames
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import Picture, RawSample
 
 Image = np.ndarray | Picture
 
 
-class JanusPrompt:
-    """The ``PromptBuilder`` of Janus-Pro.
+class JanusSampleEncoder(SampleEncoder):
+    """The ``SampleEncoder`` of Janus-Pro.
 
     Args:
         vocabulary: ids of the model.
         tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
         special_tokens: of this tokeniser.
-        sets: rows and keys of the intensity. ``intended`` are those of the paper's text:
+        sets: rows and keys of the intensity. ``paper`` are those of the paper's text:
 
             - generation: rows are the drawn codes; keys are all tokens before the first of them,
               bos, template and boi included.
@@ -75,12 +76,14 @@ class JanusPrompt:
             fill an image, or ``images`` makes others than the model draws.
     """
 
+    pad_id = 0
+
     def __init__(
         self,
         vocabulary: JanusVocabulary,
         tokenizer: TextTokenizer,
         special_tokens: JanusSpecialTokens,
-        sets: Sets = "intended",
+        sets: Sets = "paper",
         image_size: int = 384,
         patch_size: int = 16,
         images: ImageTokenizer | None = None,
@@ -94,7 +97,7 @@ class JanusPrompt:
         if image_size % patch_size:
             raise ValueError(f"patches of {patch_size} pixels do not fill a side of {image_size}")
         self.vocabulary = vocabulary
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.special_tokens = special_tokens
         self.sets = sets
         self.image_size = image_size
@@ -102,7 +105,9 @@ class JanusPrompt:
         """Slots, or codes, along a side of an image."""
         self._codes = PictureCodes(images, drawn_only=True, side=self.grid)
         described = f"janus_pro prompt 1|{vocabulary}|{tokenizer.fingerprint}|{special_tokens}"
-        described += f"|{sets}|{image_size}|{self.grid}{self._codes.fingerprint}"
+        described += (
+            f"|{fingerprint_of_sets(sets)}|{image_size}|{self.grid}{self._codes.fingerprint}"
+        )
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
 
@@ -121,13 +126,18 @@ class JanusPrompt:
         return self._write(self._codes.encode(sample), drop_prompt)
 
     def outline(self, sample: RawSample) -> TokenizedSample:
-        """See ``PromptBuilder``; not even the header of a picture is read."""
+        """See ``SampleEncoder``; not even the header of a picture is read."""
         check_turns(sample)
         return self._write(self._codes.stand_in(sample), drop_prompt=False)
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """See ``SampleEncoder``."""
+        return self._tokenizer
+
+    @property
     def token_names(self) -> TokenNames:
-        """See ``ModelPrompt``."""
+        """See ``SampleEncoder``."""
         ids = self.vocabulary
         return TokenNames(
             special={token: NAMES[name] for name, token in vars(self.special_tokens).items()},
@@ -168,11 +178,11 @@ class JanusPrompt:
         draft.add([self.special_tokens.user], Kind.PROMPT)
         for piece in join_texts(framed):
             if isinstance(piece, str):
-                draft.add(self.tokenizer.encode(piece), Kind.PROMPT)
+                draft.add(self._tokenizer.encode(piece), Kind.PROMPT)
             else:
                 self._write_seen(draft, sample, piece)
         draft.add([self.special_tokens.assistant], Kind.PROMPT)
-        draft.add(self.tokenizer.encode(":"), Kind.PROMPT)
+        draft.add(self._tokenizer.encode(":"), Kind.PROMPT)
 
     def _write_answer(
         self, draft: Draft, sample: RawSample, text: str, images: Iterator[Image]
@@ -181,7 +191,7 @@ class JanusPrompt:
         for number, piece in enumerate(pieces):
             if isinstance(piece, str):
                 answer = piece if number else f" {piece}"
-                draft.add(self.tokenizer.encode(answer), Kind.ANSWER)
+                draft.add(self._tokenizer.encode(answer), Kind.ANSWER)
             else:
                 self._write_drawn(draft, sample, piece)
                 draft.add([self.special_tokens.eoi], Kind.FRAME)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
+from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.packing import truncate
-from megatron_aia.data.tokenizer import load_text_tokenizer, train_sentencepiece
-from megatron_aia.models.janus_pro.prompt import JanusPrompt
+from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.shards.raw_sample import RawSample, Turn
@@ -56,8 +57,8 @@ def raw(task, texts, images=()):
     return RawSample("shard/1", task, turns, tuple(images))
 
 
-def build(task, texts, images=(), drop=False, sets="intended"):
-    prompt = JanusPrompt(IDS, OneTokenPerCharacter(), SPECIAL, sets, SIZE, PATCH)
+def build(task, texts, images=(), drop=False, sets="paper"):
+    prompt = JanusSampleEncoder(IDS, OneTokenPerCharacter(), SPECIAL, sets, SIZE, PATCH)
     return prompt(raw(task, texts, images), drop)
 
 
@@ -110,7 +111,7 @@ def test_generation_roles_of_the_released_code():
     assert labelled(sample) == "(0)(1)(2)(19)"
 
 
-@pytest.mark.parametrize("sets", ["intended", "released_code"])
+@pytest.mark.parametrize("sets", ["paper", "released_code"])
 def test_dropped_prompt_is_padding_of_the_same_length(sets):
     whole = build(Task.GENERATION, ["a cat", "<image>"], [CODES], sets=sets)
     sample = build(Task.GENERATION, ["a cat", "<image>"], [CODES], drop=True, sets=sets)
@@ -122,7 +123,7 @@ def test_dropped_prompt_is_padding_of_the_same_length(sets):
 
 
 def test_published_lengths():
-    prompt = JanusPrompt(JanusVocabulary(102_400, 16_384), OneTokenPerCharacter(), SPECIAL)
+    prompt = JanusSampleEncoder(JanusVocabulary(102_400, 16_384), OneTokenPerCharacter(), SPECIAL)
     codes = np.arange(24 * 24).reshape(24, 24) * 28
     sample = prompt(raw(Task.GENERATION, ["a", "<image>"], [codes]), False)
     assert sample.label_weights.sum() == 576
@@ -277,22 +278,22 @@ def test_samples_that_do_not_fit_are_named(task, texts, images, message):
 def test_model_and_tokeniser_must_fit():
     tokenizer = OneTokenPerCharacter()
     with pytest.raises(ValueError, match=r"ids up to 134 .*--text-vocab-size"):
-        JanusPrompt(JanusVocabulary(134, 20), tokenizer, SPECIAL)
+        JanusSampleEncoder(JanusVocabulary(134, 20), tokenizer, SPECIAL)
     with pytest.raises(ValueError, match="patches of 16 pixels do not fill a side of 40"):
-        JanusPrompt(IDS, tokenizer, SPECIAL, image_size=40)
+        JanusSampleEncoder(IDS, tokenizer, SPECIAL, image_size=40)
 
 
 def test_fingerprint_covers_what_is_written():
     tokenizer = OneTokenPerCharacter()
     other_pad = JanusSpecialTokens(**{**vars(SPECIAL), "pad": 136})
     prompts = [
-        JanusPrompt(IDS, tokenizer, SPECIAL),
-        JanusPrompt(IDS, tokenizer, SPECIAL),
-        JanusPrompt(IDS, tokenizer, SPECIAL, "released_code"),
-        JanusPrompt(IDS, tokenizer, other_pad),
-        JanusPrompt(IDS, tokenizer, SPECIAL, image_size=96),
-        JanusPrompt(IDS, tokenizer, SPECIAL, patch_size=8),
-        JanusPrompt(JanusVocabulary(140, 21), tokenizer, SPECIAL),
+        JanusSampleEncoder(IDS, tokenizer, SPECIAL),
+        JanusSampleEncoder(IDS, tokenizer, SPECIAL),
+        JanusSampleEncoder(IDS, tokenizer, SPECIAL, "released_code"),
+        JanusSampleEncoder(IDS, tokenizer, other_pad),
+        JanusSampleEncoder(IDS, tokenizer, SPECIAL, image_size=96),
+        JanusSampleEncoder(IDS, tokenizer, SPECIAL, patch_size=8),
+        JanusSampleEncoder(JanusVocabulary(140, 21), tokenizer, SPECIAL),
     ]
     first, same, *others = [prompt.fingerprint for prompt in prompts]
     assert first == same
@@ -334,7 +335,7 @@ def bpe_file(tmp_path):
 def bpe_prompt(bpe_file):
     tokenizer = load_text_tokenizer(bpe_file)
     special = JanusSpecialTokens.find(tokenizer)
-    return JanusPrompt(JanusVocabulary(400, 20), tokenizer, special, "intended", SIZE, PATCH)
+    return JanusSampleEncoder(JanusVocabulary(400, 20), tokenizer, special, "paper", SIZE, PATCH)
 
 
 def encode_as_authors(bpe_file, text):
@@ -387,7 +388,7 @@ def test_words_that_spell_special_tokens_stay_words(bpe_file, tmp_path, kind):
     tokenizer = load_text_tokenizer(path)
     special = JanusSpecialTokens.find(tokenizer)
     assert len(set(vars(special).values())) == 7
-    prompt = JanusPrompt(JanusVocabulary(400, 20), tokenizer, special, "intended", SIZE, PATCH)
+    prompt = JanusSampleEncoder(JanusVocabulary(400, 20), tokenizer, special, "paper", SIZE, PATCH)
     plain = prompt(raw(Task.TEXT, ["a", "b"]), False)
     spelled = "".join(NAMES.values()) + "<image_placeholder>"
     sample = prompt(raw(Task.TEXT, [f"a {spelled}", f"b {spelled}"]), False)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
-from megatron_aia.models.emu3.prompt import Emu3Prompt
+from megatron_aia.models.emu3.sample_encoder import Emu3SampleEncoder
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.shards.raw_sample import RawSample, Turn
 
@@ -21,11 +21,11 @@ class OneTokenPerCharacter:
         return "".join(map(chr, ids))
 
 
-def build(task, texts, codes=(), drop=False, sets="intended"):
+def build(task, texts, codes=(), drop=False, sets="paper"):
     roles = ["human", "gpt"] * len(texts)
     turns = tuple(Turn(role, text) for role, text in zip(roles, texts, strict=False))
     sample = RawSample("shard/1", task, turns, tuple(codes))
-    return Emu3Prompt(IDS, OneTokenPerCharacter(), sets)(sample, drop)
+    return Emu3SampleEncoder(IDS, OneTokenPerCharacter(), sets)(sample, drop)
 
 
 def show(ids):
@@ -77,7 +77,7 @@ def test_generation_roles_of_the_released_code():
     assert labelled(sample) == "(0)(1)(2)(3)(4)(31)"
 
 
-@pytest.mark.parametrize("sets", ["intended", "released_code"])
+@pytest.mark.parametrize("sets", ["paper", "released_code"])
 def test_dropped_prompt(sets):
     sample = build(Task.GENERATION, ["a cat", "<image>"], [CODES], drop=True, sets=sets)
     assert show(sample.tokens) == "[bos]" + IMAGE
@@ -191,16 +191,16 @@ def test_samples_that_do_not_fit_are_named(task, texts, codes, message):
 
 def test_tokenizer_must_fit_the_vocabulary():
     with pytest.raises(ValueError, match="--text-vocab-size"):
-        Emu3Prompt(Emu3Vocabulary(127, 32), OneTokenPerCharacter())
+        Emu3SampleEncoder(Emu3Vocabulary(127, 32), OneTokenPerCharacter())
 
 
 def test_fingerprint_covers_vocabulary_and_sets():
     tokenizer = OneTokenPerCharacter()
     prompts = [
-        Emu3Prompt(IDS, tokenizer),
-        Emu3Prompt(IDS, tokenizer),
-        Emu3Prompt(IDS, tokenizer, "released_code"),
-        Emu3Prompt(Emu3Vocabulary(128, 33), tokenizer),
+        Emu3SampleEncoder(IDS, tokenizer),
+        Emu3SampleEncoder(IDS, tokenizer),
+        Emu3SampleEncoder(IDS, tokenizer, "released_code"),
+        Emu3SampleEncoder(Emu3Vocabulary(128, 33), tokenizer),
     ]
     first, same, *others = [prompt.fingerprint for prompt in prompts]
     assert first == same
