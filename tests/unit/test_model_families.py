@@ -114,8 +114,6 @@ def test_a_preset_with_an_unknown_setting() -> None:
 def test_an_unknown_preset_names_all() -> None:
     with (
         extra_family("other", __name__),
-        pytest.raises(
-            ValueError, match=r"unknown --preset lost; use another, emu3_8b, .* or o"
-        ),
+        pytest.raises(ValueError, match=r"unknown --preset lost; use another, emu3_8b, .* or o"),
     ):
         parse(["--preset", "lost"])
