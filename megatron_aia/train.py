@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from pathlib import Path
 
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.cli import is_rank_0, one_line_errors, parse_with_notes
@@ -11,14 +10,10 @@ from megatron_aia.config import Config, validate
 from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
 from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.models import load_family
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.log import quiet_imports
 
-DEMO_DATA = {
-    "emu3": Path("demo_output/data"),
-    "janus_pro": Path("demo_output/janus/data"),
-}
-"""Where a demo of each family has its shards."""
 _BUILD_TIMEOUT_SECONDS = 600
 
 
@@ -58,11 +53,13 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
 
 
 def ensure_demo_data(config: Config) -> Config:
-    """Give a demo run without data the shards of ``DEMO_DATA``; rank 0 builds them once."""
+    """Give a demo run without data the family's demo shards; rank 0 builds them once."""
     if config.data.data_path:
         return config
-    family = config.model.model
-    folder = DEMO_DATA[family]
+    family = load_family(config.model.model)
+    if family.demo is None:
+        raise ValueError(f"--model {family.name} has no demo data; give --data-path")
+    folder = family.demo.folder
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         raise ValueError("the demo data is built on one machine; on several, give --data-path")
     if is_rank_0() and not folder.exists():
@@ -70,7 +67,7 @@ def ensure_demo_data(config: Config) -> Config:
 
         print(f"building the demo data in {folder}", flush=True)
         # It appears by a rename: the other ranks see all of it or nothing.
-        build_demo(folder, model=family)
+        build_demo(folder, family)
     deadline = time.monotonic() + _BUILD_TIMEOUT_SECONDS
     while not (folder / "dataset.json").exists():
         if time.monotonic() > deadline or is_rank_0():

@@ -3,20 +3,21 @@
 A build that was killed goes on where it was when the same command starts again.
 
 python tools/build_shards.py --records INPUT --output DIR [--image-tokenizer FOLDER_OR_NPZ]
-python tools/build_shards.py --demo --output DIR [--overwrite] [--model janus_pro]
+python tools/build_shards.py --demo --output DIR [--overwrite] [--model FAMILY]
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Optional
 
 from megatron_aia.building.build import build_shards
 from megatron_aia.building.demo import build_demo
 from megatron_aia.building.dropped import DROPPED_FILE
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.config.flags import parse_options
+from megatron_aia.models import families, load_family
 from megatron_aia.shards.description import read_codebook_size
 
 EXIT_USER_ERROR = 2
@@ -30,10 +31,10 @@ class DemoOptions:
     """Folder to make."""
     overwrite: bool = False
     """Replace a data folder at the output."""
-    model: Literal["emu3", "janus_pro"] = "emu3"
-    """Whose tokens and images to write."""
+    model: str = families()[0].name
+    """Family whose tokens and images to write."""
     grid_side: int = 0
-    """Codes along a side of an image; 0 takes the model's own (16, Janus-Pro 12)."""
+    """Codes along a side of an image; 0 takes the family's own."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -43,7 +44,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if "--demo" in arguments:
             rest = [argument for argument in arguments if argument != "--demo"]
             demo = parse_options(DemoOptions, rest, __doc__)
-            num_samples = build_demo(demo.output, demo.overwrite, demo.model, demo.grid_side)
+            num_samples = build_demo(
+                demo.output, load_family(demo.model), demo.overwrite, demo.grid_side
+            )
             print(_describe(demo.output, num_samples))
         else:
             options = parse_options(BuildOptions, arguments, __doc__)

@@ -17,8 +17,10 @@ from megatron_aia.analysis.records import LogRecord, read_records, task_name
 from megatron_aia.building.demo import load_photographs
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint, has_checkpoint
 from megatron_aia.config.files import read_yaml
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.models import families, load_family
+from megatron_aia.models.family import DemoForm
 from megatron_aia.runtime.log import quiet_imports
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,12 +66,16 @@ def draw_run(records: Sequence[LogRecord]) -> "dict[str, Figure]":
 
 
 def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
-    """Return what the codebook makes of a picture, or what Janus-Pro draws from its prompt."""
+    """Return what the codebook makes of a picture, or what the model draws from a prompt."""
+    demo = families()[0].demo
     if has_checkpoint(run):
         values = read_yaml(str(find_checkpoint(run) / CONFIG_FILE)).values
-        if values.get("model") == "janus_pro":
-            return {"redrawn": draw_from_memory(run, data)}
-    return {"reconstruction": draw_reconstruction(data)}
+        demo = load_family(values["model"]).demo
+    if demo is None:
+        return {}
+    if demo.num_pictures is not None:
+        return {"redrawn": draw_from_memory(run, data)}
+    return {"reconstruction": draw_reconstruction(data, demo)}
 
 
 def draw_from_memory(run: Path, data: Path) -> "Figure":
@@ -84,10 +90,10 @@ def draw_from_memory(run: Path, data: Path) -> "Figure":
     return plot_reconstruction(*pictures, caption, ("training picture", "drawn by the model"))
 
 
-def draw_reconstruction(data: Path) -> "Figure":
+def draw_reconstruction(data: Path, demo: DemoForm) -> "Figure":
     """Draw one training picture beside what the codebook in ``data`` makes of it."""
     quantizer = PatchQuantizer.load(data / CODEBOOK_FILE)
-    photograph = load_photographs()[PHOTOGRAPH]
+    photograph = load_photographs(demo.grid_side)[PHOTOGRAPH]
     codes = quantizer.encode(photograph)
     decoded = quantizer.decode(codes)
     # The quantiser resizes before it encodes; its own loss shows only at equal size.

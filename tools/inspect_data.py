@@ -25,9 +25,9 @@ from megatron_aia.runtime.log import quiet_imports
 
 if TYPE_CHECKING:
     from megatron_aia.config import Config
-    from megatron_aia.data.images import ImageTokenizer
     from megatron_aia.data.loader import GlobalBatches
     from megatron_aia.models.spec import SampleEncoder
+    from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 EXIT_USER_ERROR = 2
 _T = TypeVar("_T")
@@ -126,7 +126,7 @@ def _read(data: "GlobalBatches", read: Callable[[], _T]) -> _T:
 
 def _decoder(config: "Config", data_folder: Path) -> "ImageTokenizer | None":
     """Return what decodes codes: that of the run, or the codebook that lies beside the shards."""
-    from megatron_aia.data.images import load_image_tokenizer
+    from megatron_aia.models.image_tokenizers import load_image_tokenizer
 
     codebook = data_folder / "codebook.npz"
     path = config.data.image_tokenizer or (codebook if codebook.exists() else None)

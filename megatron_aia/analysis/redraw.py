@@ -1,4 +1,4 @@
-"""What a trained Janus-Pro draws from a prompt of its training data: has it learned the picture?"""
+"""What a trained model draws from a prompt of its training data: has it learned the picture?"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,6 @@ from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
-from megatron_aia.models.janus_pro.draw import draw_greedily
-from megatron_aia.models.janus_pro.network import JanusModel
 from megatron_aia.shards.index import open_index
 
 
@@ -42,20 +40,19 @@ def redraw(run: Path, data: Path) -> Redrawn:
         data: shards, with their tokeniser beside them.
 
     Raises:
-        ValueError: no checkpoint of Janus-Pro, or no generation sample.
+        ValueError: no checkpoint of a family that can draw, or no generation sample.
     """
     path = find_checkpoint(run)
     config = read_yaml(str(path / CONFIG_FILE)).laid_over(Config())
     index = open_index(data)
     numbers = np.flatnonzero(index.tasks == int(Task.GENERATION))
-    if config.model.model != "janus_pro" or not len(numbers):
-        raise ValueError(f"{run} and {data} are no Janus-Pro with images to draw")
+    spec = load_model_spec(config.model.model)
+    if spec.draw_greedily is None or not len(numbers):
+        raise ValueError(f"{run} and {data} are no model that draws with images to draw")
     sample = index.read(int(numbers[0]), config.model.codebook_size)
     (codes,) = sample.codes
-    prompt = load_model_spec("janus_pro").encoder(config, load_text_tokenizer(data))
+    prompt = spec.encoder(config, load_text_tokenizer(data))
     tokens = torch.from_numpy(prompt(sample, False).tokens[: -codes.size])
     with UnsplitWeights(config.model) as weights:
-        model = weights.load_model(path)
-        assert isinstance(model, JanusModel)
-        drawn = draw_greedily(model, tokens, codes.size)
+        drawn = spec.draw_greedily(weights.load_model(path), tokens, codes.size)
     return Redrawn(sample.turns[0].text, codes, drawn.numpy().reshape(codes.shape))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import RawSample
 
 if TYPE_CHECKING:

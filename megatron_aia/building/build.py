@@ -16,9 +16,8 @@ from megatron_aia.building.shard_writer import check_output
 from megatron_aia.building.sources import Source, open_source
 from megatron_aia.building.work_folder import FinishedRange, WorkFolder
 from megatron_aia.building.workers import Workers
-from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
-from megatron_aia.data.janus_images import JanusQuantizer
-from megatron_aia.runtime.device import use_one_thread, worker_device
+from megatron_aia.models.image_tokenizers import load_image_tokenizer, owner_of_image_tokenizer
+from megatron_aia.runtime.worker import use_one_thread, worker_device
 from megatron_aia.shards.description import (
     FORMAT_VERSION,
     CodesOrigin,
@@ -26,6 +25,7 @@ from megatron_aia.shards.description import (
     read_num_samples,
     write_description,
 )
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 _Run = Callable[[Iterable[RangeJob]], Iterator[Progress | FinishedRange]]
 
@@ -66,14 +66,15 @@ def _load_tokenizer(options: BuildOptions) -> ImageTokenizer | None:
     device = worker_device(options.device, 0)
     if path is None:
         return None
+    owner = owner_of_image_tokenizer(path) if path.is_dir() else None
+    if owner and owner.understanding_images != options.understanding_images == "codes":
+        raise ValueError(
+            f"{path} is of --model {owner.name}, which does not look at codes; pass "
+            "--understanding-images pictures"
+        )
     tokenizer = load_image_tokenizer(
         path, options.image_area, "cpu" if options.num_workers else device
     )
-    if isinstance(tokenizer, JanusQuantizer) and not options.stores_picture(is_drawn=False):
-        raise ValueError(
-            f"{path} is Janus-Pro's, which does not look at codes; pass "
-            "--understanding-images pictures"
-        )
     check_codebook_size(tokenizer)
     return tokenizer
 

@@ -13,8 +13,8 @@ from megatron_aia.building.convert_records import Record, RecordError
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.building.sample_files import RawImage
 from megatron_aia.building.sources.base import is_failure_of_disk
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.pictures import check_header, decode_picture
 
 if TYPE_CHECKING:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Optional
+
+from megatron_aia.models import families
+from megatron_aia.models.family import UnderstandingImages
 
 _WITHOUT_EFFECT_ON_BYTES = ("records", "output", "overwrite", "allow_dropped", "num_workers")
 
@@ -17,16 +20,16 @@ class BuildOptions:
     output: Path
     """Folder to make."""
     format: str = "auto"
-    """Format of --records (json, saved_dataset, parquet, tar or emu3_codes); auto finds it."""
+    """Format of --records; auto finds it, and an unknown one is answered by the list of all."""
     image_tokenizer: Optional[Path] = None
-    """Codebook file (*.npz), or a folder with the image tokeniser of Emu3 or Janus-Pro. Unset,
-    every image is stored as a picture, for a run that makes codes itself."""
+    """Codebook file (*.npz), or a folder with a model's own image tokeniser. Unset, every image
+    is stored as a picture, for a run that makes codes itself."""
     image_root: Path = Path()
     """Where the image paths of the records start."""
     image_area: Optional[int] = None
     """Pixels of a picture before it is encoded; the tokeniser's own when unset."""
-    understanding_images: Literal["codes", "pictures"] = "codes"
-    """Store images to look at as codes, as Emu3 reads them, or as picture files for Janus-Pro."""
+    understanding_images: UnderstandingImages = "codes"
+    """Store images to look at as codes, or as picture files for a model that looks at pictures."""
     samples_per_shard: int = 5000
     """Records of one tar file."""
     keep_images: bool = False
@@ -48,8 +51,9 @@ class BuildOptions:
 
     @property
     def codes_suffix(self) -> str:
-        """File type of image codes in the shards."""
-        return "janus.npy" if self.understanding_images == "pictures" else "emu3.npy"
+        """File type of image codes in the shards: of the first family that stores images so."""
+        reads = self.understanding_images
+        return next(f.codes_suffix for f in families() if f.understanding_images == reads)
 
     def check(self) -> None:
         """Check values that no input is needed for.

@@ -17,7 +17,7 @@ from megatron_aia.building.shard_writer import ShardFile
 from megatron_aia.building.sources import Part
 from megatron_aia.building.sources.rows import to_record
 from megatron_aia.building.work_folder import FinishedRange, WorkFolder
-from megatron_aia.data.images import ImageTokenizer
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 Progress = int
 """Records that were done since the last report."""

@@ -1,8 +1,8 @@
 """The files of one sample, as they stand in a shard.
 
-``KEY.json``, and for each image ``KEY.emu3.npy`` (``KEY.0.emu3.npy``, ``KEY.1.emu3.npy``, ... for
-several), uint16 ``[h, w]`` codes, or ``KEY.jpg`` or the like, the picture file, or both. What the
-JSON says of them stands in ``index``.
+``KEY.json``, and for each image ``KEY.NAME.npy`` (``KEY.0.NAME.npy``, ``KEY.1.NAME.npy``, ... for
+several; the family gives the name), uint16 ``[h, w]`` codes, or ``KEY.jpg`` or the like, the
+picture file, or both. What the JSON says of them stands in ``index``.
 """
 
 import io

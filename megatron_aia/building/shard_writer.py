@@ -16,9 +16,9 @@ import numpy as np
 
 from megatron_aia.building.convert_records import Record
 from megatron_aia.building.sample_files import RawImage, sample_files, task_name
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.shards.description import check_codebook_size, write_description
 from megatron_aia.shards.folder import DESCRIPTION_FILE
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 class ShardFile:
@@ -66,10 +66,10 @@ class ShardFolder:
 
     Args:
         output: the folder to make.
+        codes_suffix: file type of image codes.
         image_tokenizer: made the codes; named in ``dataset.json``. None where there are none.
         samples_per_shard: samples of one tar file.
         overwrite: replace ``output`` if it is a data folder.
-        codes_suffix: file type of image codes.
 
     Raises:
         ValueError: ``output`` exists and must not be replaced, or the codes do not fit 16 bits.
@@ -78,10 +78,10 @@ class ShardFolder:
     def __init__(
         self,
         output: str | Path,
+        codes_suffix: str,
         image_tokenizer: ImageTokenizer | None,
         samples_per_shard: int = 5000,
         overwrite: bool = False,
-        codes_suffix: str = "emu3.npy",
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard {samples_per_shard} must be at least 1")

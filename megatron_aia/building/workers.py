@@ -12,8 +12,9 @@ from types import TracebackType
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.building.ranges import Progress, RangeBuilder, RangeJob
 from megatron_aia.building.work_folder import FinishedRange
-from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
-from megatron_aia.runtime.device import use_one_thread, worker_device
+from megatron_aia.models.image_tokenizers import load_image_tokenizer
+from megatron_aia.runtime.worker import use_one_thread, worker_device
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Workers:
         # A server that imports everything once forks the workers, so they start at once; it holds
         # no threads and no CUDA context, which must not be forked.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        path = self._options.image_tokenizer
+        has_network = path is not None and path.is_dir()
+        context.set_forkserver_preload([__name__, "torch"] if has_network else [__name__])
         for number in range(self._options.num_workers):
             ours, theirs = context.Pipe()
             arguments = (theirs, number, self._options)
@@ -112,13 +115,14 @@ def _serve(connection: Connection, number: int, options: BuildOptions) -> None:
     """Do jobs until the main process is gone, which every report finds out."""
     # Ctrl-C goes to all processes; the main one tells the others to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    use_one_thread()
 
     def load_tokenizer() -> ImageTokenizer | None:
         if options.image_tokenizer is None:
             return None
         device = worker_device(options.device, number)
-        return load_image_tokenizer(options.image_tokenizer, options.image_area, device)
+        tokenizer = load_image_tokenizer(options.image_tokenizer, options.image_area, device)
+        use_one_thread()
+        return tokenizer
 
     builder = RangeBuilder(options, load_tokenizer)
     try:

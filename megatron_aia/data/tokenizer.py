@@ -3,9 +3,8 @@
 import base64
 import binascii
 import hashlib
-import io
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,23 +50,27 @@ class TextTokenizer(Protocol):
 def load_text_tokenizer(path: str | Path) -> TextTokenizer:
     """Load the tokeniser of a file or folder; the file's name says which kind it is.
 
-    ``*.tiktoken`` are the ranks published with Emu3, ``*.model`` is SentencePiece and ``*.json`` a
-    Hugging Face tokeniser. A folder may hold ``emu3.tiktoken``, ``tokenizer.model`` or
-    ``tokenizer.json``; the first of these that is there is taken.
+    ``*.tiktoken`` are ranks of byte pairs, ``*.model`` is SentencePiece and ``*.json`` a Hugging
+    Face tokeniser. Of a folder the first of one ``*.tiktoken`` file, ``tokenizer.model``
+    and ``tokenizer.json`` that is there is taken.
 
     Raises:
         ValueError: nothing is there, it cannot be read, or its package is not installed.
     """
     path = Path(path)
-    names = ("emu3.tiktoken", "tokenizer.model", "tokenizer.json")
-    candidates = [path / name for name in names] if path.is_dir() else [path]
+    candidates = [path]
+    if path.is_dir():
+        ranks = sorted(path.glob("*.tiktoken"))
+        if len(ranks) > 1:
+            raise ValueError(f"{path} has {len(ranks)} *.tiktoken files; name the one to use")
+        candidates = [*ranks, path / "tokenizer.model", path / "tokenizer.json"]
     for file in candidates:
         kind = _KINDS.get(file.suffix)
         if kind is not None and file.is_file():
             return kind(file)
     raise ValueError(
         f"no text tokeniser at {path}: expected a *.tiktoken, *.model or *.json file, or a folder "
-        f"with one of {', '.join(names)}"
+        "with one of *.tiktoken, tokenizer.model, tokenizer.json"
     )
 
 
@@ -118,9 +121,9 @@ class SentencePieceTokenizer(_FileTokenizer):
 
 
 class TiktokenTokenizer(_FileTokenizer):
-    """Byte pairs by rank, as published with Emu3: Qwen's split pattern after NFC normalisation.
+    """Byte pairs by rank, as Qwen published them: its split pattern after NFC normalisation.
 
-    Such a file has no special tokens; Emu3's stand behind its ids, see ``Emu3Vocabulary``.
+    Such a file has no special tokens; a model's own stand behind its ids.
     """
 
     def __init__(self, file: Path) -> None:
@@ -155,13 +158,13 @@ def _parse_ranks(contents: bytes, file: Path) -> dict[bytes, int]:
 
 
 class HuggingFaceTokenizer(_FileTokenizer):
-    """A ``tokenizer.json``, as in ``Emu3-Chat-hf`` or Janus-Pro.
+    """A ``tokenizer.json``.
 
     Its special tokens are the added tokens that the file marks so, and those in angle brackets:
     some files leave the mark out. Other added tokens are text, letters for example. ``vocab_size``
     counts the ids below the first special token, or up to the last added text behind it. Mind that
-    ``Emu3-Chat-hf`` splits words by GPT-2's pattern and does not normalise, so that some texts get
-    other ids than from the ranks published with Emu3.
+    a file may split words otherwise than the ranks it was made from: by GPT-2's pattern and without
+    normalising, that of ``*-Chat-hf`` gives some texts other ids than the ``*.tiktoken`` file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -201,47 +204,3 @@ _KINDS: dict[str, type[SentencePieceTokenizer | TiktokenTokenizer | HuggingFaceT
     ".model": SentencePieceTokenizer,
     ".json": HuggingFaceTokenizer,
 }
-
-
-def train_sentencepiece(
-    texts: Iterable[str], path: str | Path, vocab_size: int, special_tokens: Sequence[str] = ()
-) -> None:
-    """Train byte pairs on ``texts`` and write them to ``path``; same texts, same file.
-
-    Unknown characters fall back to bytes, digits stand alone as in Emu3's tokeniser, and text is
-    neither normalised nor given a leading space, so pieces of text can be encoded one by one.
-
-    Args:
-        texts: what to train on.
-        path: file to write.
-        vocab_size: ids of text and special tokens together.
-        special_tokens: names of tokens that no text is encoded to, see ``special_id``.
-
-    Raises:
-        ValueError: the texts are too few for ``vocab_size`` (257 ids go to bytes and unknown).
-    """
-    sentencepiece = import_optional("sentencepiece", "demo")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            control_symbols=list(special_tokens),
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"cannot train a tokeniser of {vocab_size} ids: {error}") from error
-    Path(path).write_bytes(model.getvalue())

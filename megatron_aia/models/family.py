@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_aia.config import Config, ModelConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from megatron_aia.models.spec import ModelSpec
 
 Need = Literal["data", "weights"]
+UnderstandingImages = Literal["codes", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,23 @@ class Preset:
     """Return its configuration."""
     needs: frozenset[Need] = frozenset()
     """What the user must name: ``data`` (else the demo's is built), ``weights`` to start from."""
+
+
+@dataclass(frozen=True)
+class DemoForm:
+    """What the demo's data folder of one family differs in."""
+
+    folder: Path
+    """Where a run without data has it, from the working directory."""
+    grid_side: int
+    """Codes along a side of an image."""
+    template_texts: tuple[str, ...]
+    """The family's own words around those of a sample; the text tokeniser learns them too."""
+    special_tokens: tuple[str, ...] = ()
+    """Tokens of the text tokeniser that no text is encoded to."""
+    num_pictures: int | None = None
+    """So many photographs, one crop each, to be learned by heart; None takes all, four crops each.
+    """
 
 
 def _no_check(config: Config) -> None:
@@ -56,10 +75,16 @@ class ModelFamily:
     """Raise ValueError, naming flag, value and remedy, if a configuration does not suit it."""
     aia_presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of ``--aia-preset`` that this family adds: name to fields of ``AIAConfig``."""
+    understanding_images: UnderstandingImages = "codes"
+    """How the shards store images to look at: as codes, or as pictures."""
+    codes_suffix: str = "npy"
+    """File type of image codes in the shards."""
     image_tokenizers: Mapping[str, str] = field(default_factory=dict)
     """``model_type`` of a config.json to what loads that image tokeniser, ``module:function``."""
-    demo: Callable[[], Any] | None = None
-    """How the demo's data folder looks for this family; None if there is no demo."""
+    record_formats: tuple[str, ...] = ()
+    """Inputs of the shard builder that only this family has: ``module`` with its ``FORMAT``."""
+    demo: DemoForm | None = None
+    """How the demo's data folder looks; None if there is no demo."""
 
     def spec(self) -> ModelSpec:
         """Import how it is built, run and trained."""

@@ -11,7 +11,7 @@ def llama_map(model: ModelConfig, prefix: str, head: str, vocab_size: int) -> di
     Args:
         model: architecture.
         prefix: of the decoder's tensors, as ``model.``.
-        head: name of the output matrix.
+        head: name of the output matrix; not there where it is the embedding.
         vocab_size: ids before padding.
     """
     hidden = model.hidden_size
@@ -24,21 +24,18 @@ def llama_map(model: ModelConfig, prefix: str, head: str, vocab_size: int) -> di
     for i in range(model.num_layers):
         table |= _layer_map(model, f"{prefix}layers.{i}.", f"decoder.layers.{i}.")
     table["decoder.final_layernorm.weight"] = Direct(f"{prefix}norm.weight", (hidden,))
-    table["output_layer.weight"] = Vocabulary(head, vocab_size, padded, (hidden,))
+    if model.untie_embeddings_and_output_weights:
+        table["output_layer.weight"] = Vocabulary(head, vocab_size, padded, (hidden,))
     return table
 
 
 def _layer_map(model: ModelConfig, hf: str, ours: str) -> dict[str, ParamMap]:
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     heads, groups, head_size = model.num_attention_heads, model.num_query_groups, model.head_size
-    query, key, value = (f"{hf}self_attn.{part}_proj.weight" for part in "qkv")
     gate, up, down = (f"{hf}mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
     output = f"{hf}self_attn.o_proj.weight"
-    return {
+    table: dict[str, ParamMap] = {
         f"{ours}input_layernorm.weight": Direct(f"{hf}input_layernorm.weight", (hidden,)),
-        f"{ours}self_attention.linear_qkv.weight": FusedQKV(
-            query, key, value, groups, heads, head_size, (hidden,)
-        ),
         f"{ours}self_attention.linear_proj.weight": Direct(output, (hidden, heads * head_size)),
         f"{ours}pre_mlp_layernorm.weight": Direct(
             f"{hf}post_attention_layernorm.weight", (hidden,)
@@ -46,3 +43,10 @@ def _layer_map(model: ModelConfig, hf: str, ours: str) -> dict[str, ParamMap]:
         f"{ours}mlp.linear_fc1.weight": GatedMLP(gate, up, ffn, hidden),
         f"{ours}mlp.linear_fc2.weight": Direct(down, (hidden, ffn)),
     }
+    rows = {"weight": (hidden,)} | ({"bias": ()} if model.add_qkv_bias else {})
+    for kind, row_shape in rows.items():
+        query, key, value = (f"{hf}self_attn.{part}_proj.{kind}" for part in "qkv")
+        table[f"{ours}self_attention.linear_qkv.{kind}"] = FusedQKV(
+            query, key, value, groups, heads, head_size, row_shape
+        )
+    return table

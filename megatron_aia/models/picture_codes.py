@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_aia.data.images import ImageTokenizer, encode_picture
+from megatron_aia.shards.image_tokenizer import ImageTokenizer, encode_picture
 from megatron_aia.shards.raw_sample import IMAGE_TAG, Picture, RawSample
 
 

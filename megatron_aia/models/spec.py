@@ -9,12 +9,12 @@ import torch
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
 from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 class MakesEncoder(Protocol):
@@ -45,3 +45,6 @@ class ModelSpec:
     encoder: MakesEncoder
     image_area: Callable[[Config], int | None] = lambda config: None
     """Pixels of a picture before its codes are made; None leaves that to the image tokeniser."""
+    draw_greedily: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor] | None = None
+    """``(model, prompt, num_codes)`` to the most probable codes of an image; for the demo's report.
+    """

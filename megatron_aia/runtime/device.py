@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from megatron_aia.runtime.worker import use_one_thread
+
 _CUDNN_9_15 = 91500
 
 _FLASH_PACKAGES = {
@@ -38,30 +40,6 @@ def bind_device() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
         use_one_thread()
-
-
-def use_one_thread() -> None:
-    """Compute with one thread in this process, unless ``OMP_NUM_THREADS`` asks for another number.
-
-    For processes that share a machine.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
-def worker_device(name: str, number: int) -> str:
-    """Return the device of one of several worker processes: they take CUDA devices in turn.
-
-    Args:
-        name: ``cpu``, ``cuda``, or one CUDA device for all, as ``cuda:1``.
-        number: of the worker, from 0.
-
-    Raises:
-        ValueError: there is no CUDA device.
-    """
-    if name.startswith("cuda") and not has_cuda():
-        raise ValueError(f"--device {name}: there is no CUDA device here; use --device cpu")
-    return f"cuda:{number % torch.cuda.device_count()}" if name == "cuda" else name
 
 
 def collective_backend() -> str:

@@ -5,7 +5,8 @@ adaptation              reason
 ======================  =========================================================================
 ``_redirect_cuda``      tensors are made with ``device="cuda"`` by name, all over megatron-core
 ``_accept_cpu_types``   optimizers compare type names such as ``torch.cuda.FloatTensor``
-``_accept_cuda_calls``  the distributed optimizer gathers its state from ``tensor.cuda()`` copies
+``_accept_cuda_calls``  the distributed optimizer gathers its state, and the first and the last
+                        stage share an embedding, from ``tensor.cuda()`` copies
 ``_use_host_rng``       dropout and recompute save and restore the state of the CUDA generator
 ======================  =========================================================================
 """
@@ -101,12 +102,16 @@ def _accept_cpu_types() -> None:
 
 
 def _accept_cuda_calls() -> None:
-    """Let ``Tensor.cuda()`` return the tensor itself, only where optimizer state is gathered."""
+    """Let ``Tensor.cuda()`` return the tensor itself, only in the methods that need it."""
     distributed: Any = sys.modules["megatron.core.optimizer.distrib_optimizer"]
-    cls = distributed.DistributedOptimizer
-    cls.get_parameter_state_dp_zero = _with_tensor_method(
-        cls.get_parameter_state_dp_zero, "cuda", lambda original: lambda self, *args, **kw: self
-    )
+    language: Any = sys.modules["megatron.core.models.common.language_module.language_module"]
+    for cls, name in (
+        (distributed.DistributedOptimizer, "get_parameter_state_dp_zero"),
+        (language.LanguageModule, "setup_embeddings_and_output_layer"),
+    ):
+        method = getattr(cls, name)
+        here = _with_tensor_method(method, "cuda", lambda original: lambda self, *args, **kw: self)
+        setattr(cls, name, here)
 
 
 def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:

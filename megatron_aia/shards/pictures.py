@@ -123,7 +123,7 @@ def crop_to_square(image: "Image", side: int) -> "Image":
     """Scale a picture until its short side fits, and cut out the middle.
 
     It is halved as long as that goes, by means of 2 x 2 pixels, before the bicubic step, as in the
-    training of Janus-Pro with AIA.
+    published training with AIA.
 
     Args:
         image: of any size.

@@ -24,7 +24,7 @@ class Member:
     """Where the bytes of one file of a sample stand in its shard."""
 
     suffix: str
-    """File name after the key and its dot, for example ``json`` or ``0.emu3.npy``."""
+    """File name after the key and its dot, for example ``json`` or ``0.jpg``."""
     offset: int
     size: int
 

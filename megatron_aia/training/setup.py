@@ -9,15 +9,16 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.analysis.records import AIA_TERM
 from megatron_aia.config import Config
-from megatron_aia.data.images import ImageTokenizer, load_image_tokenizer
 from megatron_aia.data.loader import GlobalBatches
 from megatron_aia.data.open import open_batches
 from megatron_aia.data.sample import SampleEncoder
+from megatron_aia.models.image_tokenizers import load_image_tokenizer
 from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.losses import LossTerm
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
 from megatron_aia.training.teacher import Teacher

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_aia.building.build import build_shards
 from megatron_aia.building.options import BuildOptions
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from support.janus_checkpoints import original_name
 from support.runs import write_tokenizer
 from support.tiny_data import CODEBOOK_SIZE, JANUS_GRID

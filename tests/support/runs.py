@@ -7,8 +7,8 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_aia.analysis.records import LogRecord, read_records
+from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.config import Config
-from megatron_aia.data.tokenizer import train_sentencepiece
 from megatron_aia.models.janus_pro.special_tokens import NAMES
 from megatron_aia.runtime.parallel import destroy_parallel
 from megatron_aia.training.trainer import Trainer

@@ -122,11 +122,13 @@ def test_padding_gives_zeros_and_gets_none(method: str) -> None:
         assert (x.transpose(1, 2)[~inside] == 0).all()
 
 
-@pytest.mark.parametrize("module", [rectangle, probe])
-def test_in_several_blocks(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "module"), [("flash", rectangle), ("sampled", probe)])
+def test_in_several_blocks(
+    method: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limit: Any = {"cpu": 300} if module is rectangle else 50
     monkeypatch.setattr(module, "_MAX_BLOCK_ELEMENTS", limit)
-    check(module.__name__.split(".")[-1], make_case(ROWS["packed"]), torch.float64)
+    check(method, make_case(ROWS["packed"]), torch.float64)
 
 
 @pytest.mark.parametrize("method", METHODS)

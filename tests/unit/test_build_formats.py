@@ -11,8 +11,8 @@ from support.tools import run_tool
 from megatron_aia.aia.roles import Task
 from megatron_aia.building.build import build_shards
 from megatron_aia.building.options import BuildOptions
-from megatron_aia.data.images import PatchQuantizer
 from megatron_aia.shards.index import open_index
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 image_module = pytest.importorskip("PIL.Image")
 

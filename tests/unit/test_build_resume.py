@@ -19,7 +19,7 @@ from megatron_aia.building.build import build_shards
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.building.work_folder import WorkFolder
 from megatron_aia.building.workers import Workers
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 image_module = pytest.importorskip("PIL.Image")
 

@@ -9,14 +9,14 @@ import pytest
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.building.demo import read_pictures
-from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
-from megatron_aia.data.janus_images import JanusQuantizer
 from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.models.image_tokenizers import load_image_tokenizer
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.shards.codes import decode_codes
 from megatron_aia.shards.index import open_index
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from megatron_aia.shards.reader import CodesEntry, parse_description
 
 image_module = pytest.importorskip("PIL.Image")
@@ -240,13 +240,12 @@ def test_pictures_that_training_could_not_read_are_not_stored(
     assert len(read_shards(source / "data")) == (3 if kind == "bmp" else 2)
 
 
-def test_janus_does_not_look_at_codes(tool, source, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "megatron_aia.building.build.load_image_tokenizer",
-        lambda *_: JanusQuantizer.__new__(JanusQuantizer),
-    )
-    assert run(tool, source) == 2
-    assert "--understanding-images pictures" in capsys.readouterr().err
+def test_janus_does_not_look_at_codes(tool, source, capsys):
+    folder = source / "janus"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "janus_vqgan"}')
+    assert run(tool, source, "--image-tokenizer", str(folder)) == 2
+    assert "is of --model janus_pro, which does not look at codes" in capsys.readouterr().err
     assert not (source / "data").exists()
 
 

@@ -69,7 +69,7 @@ def test_flags_of_megatron_users():
     assert config.data.data_path == ("a", "b")
     assert (config.model.num_layers, config.model.kv_channels) == (6, 32)
     assert config.training.bf16 and not config.data.packing
-    assert parse(["--blend", "2", "a", "1", "b"]).data.blend == ("2", "a", "1", "b")
+    assert parse(["--blend", "2", "a", "1", "b"]).data.data_path == ("2", "a", "1", "b")
 
 
 def test_none_unsets_an_option():

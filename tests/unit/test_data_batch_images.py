@@ -20,6 +20,7 @@ from toy_data import (
 )
 
 from megatron_aia.aia.roles import Task, key_code, row_code
+from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.loader import GlobalBatches
@@ -28,7 +29,6 @@ from megatron_aia.data.packing import truncate
 from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.stand_ins import DamageFound
 from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
-from megatron_aia.data.tokenizer import train_sentencepiece
 from megatron_aia.shards.raw_sample import Picture, RawSample
 from megatron_aia.training.setup import build_data
 

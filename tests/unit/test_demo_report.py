@@ -9,7 +9,8 @@ from support.records import placeholder_record
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.records import LogRecord, append_record
-from megatron_aia.data.images import PatchQuantizer
+from megatron_aia.models import load_family
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 G, U = Task.GENERATION, Task.UNDERSTANDING
 TOOL = Path(__file__).parents[2] / "tools" / "demo_report.py"
@@ -86,7 +87,7 @@ def test_run_without_aia_has_no_intensity(tool):
 
 
 def test_reconstruction_compares_equal_sizes(tool, folders):
-    figure = tool.draw_reconstruction(folders["--data"])
+    figure = tool.draw_reconstruction(folders["--data"], load_family("emu3").demo)
     original, decoded = (axes.get_images()[0].get_array() for axes in figure.axes)
     assert original.shape == decoded.shape
     assert set(np.unique(decoded)) <= set(range(0, 256, 16))

@@ -1,10 +1,17 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
-from megatron_aia.data.emu3_images import Emu3Quantizer, resize_to_multiples
-from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
+from megatron_aia.building.demo.training import train_patch_quantizer
+from megatron_aia.models.emu3.image_tokenizer import (
+    Emu3Quantizer,
+    resize_to_multiples,
+    to_transformers_name,
+)
+from megatron_aia.models.image_tokenizers import load_image_tokenizer
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 image_module = pytest.importorskip("PIL.Image")
 
@@ -45,12 +52,12 @@ def test_a_very_long_picture_keeps_a_row():
 def test_training_repeats_and_finds_the_squares(tmp_path):
     pytest.importorskip("sklearn")
     image, codes = checkers(8, 8)
-    first, again = (PatchQuantizer.train([image], 4, 4, 32 * 32) for _ in range(2))
+    first, again = (train_patch_quantizer([image], 4, 4, 32 * 32) for _ in range(2))
     np.testing.assert_array_equal(first.codebook, again.codebook)
     np.testing.assert_array_equal(np.asarray(first.decode(first.encode(image))), np.asarray(image))
     assert len(np.unique(first.encode(image))) == len(np.unique(codes)) == 4
     with pytest.raises(ValueError, match="64 patches are too few for 65 codes"):
-        PatchQuantizer.train([image], 65, 4, 32 * 32)
+        train_patch_quantizer([image], 65, 4, 32 * 32)
 
 
 def test_saved_codebook_is_the_same(tmp_path):
@@ -171,12 +178,92 @@ def test_image_tokenizer_of_a_whole_emu3(emu3_folder, tmp_path):
     assert quantizer.name == Emu3Quantizer.from_folder(emu3_folder).name
 
 
+# Tensors of the authors' network and of transformers', each kind once; the rest have one name.
+NAMES = (
+    ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+    ("encoder.down.3.attn.0.norm.bias", "encoder.down_block.down.3.attn_norms.0.bias"),
+    ("encoder.down.3.attn.0.k.weight", "encoder.down_block.down.3.attn.0.k_proj.weight"),
+    ("encoder.down.0.downsample.conv.bias", "encoder.down_block.down.0.downsample.conv.bias"),
+    ("encoder.mid.block_1.norm1.weight", "encoder.middle_block.block_1.norm1.weight"),
+    ("encoder.mid.attn_1.q.bias", "encoder.middle_block.attn_1.q_proj.bias"),
+    ("encoder.mid.attn_1.proj_out.weight", "encoder.middle_block.attn_1.out_proj.weight"),
+    ("encoder.time_conv.1.conv.conv.bias", "encoder.time_conv.1.conv.conv.bias"),
+    ("decoder.mid.attn_1.norm.conv_y.weight", "decoder.middle_block.attn_norm.conv_y.weight"),
+    ("decoder.up.3.attn.1.norm.conv_b.bias", "decoder.up_block.up.3.attn_norms.1.conv_b.bias"),
+    ("decoder.up.3.attn.1.proj_out.bias", "decoder.up_block.up.3.attn.1.out_proj.bias"),
+    ("decoder.up.0.block.0.norm2.conv_b.bias", "decoder.up_block.up.0.block.0.norm2.conv_b.bias"),
+    ("decoder.norm_out.conv_y.weight", "decoder.norm_out.conv_y.weight"),
+    ("quantize.embedding.weight", "quantize.embedding.weight"),
+)
+
+
+@pytest.mark.parametrize(("authors", "transformers_name"), NAMES)
+def test_names_of_the_authors_network(authors, transformers_name, emu3_folder):
+    torch_files = pytest.importorskip("safetensors.torch")
+    assert to_transformers_name(authors) == transformers_name
+    assert transformers_name in torch_files.load_file(emu3_folder / "model.safetensors")
+
+
+def write_authors_folder(source, folder, without=""):
+    """Write the network in ``source`` as the authors publish theirs, attention of 1 x 1 kernels."""
+    torch_files = pytest.importorskip("safetensors.torch")
+    weights = {}
+    for name, tensor in torch_files.load_file(source / "model.safetensors").items():
+        for ours, theirs in (
+            ("_block.down.", ".down."),
+            ("_block.up.", ".up."),
+            (".middle_block.", ".mid."),
+            (".attn_norm.", ".attn_1.norm."),
+            (".out_proj.", ".proj_out."),
+            *((f".{part}_proj.", f".{part}.") for part in "qkv"),
+        ):
+            name = name.replace(ours, theirs)
+        name = re.sub(r"\.attn_norms\.(\d+)\.", r".attn.\1.norm.", name)
+        name = name.replace("encoder.down.down", "encoder.down").replace(
+            "decoder.up.up", "decoder.up"
+        )
+        is_kernel = re.search(r"attn.*\.([qkv]|proj_out)\.weight", name)
+        weights[name] = tensor[..., None, None] if is_kernel else tensor
+    weights.pop(without, None)
+    torch_files.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "model_type": "Emu3VisionVQ",
+        **{"codebook_size": 64, "ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1},
+        **{"attn_resolutions": [3], "z_channels": 4, "double_z": False, "dropout": 0.0},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = (source / "preprocessor_config.json").read_text()
+    (folder / "preprocessor_config.json").write_text(settings)
+
+
+def test_the_authors_folder_gives_the_same_codes_and_pictures(emu3_folder, tmp_path):
+    write_authors_folder(emu3_folder, tmp_path)
+    theirs, ours = load_image_tokenizer(tmp_path), load_image_tokenizer(emu3_folder)
+    assert theirs.fingerprint == ours.fingerprint
+    image, _ = checkers(10, 14)
+    codes = ours.encode(image)
+    np.testing.assert_array_equal(theirs.encode(image), codes)
+    assert theirs.decode(codes).tobytes() == ours.decode(codes).tobytes()
+
+
+def test_the_authors_folder_without_a_weight(emu3_folder, tmp_path):
+    write_authors_folder(emu3_folder, tmp_path, without="encoder.mid.attn_1.k.bias")
+    with pytest.raises(ValueError, match=r"lacks weights: .'encoder.middle_block.attn_1.k_proj"):
+        load_image_tokenizer(tmp_path)
+
+
 def test_folders_without_emu3(tmp_path, emu3_folder):
-    with pytest.raises(ValueError, match="holds no Emu3 image tokeniser"):
+    with pytest.raises(ValueError, match=r"cannot read .*config.json"):
         load_image_tokenizer(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match="model_type is llama"):
-        load_image_tokenizer(tmp_path)
+    for document, message in (
+        ([], "has no model_type"),
+        ({"model_type": "llama"}, "model_type 'llama', whose .* expected one of Emu3VisionVQ, "),
+        ({"model_type": "emu3"}, "holds no Emu3 image tokeniser: its model_type is emu3"),
+        ({"model_type": "Emu3VisionVQ", "ch": "wide"}, "holds no Emu3 image tokeniser"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=message):
+            load_image_tokenizer(tmp_path)
 
 
 def test_missing_weights_are_not_left_random(emu3_folder, tmp_path):

@@ -20,9 +20,9 @@ from megatron_aia.analysis.data_plots import StepUse, measure_step, plot_data
 from megatron_aia.analysis.sample_images import color_grid
 from megatron_aia.analysis.sample_text import describe_images, format_sample
 from megatron_aia.cli import parse
-from megatron_aia.data.images import PatchQuantizer
 from megatron_aia.data.targets import NEXT_TOKEN
 from megatron_aia.models import load_model_spec
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from megatron_aia.training.setup import open_data
 
 image_module = pytest.importorskip("PIL.Image")

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from megatron_aia.data.images import PatchQuantizer, load_image_tokenizer
-from megatron_aia.data.janus_images import JanusQuantizer
+from megatron_aia.models.image_tokenizers import load_image_tokenizer
+from megatron_aia.models.janus_pro.image_tokenizer import JanusQuantizer
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 image_module = pytest.importorskip("PIL.Image")
 torch = pytest.importorskip("torch")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
+from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.packing import truncate
-from megatron_aia.data.tokenizer import load_text_tokenizer, train_sentencepiece
+from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary

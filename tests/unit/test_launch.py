@@ -181,8 +181,8 @@ def built(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def build(folder, model):
-        calls.append((folder, model))
+    def build(folder, family):
+        calls.append((folder, family.name))
         folder.mkdir(parents=True)
         (folder / "dataset.json").write_text("{}")
 
@@ -190,16 +190,18 @@ def built(tmp_path, monkeypatch):
     return calls
 
 
-FOLDER = train.DEMO_DATA["emu3"]
+FOLDER = Path("demo_output/data")
 
 
 def demo(preset="emu3_demo"):
     return preset_table()[preset].build()
 
 
-@pytest.mark.parametrize(("preset", "family"), [("emu3_demo", "emu3"), ("janus_demo", "janus_pro")])
-def test_demo_data_is_built_once(built, preset, family):
-    folder = train.DEMO_DATA[family]
+@pytest.mark.parametrize(
+    ("preset", "family", "folder"),
+    [("emu3_demo", "emu3", FOLDER), ("janus_demo", "janus_pro", Path("demo_output/janus/data"))],
+)
+def test_demo_data_is_built_once(built, preset, family, folder):
     expected = with_values(demo(preset), {"data_path": (str(folder),)})
     assert train.ensure_demo_data(demo(preset)) == expected
     assert train.ensure_demo_data(demo(preset)) == expected

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from megatron_aia.data.tokenizer import load_text_tokenizer, train_sentencepiece
+from megatron_aia.building.demo.training import train_sentencepiece
+from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.runtime.optional import import_optional
 
 TEXTS = [

@@ -12,10 +12,10 @@ import yaml
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.building.convert_records import Record, convert_record
+from megatron_aia.building.demo.training import train_patch_quantizer, train_sentencepiece
 from megatron_aia.building.sample_files import RawImage
 from megatron_aia.building.shard_writer import ShardFolder, check_output
-from megatron_aia.data.images import PatchQuantizer
-from megatron_aia.data.tokenizer import train_sentencepiece
+from megatron_aia.models.family import DemoForm, ModelFamily
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.raw_sample import IMAGE_TAG
 
@@ -25,44 +25,10 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 512
 CODEBOOK_SIZE = 512
 PATCH_SIZE = 8
-GRID_SIDE = 16
-"""Codes along a side of an image of Emu3's demo."""
 _MARGIN = 2 * PATCH_SIZE
 # Crops that are whole patches apart share their patches, which leaves fewer to the codebook.
 _CROP_CORNERS = ((0, 0), (_MARGIN, 0), (0, _MARGIN), (_MARGIN, _MARGIN))
 _SAMPLES_PER_SHARD = 100
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What the folder of one model differs in."""
-
-    grid_side: int
-    """Codes along a side of an image."""
-    template_texts: tuple[str, ...]
-    """The model's own words around those of a sample."""
-    special_tokens: tuple[str, ...] = ()
-    """Tokens of the text tokeniser that no text is encoded to."""
-    looks_at_pictures: bool = False
-    """Images to look at are stored as pictures, and all images are squares of one size."""
-    num_pictures: int | None = None
-    """So many photographs, one crop each; None takes all, four crops each."""
-
-
-_FORMS = {
-    "emu3": _Form(GRID_SIDE, ("You are a helpful assistant. USER: . ASSISTANT:", "0123456789*")),
-    "janus_pro": _Form(
-        grid_side=8,
-        template_texts=(": \n\n",),
-        special_tokens=(
-            *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),  # noqa: RUF001
-            *("<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"),
-        ),
-        looks_at_pictures=True,
-        # Few enough to be learned by heart: the demo ends by drawing one from memory.
-        num_pictures=3,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -128,7 +94,7 @@ def read_pictures() -> list[Picture]:
     ]
 
 
-def load_photographs(grid_side: int = GRID_SIDE) -> "dict[str, Image]":
+def load_photographs(grid_side: int) -> "dict[str, Image]":
     """Return one crop of every picture by name, just as it is encoded for training."""
     side = grid_side * PATCH_SIZE
     return {
@@ -139,8 +105,8 @@ def load_photographs(grid_side: int = GRID_SIDE) -> "dict[str, Image]":
 
 def build_demo(
     output: str | Path,
+    family: ModelFamily,
     overwrite: bool = False,
-    model: str = "emu3",
     grid_side: int = 0,
 ) -> Counter[str]:
     """Write the demo's data folder: shards, ``codebook.npz`` and ``tokenizer.model``.
@@ -150,27 +116,32 @@ def build_demo(
 
     Args:
         output: the folder.
+        family: whose tokens and images to write. Where it looks at pictures, they have the size
+            of those that are drawn.
         overwrite: replace a data folder there.
-        model: whose tokens and images to write. Janus-Pro's has pictures where an image is looked
-            at, of the size that is drawn.
-        grid_side: codes along a side of an image; 0 takes the model's own.
+        grid_side: codes along a side of an image; 0 takes the family's own.
 
     Returns:
         Samples by task.
 
     Raises:
-        ValueError: ``output`` must not be replaced, or a package is not installed.
+        ValueError: ``output`` must not be replaced, a package is not installed, or the family has
+            no demo.
     """
     check_output(Path(output), overwrite)
-    form = _FORMS[model]
+    form = family.demo
+    if form is None:
+        raise ValueError(f"--model {family.name} has no demo")
+    looks_at_pictures = family.understanding_images == "pictures"
     side = (grid_side or form.grid_side) * PATCH_SIZE
     pictures = read_pictures()
     squares = [picture.load(side + _MARGIN) for picture in pictures]
-    quantizer = PatchQuantizer.train(
-        squares, CODEBOOK_SIZE, PATCH_SIZE, side * side, is_square=form.looks_at_pictures
+    quantizer = train_patch_quantizer(
+        squares, CODEBOOK_SIZE, PATCH_SIZE, side * side, is_square=looks_at_pictures
     )
-    suffix = "janus.npy" if form.looks_at_pictures else "emu3.npy"
-    with ShardFolder(output, quantizer, _SAMPLES_PER_SHARD, overwrite, suffix) as shards:
+    with ShardFolder(
+        output, family.codes_suffix, quantizer, _SAMPLES_PER_SHARD, overwrite
+    ) as shards:
         quantizer.save(shards.folder / "codebook.npz")
         tokenizer_file = shards.folder / "tokenizer.model"
         texts = _texts(pictures, form)
@@ -179,7 +150,7 @@ def build_demo(
             for crop in islice(_crops(square, side), 1 if form.num_pictures else None):
                 codes, stored = quantizer.encode(crop), _store(crop)
                 for record in picture.records():
-                    if form.looks_at_pictures and record.task is Task.UNDERSTANDING:
+                    if looks_at_pictures and record.task is Task.UNDERSTANDING:
                         shards.add(record, [None], [stored])
                     else:
                         shards.add(record, [codes])
@@ -197,7 +168,7 @@ def _store(image: "Image") -> RawImage:
     return RawImage("png", file.getvalue(), image.width, image.height)
 
 
-def _texts(pictures: list[Picture], form: _Form) -> list[str]:
+def _texts(pictures: list[Picture], form: DemoForm) -> list[str]:
     """Return what the text tokeniser is trained on."""
     talks = [text for picture in pictures for talk in picture.talks for text in talk]
     prompts = [prompt for picture in pictures for prompt in picture.prompts]

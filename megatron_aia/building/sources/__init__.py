@@ -1,20 +1,27 @@
-"""Inputs of ``tools/build_shards.py``: a file and a line in ``FORMATS`` for each format."""
+"""Inputs of ``tools/build_shards.py``: a file and a line in ``_FORMATS`` for each format."""
 
+from importlib import import_module
 from pathlib import Path
 
-from megatron_aia.building.sources import arrow_tables, emu3_codes, json_records, tars
-from megatron_aia.building.sources.base import Part, Row, Source
+from megatron_aia.building.sources import arrow_tables, json_records, tars
+from megatron_aia.building.sources.base import Format, Part, Row, Source
+from megatron_aia.models import families
 
-__all__ = ["FORMATS", "Part", "Row", "Source", "open_source"]
+__all__ = ["Part", "Row", "Source", "known_formats", "open_source"]
 
-FORMATS = (
-    emu3_codes.FORMAT,
+_FORMATS = (
     json_records.FORMAT,
     arrow_tables.SAVED,
     arrow_tables.PARQUET,
     tars.FORMAT,
 )
 """In the order in which ``auto`` asks them."""
+
+
+def known_formats() -> list[Format]:
+    """Return every format, those of the families first."""
+    theirs = [module for family in families() for module in family.record_formats]
+    return [*(import_module(module).FORMAT for module in theirs), *_FORMATS]
 
 
 def open_source(path: Path, name: str = "auto") -> Source:
@@ -27,14 +34,14 @@ def open_source(path: Path, name: str = "auto") -> Source:
     Raises:
         ValueError: no such format, nothing there, or the records cannot be read.
     """
-    by_name = {form.name: form for form in FORMATS}
+    by_name = {form.name: form for form in known_formats()}
     if name != "auto" and name not in by_name:
         raise ValueError(f"--format {name} is unknown; use auto or {', '.join(by_name)}")
     if not path.exists():
         raise ValueError(f"cannot read records from {path}: it does not exist")
     if name != "auto":
         return by_name[name].open(path)
-    for form in FORMATS:
+    for form in by_name.values():
         if form.recognises(path):
             return form.open(path)
     raise ValueError(f"{path} is of no known format; name it by --format {', '.join(by_name)}")

@@ -6,7 +6,7 @@ fields                                data sets                                 
 ``conversations``, ``image(s)``       LLaVA, LLaVA-NeXT, MAmmoTH-VL, AIA, ORION       any
 ``input_prompt``, ``output_image``    ShareGPT-4o-Image; with ``input_image``: edits  gen., mixed
 ``cap``, ``path``                     Open-Sora-Plan, of whose captions the first     generation
-``texts``, ``images``                 lists of Emu3                                   generation
+``texts``, ``images``                 lists of codes that were made before            generation
 ``txt`` or ``caption``, ``image``     BLIP3o and other pairs of picture and caption   generation
 or ``jpg``, ``jpeg``, ``png``,
 ``webp``
@@ -59,7 +59,7 @@ def _sharegpt_4o(row: Row) -> Row:
     return _drawing(row, row["input_prompt"], [*given, row["output_image"]])
 
 
-def _emu3(row: Row) -> Row:
+def _images_and_texts(row: Row) -> Row:
     return _drawing(row, row["texts"], [row["images"]])
 
 
@@ -85,6 +85,6 @@ _FORMS: tuple[tuple[tuple[str, ...], Callable[[Row], Row]], ...] = (
     (("conversations",), _conversation),
     (("input_prompt", "output_image"), _sharegpt_4o),
     (("cap", "path"), _open_sora_plan),
-    (("texts", "images"), _emu3),
+    (("texts", "images"), _images_and_texts),
 )
 """The first line whose fields are all there decides."""

@@ -5,7 +5,6 @@ import torch
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import (
     PackedGPTModel,
@@ -18,6 +17,7 @@ from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 def vocabulary(config: Config) -> Emu3Vocabulary:

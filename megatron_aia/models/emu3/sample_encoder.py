@@ -18,7 +18,6 @@ import hashlib
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import SampleEncoder, TokenizedSample
 from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
@@ -35,6 +34,7 @@ from megatron_aia.models.draft import (
 )
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.picture_codes import PictureCodes
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import RawSample
 
 _FIRST_LEAD = "You are a helpful assistant. USER: "

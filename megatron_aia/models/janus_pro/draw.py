@@ -8,17 +8,18 @@ from megatron_aia.models.janus_pro.network import JanusModel
 
 
 @torch.no_grad()
-def draw_greedily(model: JanusModel, prompt: Tensor, num_codes: int) -> Tensor:
+def draw_greedily(model: torch.nn.Module, prompt: Tensor, num_codes: int) -> Tensor:
     """Draw the most probable code at each position.
 
     Args:
-        model: the whole model in one process.
+        model: the whole ``JanusModel`` in one process.
         prompt: int64 ``[n]``, ids of ``JanusVocabulary`` up to the token that begins an image.
         num_codes: codes of an image.
 
     Returns:
         int64 ``[num_codes]``, each below ``codebook_size``.
     """
+    assert isinstance(model, JanusModel)
     ids = model.vocabulary
     tokens = prompt.unsqueeze(0)
     for _ in range(num_codes):

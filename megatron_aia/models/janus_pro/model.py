@@ -6,15 +6,16 @@ from torch import Tensor
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_causal_mask
+from megatron_aia.models.janus_pro.draw import draw_greedily
 from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
 def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTModel:
@@ -72,4 +73,5 @@ SPEC = ModelSpec(
     encoder=encoder,
     # It draws images of one size.
     image_area=lambda config: config.model.image_size**2,
+    draw_greedily=draw_greedily,
 )

@@ -27,7 +27,6 @@ from functools import partial
 import numpy as np
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.data.images import ImageTokenizer
 from megatron_aia.data.sample import ImageSource, SampleEncoder, TokenizedSample
 from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
@@ -46,6 +45,7 @@ from megatron_aia.models.janus_pro.images import load_square
 from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.models.picture_codes import PictureCodes
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import Picture, RawSample
 
 Image = np.ndarray | Picture

@@ -3,12 +3,13 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_aia.models.weight_files import read_tensors
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.pictures import crop_to_square
 
@@ -50,7 +51,7 @@ class JanusQuantizer:
 
     @classmethod
     def from_folder(
-        cls, path: str | Path, image_area: int = JANUS_IMAGE_AREA, device: str = "cpu"
+        cls, path: str | Path, image_area: int | None = None, device: str = "cpu"
     ) -> "JanusQuantizer":
         """Load the tokeniser of a local folder in the authors' form or in that of transformers.
 
@@ -59,7 +60,7 @@ class JanusQuantizer:
 
         Args:
             path: the folder.
-            image_area: pixels of the square that is encoded.
+            image_area: pixels of the square that is encoded; Janus-Pro's own when unset.
             device: torch device.
 
         Raises:
@@ -73,7 +74,7 @@ class JanusQuantizer:
         except KeyError as error:
             raise ValueError(f"{path} lacks weights: {error} ...") from None
         factor = _factor_of(sizes["channel_multiplier"])
-        side = _side_of(image_area, factor)
+        side = _side_of(image_area or JANUS_IMAGE_AREA, factor)
         config = transformers.JanusVQVAEConfig(num_patches=side // factor, **sizes)
         model = transformers.JanusVQVAE(config)
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -158,35 +159,13 @@ def _read_weights(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there are none, or a file cannot be read.
     """
-    weights: dict[str, Any] = {}
-    try:
-        for file in sorted(folder.glob("*.safetensors")) or sorted(
-            folder.glob("pytorch_model*.bin")
-        ):
-            read = _read_safetensors if file.suffix == ".safetensors" else _read_pickle
-            weights |= {name: tensor.float() for name, tensor in read(file)}
-    except Exception as error:  # a damaged file raises what its library likes
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    weights = read_tensors(folder, _our_name)
     if not weights:
         raise ValueError(
             f"{folder} holds no image tokeniser of Janus-Pro: expected tensors gen_vision_model.* "
             "or vqmodel.* in *.safetensors or pytorch_model*.bin"
         )
     return weights
-
-
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Any]]:
-    with import_optional("safetensors", "hf").safe_open(file, "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            if ours := _our_name(name):
-                yield ours, tensors.get_tensor(name)
-
-
-def _read_pickle(file: Path) -> Iterator[tuple[str, Any]]:
-    torch = import_optional("torch", "hf")
-    for name, tensor in torch.load(file, "cpu", weights_only=True, mmap=True).items():
-        if ours := _our_name(name):
-            yield ours, tensor
 
 
 def _our_name(name: str) -> str | None:
@@ -198,3 +177,6 @@ def _our_name(name: str) -> str | None:
     for old, new in _RENAMES:
         renamed = renamed.replace(old, new)
     return renamed
+
+
+load = JanusQuantizer.from_folder

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from megatron_aia.building.convert_records import RecordError
 from megatron_aia.building.sources.base import Format, Part, Row, Source, is_failure_of_disk
+from megatron_aia.runtime.optional import import_optional
 
 CODEBOOK_SIZE = 32_768
 """Of the tokeniser published with Emu3."""
@@ -25,7 +25,7 @@ _HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Emu3Codes:
+class CodeList:
     """The ``Source`` of such a list."""
 
     path: Path
@@ -44,11 +44,11 @@ class Emu3Codes:
 
     def part(self, start: int, stop: int) -> Part:
         """See ``Source``."""
-        return _Emu3Part(self.prefix, self.names[start:stop])
+        return _CodeListPart(self.prefix, self.names[start:stop])
 
 
 @dataclass(frozen=True)
-class _Emu3Part:
+class _CodeListPart:
     prefix: Path
     names: tuple[str, ...]
 
@@ -65,6 +65,7 @@ class _Emu3Part:
 
 
 def _load(path: Path) -> Row:
+    torch = import_optional("torch", "hf")
     with torch.serialization.safe_globals(_numpy_globals()):
         entry = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(entry, dict):
@@ -88,7 +89,7 @@ def _numpy_globals() -> list[Any]:
     return [*((rebuild, name) for name in names), np.ndarray, np.dtype, *dtypes]
 
 
-def open_emu3(path: Path) -> Source:
+def open_list(path: Path) -> Source:
     """Read the list.
 
     Raises:
@@ -99,7 +100,7 @@ def open_emu3(path: Path) -> Source:
         names = entry["path_list"]
         if not all(isinstance(name, str) for name in names):
             raise ValueError("path_list holds something else than paths")
-        return Emu3Codes(path, Path(entry.get("prefix") or ""), tuple(names))
+        return CodeList(path, Path(entry.get("prefix") or ""), tuple(names))
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"cannot read records from {path}: {error}") from None
 
@@ -112,4 +113,4 @@ def _is_list(path: Path) -> bool:
     return head.startswith(b"{") and b'"path_list"' in head
 
 
-FORMAT = Format("emu3_codes", _is_list, open_emu3)
+FORMAT = Format("emu3_codes", _is_list, open_list)
