@@ -14,7 +14,8 @@ PYTHON=${PYTHON:-python3}
 
 gpus=0
 if command -v nvidia-smi > /dev/null; then
-    gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")
+    # Without PyTorch, the check below says what is missing.
+    gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())" 2> /dev/null) || gpus=0
 fi
 if ((gpus > 0)); then
     processes=${NPROC_PER_NODE:-$gpus}
@@ -24,7 +25,7 @@ else
 fi
 nodes=${NNODES:-1}
 
-# A mistake in the flags is one line here, before any process is started.
+# A mistake in the flags, or a missing package, is one line here, before any process is started.
 WORLD_SIZE=$((nodes * processes)) "$PYTHON" "$0" --check "$@"
 for argument in "$@"; do
     [[ $argument == -h || $argument == --help ]] && exit 0
@@ -39,4 +40,4 @@ if ((nodes > 1)); then
 else
     rendezvous=(--standalone)
 fi
-exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" "$0" "$@"
+exec "$PYTHON" "$repository/examples/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$processes" "$0" "$@"

@@ -18,7 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without `pip install` too
 
-from megatron_aia.train import main
+try:
+    from megatron_aia.train import main
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is not installed; run `make install`", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     main(gpu_preset="emu3_8b", cpu_preset="emu3_demo")

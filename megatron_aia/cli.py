@@ -1,11 +1,14 @@
 """The command line: preset, YAML file and flags become one configuration."""
 
+import contextlib
+import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_aia.config import Config, fit_layout
@@ -94,18 +97,38 @@ def parse_with_notes(
     return CommandLine(config, notes + file.notes + gave_way)
 
 
-@contextmanager
+@contextlib.contextmanager
 def one_line_errors(kind: type[ValueError] = ValueError) -> Iterator[None]:
     """Turn an error of ``kind`` that every rank raises into one line of rank 0 and exit code 2."""
     try:
         yield
     except kind as error:
+        line = f"error: {' '.join(str(error).split())}"
         if is_rank_0():
-            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
+            _tell_torchrun(line)
         else:
-            # torchrun ends all ranks when the first one exits: let rank 0 have its say before.
-            time.sleep(_SECONDS_FOR_RANK_0)
+            _wait_for_rank_0()
         sys.exit(2)
+
+
+def _tell_torchrun(line: str) -> None:
+    """Leave the line where torchrun looks for it: its own report then ends with it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        more = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": more}}))
+
+
+def _wait_for_rank_0() -> None:
+    """Let rank 0 have its say: torchrun ends all ranks when the first one exits.
+
+    Ended so, a rank is none of the failures that torchrun lists.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    time.sleep(_SECONDS_FOR_RANK_0)
+    signal.signal(signal.SIGTERM, before)
 
 
 def is_rank_0() -> bool:

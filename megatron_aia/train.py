@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from importlib.util import find_spec
 
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.cli import is_rank_0, one_line_errors, parse_with_notes
@@ -15,6 +16,8 @@ from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.log import quiet_imports
 
 _BUILD_TIMEOUT_SECONDS = 600
+_IMPORTED_LATER = ("megatron.core", "sentencepiece", "tensorboard", "tqdm")
+"""Packages that only a run imports, after its command line was read."""
 
 
 def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> None:
@@ -23,6 +26,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = has_cuda()
     with one_line_errors():
+        _check_packages()
         command_line = parse_with_notes(
             [argument for argument in arguments if argument != "--check"],
             default_preset=gpu_preset if has_gpu else cpu_preset,
@@ -51,6 +55,16 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         trainer = Trainer(config)
     with one_line_errors(UnreadableStep):
         trainer.run()
+
+
+def _check_packages() -> None:
+    for name in _IMPORTED_LATER:
+        try:
+            is_there = find_spec(name) is not None
+        except ModuleNotFoundError:  # of the package around it
+            is_there = False
+        if not is_there:
+            raise ValueError(f"{name} is not installed; run `make install`")
 
 
 def ensure_demo_data(config: Config) -> Config:

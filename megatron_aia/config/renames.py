@@ -30,6 +30,7 @@ TAKEN_AS: dict[tuple[str, str], dict[str, str]] = {
     ("aia_attention", "dense"): {"aia_attention": "eager"},
     ("aia_attention", "rectangle"): {"aia_attention": "flash"},
     ("aia_attention", "probe"): {"aia_attention": "sampled"},
+    ("aia_preset", "janus_released_code"): {"aia_preset": "released_code"},
     ("aia_query_key_sets", "intended"): {"aia_query_key_sets": "paper"},
 }
 """A field and a value of Megatron-LM or of earlier versions, and the settings they stand for."""
@@ -50,14 +51,15 @@ def modern_values(values: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
     for old, value in values.items():
         field = RENAMED.get(old, old)
         meant = _stands_for(field, value)
-        if field != old and field in values and _is_empty(value):
-            continue  # earlier versions wrote both `data_path` and `blend`, one of them empty
         if field != old:
             changed.append(f"{old} is now {field}")
         elif meant != {field: value}:
             after = " ".join(f"{name} {new}" for name, new in meant.items())
             changed.append(f"{field} {value} is taken as {after}")
         for found, new in meant.items():
+            # Earlier versions wrote both `data_path` and `blend`, one of them empty.
+            if found in modern and _is_empty(new):
+                continue
             if not _is_empty(modern.get(found)) and modern[found] != new:
                 raise ValueError(
                     f"{name}: {found} is {modern[found]} and, by another name, {new}; keep one"

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -7,9 +8,9 @@ import pytest
 
 from megatron_aia import cli
 from megatron_aia.cli import one_line_errors, parse
-from megatron_aia.config.files import GROUP_OF_FIELD, dump
+from megatron_aia.config.files import GROUP_OF_FIELD, dump, settings_by_name, value_of
 from megatron_aia.config.settings import flag
-from megatron_aia.models import preset_table
+from megatron_aia.models import family_names, preset_table
 
 
 def write(tmp_path, text) -> str:
@@ -104,7 +105,7 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         ("--aia-loss l1", "--aia-loss must be one of huber, mse, not 'l1'"),
         (
             "--aia-preset mine",
-            "unknown --aia-preset mine; choose from janus_released_code, paper, ",
+            "unknown --aia-preset mine; choose from paper, paper_j",
         ),
         (
             "--preset emu4",
@@ -124,6 +125,62 @@ def test_mistakes_are_one_line(argv, message):
         parse(argv.split())
     assert message in str(error.value)
     assert "\n" not in str(error.value) and "│" not in str(error.value)
+
+
+WRONG_VALUES = [
+    ("num_layers", "two"),
+    ("num_layers", "2.5"),
+    ("lr", "fast"),
+    ("kv_channels", "wide"),
+    ("aia_loss", "l1"),
+    ("recompute_granularity", "some"),
+]
+
+
+@pytest.mark.parametrize(("name", "wrong"), WRONG_VALUES)
+def test_a_wrong_type_gives_the_same_line_from_a_flag_and_from_a_file(tmp_path, name, wrong):
+    file = write(tmp_path, f"{name}: {wrong}")
+    with pytest.raises(ValueError) as of_file:
+        parse(["--config", file])
+    with pytest.raises(ValueError) as of_flag:
+        parse([flag(name), wrong])
+    said = str(of_flag.value).removeprefix(flag(name))
+    assert said.startswith(" must be ")
+    assert str(of_file.value) == f"--config {file}: {name}{said}"
+
+
+def help_text(capsys, monkeypatch, *argv: str) -> str:
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit) as exit_request:
+        parse([*argv, "--help"])
+    assert exit_request.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["emu3_demo", "janus_pro_7b"])
+def test_every_flag_has_type_default_and_help(capsys, monkeypatch, preset):
+    text = help_text(capsys, monkeypatch, "--preset", preset)
+    config = preset_table()[preset].build()
+    for name, setting in settings_by_name(config).items():
+        line = rf"^ +{setting.flag}(?:, | )(\S+)(?: \.\.\.\])?\s+(.*) \(default: (.*)\)$"
+        found = re.search(line, text, re.M)
+        assert found, name
+        kind, words, default = found.groups()
+        assert words == setting.help
+        value = value_of(config, name)
+        if setting.kind.base is bool:
+            assert kind == f"--no-{setting.flag[2:]}"
+            assert default == ("on" if value else "off")
+        else:
+            assert re.search(r"INT|FLOAT|TEXT|\{.+\}", kind), name
+            shown = " ".join(value) or "none given" if setting.kind.is_tuple else str(value)
+            assert default == ("none" if value is None else shown)
+
+
+def test_help_lists_presets_and_models(capsys, monkeypatch):
+    text = help_text(capsys, monkeypatch)
+    assert f"--preset {{{','.join(sorted(preset_table()))}}}" in text
+    assert f"--model {{{','.join(family_names())}}}" in text
 
 
 def test_help_lists_every_field(capsys, monkeypatch):
@@ -153,6 +210,15 @@ def test_an_error_is_said_by_rank_0(capsys, monkeypatch, rank, said):
         raise ValueError("one\ntwo")
     assert exit_request.value.code == 2
     assert capsys.readouterr().err == said
+
+
+def test_the_line_is_left_where_torchrun_looks_for_it(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ValueError("one")
+    assert json.loads(file.read_text())["message"]["extraInfo"]["py_callstack"] == "error: one"
 
 
 def test_reading_a_command_line_imports_no_torch():

@@ -33,7 +33,7 @@ FLAGS_OF_TORCHRUN = {
     *("--master-addr", "--master-port", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
 }
 FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
-FLAGS_OF_OTHERS = {"--logdir", "--demo"}
+FLAGS_OF_OTHERS = {"--logdir", "--demo", "--swiglu"}
 FLAGS_OF_INSPECT_DATA = {"--position", "--count", "--save-image", "--plot", "--plot-steps"}
 
 # Made by a run or by the reader, so not in the repository.

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,13 +92,65 @@ def test_bash_checks_once_and_starts_torchrun(tmp_path, environment, expected, s
     world = int(environment.get("NNODES", 1)) * int(environment.get("NPROC_PER_NODE", 4))
     check, start = log.read_text().splitlines()
     assert check == f"WORLD_SIZE={world} {script} --check --lr 1 2"
-    assert start.endswith(f" -m torch.distributed.run {expected} {script} --lr 1 2")
+    assert start.endswith(f" {EXAMPLES}/torchrun.py {expected} {script} --lr 1 2")
 
 
 def test_bash_says_what_several_machines_need():
     result = launch("bash", SCRIPT, NNODES="2")
     assert result.returncode != 0
     assert "set NODE_RANK to 0 .. NNODES-1" in result.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_says_how_to_install_what_is_missing(tmp_path, script):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} -S -E "$@"\n')
+    python.chmod(0o755)
+    result = launch("bash", script, PYTHON=str(python))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"error: \w+ is not installed; run `make install`\n", result.stderr)
+
+
+def test_a_package_that_only_a_run_imports_is_missed_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(train, "_IMPORTED_LATER", ("megatron.core", "no_such.package"))
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--check"], **PRESETS)
+    assert stop.value.code == 2
+    expected = "error: no_such.package is not installed; run `make install`\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_torchruns_report_ends_with_the_line():
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    result = launch(sys.executable, *torchrun, SCRIPT, "--num-lyers", "3")
+    said = "error: unknown option --num-lyers; did you mean --num-layers?"
+    lines = result.stderr.splitlines()
+    assert sum(line == said for line in lines) == 1
+    assert lines[-2].endswith(said), "above the closing rule"
+    assert "<NO_OTHER_FAILURES>" in result.stderr
+
+
+def test_started_by_bash_torchrun_adds_no_stack():
+    torchrun = (sys.executable, EXAMPLES / "torchrun.py", "--standalone")
+    result = launch(*torchrun, SCRIPT, "--num-lyers", "3")
+    assert result.returncode == 2
+    assert result.stderr.count("error: unknown option --num-lyers") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_what_is_no_mistake_of_the_user_keeps_its_stack(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit(3)")
+    result = launch(sys.executable, EXAMPLES / "torchrun.py", "--standalone", script)
+    assert result.returncode == 1
+    assert "ChildFailedError" in result.stderr
+
+
+def test_the_banner_says_what_gave_way(trained, tmp_path, capsys):
+    train.main(["--data-path", str(tmp_path), "--train-iters", "3"], **PRESETS)
+    assert trained[0].training.lr_warmup_iters == 2
+    note = "note: --lr-warmup-iters 10 of preset emu3_demo is 2 here, to fit this run"
+    assert note in capsys.readouterr().out
 
 
 def test_a_mistake_is_one_line_before_any_process_starts():
