@@ -56,13 +56,20 @@ class RunState:
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
-    """Return the model fields that decide which weights there are and what they mean."""
+    """Return the model fields that decide which weights there are and what they mean.
+
+    A family's own ``..._loss_weight`` are none of them.
+    """
     ignored = (
         *("attention_dropout", "hidden_dropout", "init_method_std", "max_position_embeddings"),
         *("attention_backend", "transformer_impl", "make_vocab_size_divisible_by"),
     )
     fields = dataclasses.asdict(model)
-    return {name: value for name, value in fields.items() if name not in ignored}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in ignored and not name.endswith("_loss_weight")
+    }
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:

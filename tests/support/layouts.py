@@ -33,7 +33,7 @@ from megatron_aia.runtime.parallel import (
     initialize_process_group,
 )
 from megatron_aia.training.optimizer import apply_gradients, build_optimizer
-from megatron_aia.training.setup import build_models
+from megatron_aia.training.setup import build_models, build_teacher
 from megatron_aia.training.step import StepOutput, run_step
 from support.spawn import spawn
 from support.tiny_data import (
@@ -43,6 +43,7 @@ from support.tiny_data import (
     TEXT_VOCAB_SIZE,
     ByteTokenizer,
 )
+from support.toy_family.family import toy
 
 NUM_LAYERS = 4
 NUM_STEPS = 3
@@ -97,6 +98,7 @@ MODELS = {
         init_method_std=0.2,
         make_vocab_size_divisible_by=8,
     ),
+    "toy": toy().model,
 }
 
 
@@ -183,12 +185,14 @@ def run_layout(
     models = build_models(config, spec, parallel)
     optimizer = build_optimizer(config, models, parallel)
     batches = tiny_batches(config, parallel)
+    terms = spec.losses(config)
+    teacher = build_teacher(config, spec, parallel, terms)
     targets = load_profile("paper").resolve(NUM_LAYERS, "stage") if config.aia.aia else None
     norms: list[float] = []
     for step in range(num_steps):
         position = step * config.data.global_batch_size
         rows = batches.step(position)
-        output = run_step(models, spec, spec.losses(config), config, parallel, rows, targets)
+        output = run_step(models, spec, terms, config, parallel, rows, targets, teacher)
         if step == 0:
             losses, aia = _step_losses(output, parallel)
             gradients = gather_full(models, parallel, "main_grad", check_replicas)
