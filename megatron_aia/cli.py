@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,23 @@ from megatron_aia.config.files import (
     settings_by_group,
     settings_by_name,
     value_of,
-    with_aia_preset,
     with_values,
 )
 from megatron_aia.config.flags import Parser, with_dashes
 from megatron_aia.config.give_way import give_way
 from megatron_aia.config.megatron_lm import answer
 from megatron_aia.config.renames import modern_argv
-from megatron_aia.models import family_names, preset_table
+from megatron_aia.config.settings import flag
+from megatron_aia.models import (
+    aia_preset_table,
+    build_preset,
+    families,
+    family_names,
+    fields_of_families,
+    load_family,
+    preset_table,
+    with_aia_preset,
+)
 
 _DESCRIPTION = """Train a unified multimodal model with the AIA loss.
 
@@ -75,16 +84,14 @@ def parse_with_notes(
     path = early.get("config")
     file = ConfigFile("", {}, {}, []) if path is None else read_yaml(path)
     named = {**file.values, **early}
-    config = _preset(named.get("preset") or default_preset or "emu3_demo")
-    from_file = file.values_for(config, {})
+    config = _preset(named, default_preset)
+    from_file = file.values_for(config, fields_of_families())
     config = _lay_over(config, {**from_file, "preset": config.run.preset}, from_file)
     parser = _parser(config)
     from_flags, unknown = parser.read(argv)
     if unknown:
         raise ValueError(_about_unknown(unknown, config))
     config = _lay_over(config, from_flags, from_flags)
-    if config.model.model not in family_names():
-        raise ValueError(f"unknown --model {config.model.model}; use {_listed(family_names())}")
     config, gave_way = give_way(config, from_file.keys() | from_flags.keys(), world_size)
     config = config if world_size is None else fit_layout(config, world_size)
     return CommandLine(config, notes + file.notes + gave_way)
@@ -138,11 +145,17 @@ def _read_early(argv: Sequence[str]) -> dict[str, Any]:
     return parser.read(argv)[0]
 
 
-def _preset(name: str) -> Config:
-    table = preset_table()
-    if name not in table:
-        raise ValueError(f"unknown --preset {name}; use {_listed(sorted(table))}")
-    return table[name].build()
+def _preset(named: Mapping[str, Any], default: str | None) -> Config:
+    """Build the preset that is named; ``--model`` may only repeat its family."""
+    config = build_preset(named.get("preset") or default or families()[0].demo_preset)
+    model = named.get("model", config.model.model)
+    if model != config.model.model:
+        presets = ", ".join(load_family(model).presets)
+        raise ValueError(
+            f"--model {model} is not that of preset {config.run.preset}; choose a preset of it by "
+            f"--preset: {presets}"
+        )
+    return config
 
 
 def _lay_over(config: Config, values: dict[str, Any], given: dict[str, Any]) -> Config:
@@ -154,7 +167,11 @@ def _lay_over(config: Config, values: dict[str, Any], given: dict[str, Any]) -> 
 
 def _parser(config: Config) -> Parser:
     parser = Parser(_DESCRIPTION, prints=is_rank_0())
-    names = {"preset": sorted(preset_table()), "model": family_names()}
+    names = {
+        "preset": sorted(preset_table()),
+        "model": family_names(),
+        "aia_preset": sorted(aia_preset_table()),
+    }
     for group, settings in settings_by_group(type(config.model)).items():
         defaults = {name: value_of(config, name) for name in settings}
         parser.add_settings(group, settings.values(), defaults, names)
@@ -167,12 +184,15 @@ def _about_unknown(unknown: list[str], config: Config) -> str:
     if not names:
         return f"unexpected argument {unknown[0]}; see --help"
     known = [setting.flag for setting in settings_by_name(config).values()]
-    said = [answer(name) or did_you_mean(name, known).removeprefix("; ") for name in names]
+    elsewhere = {
+        flag(field): f"it is a setting of --model {family} only"
+        for field, family in fields_of_families().items()
+    }
+    said = [
+        elsewhere.get(name) or answer(name) or did_you_mean(name, known).removeprefix("; ")
+        for name in names
+    ]
     if len(names) == 1:
         return f"unknown option {next(iter(names))}; {said[0] or 'see --help'}"
     parts = [name + (f" ({text})" if text else "") for name, text in zip(names, said, strict=True)]
     return f"unknown options: {', '.join(parts)}; see --help"
-
-
-def _listed(names: list[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

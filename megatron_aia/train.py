@@ -1,4 +1,4 @@
-"""Entry point: parse, check, train. ``examples/pretrain_emu3_aia.sh`` ends here on every rank."""
+"""Entry point: parse, check, train. The scripts in ``examples/`` end here on every rank."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from megatron_aia.config import Config, validate
 from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
 from megatron_aia.data.mixture_file import read_mixture_file
-from megatron_aia.models import load_family
+from megatron_aia.models import check_family, load_family
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.log import quiet_imports
 
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
             world_size=world_size,
         )
         config = command_line.config
+        check_family(config)
         notes = command_line.notes + validate(config, world_size, has_gpu)
         mixture = mixture_file(config.data)
         if mixture:

@@ -11,9 +11,8 @@ import numpy as np
 from megatron_aia.aia.profile import LayerTargets, load_profile
 from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config
-from megatron_aia.config.files import with_aia_preset
 from megatron_aia.data.sample import TokenizedSample
-from megatron_aia.models import load_model_spec, preset_table
+from megatron_aia.models import load_model_spec, preset_table, with_aia_preset
 from megatron_aia.models.janus_pro.special_tokens import NAMES
 from megatron_aia.shards.raw_sample import RawSample, Turn
 

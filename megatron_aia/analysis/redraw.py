@@ -9,10 +9,8 @@ import torch
 from megatron_aia.aia.roles import Task
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
-from megatron_aia.config import Config
-from megatron_aia.config.files import read_yaml
 from megatron_aia.data.tokenizer import load_text_tokenizer
-from megatron_aia.models import load_model_spec
+from megatron_aia.models import load_model_spec, read_run_config
 from megatron_aia.shards.index import open_index
 
 
@@ -43,7 +41,7 @@ def redraw(run: Path, data: Path) -> Redrawn:
         ValueError: no checkpoint of a family that can draw, or no generation sample.
     """
     path = find_checkpoint(run)
-    config = read_yaml(str(path / CONFIG_FILE)).laid_over(Config())
+    config = read_run_config(str(path / CONFIG_FILE))
     index = open_index(data)
     numbers = np.flatnonzero(index.tasks == int(Task.GENERATION))
     spec = load_model_spec(config.model.model)

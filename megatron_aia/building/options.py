@@ -16,7 +16,7 @@ class BuildOptions:
 
     records: Path
     """Records: a JSON list or JSON lines (*.jsonl), Parquet or tar files, a folder that datasets
-    saved, or a list of Emu3's codes; docs/data.md has the fields."""
+    saved, or lists of codes; docs/data.md has the fields."""
     output: Path
     """Folder to make."""
     format: str = "auto"

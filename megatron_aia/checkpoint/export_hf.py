@@ -25,9 +25,7 @@ from megatron_aia.checkpoint.tensor_files import (
     read_json,
 )
 from megatron_aia.checkpoint.unsplit import UnsplitWeights
-from megatron_aia.config import Config
-from megatron_aia.config.files import read_yaml
-from megatron_aia.models import load_hf_format
+from megatron_aia.models import load_hf_format, read_run_config
 from megatron_aia.models.hugging_face import HFFormat, HFLayout, HFNames, HFTarget
 from megatron_aia.models.map_checks import check_targets
 from megatron_aia.models.param_map import ParamMap
@@ -42,7 +40,7 @@ def export_checkpoint(options: ExportOptions) -> str:
     """
     check_target(options.save, options.overwrite, _is_conversion)
     path = find_checkpoint(options.load)
-    model = read_yaml(str(path / CONFIG_FILE)).laid_over(Config()).model
+    model = read_run_config(str(path / CONFIG_FILE)).model
     hf_format = load_hf_format(model.model)
     aside = _find_aside(options, path)
     base = _base_config(hf_format, aside, options.hf_layout)

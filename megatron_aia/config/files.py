@@ -13,27 +13,13 @@ from megatron_aia.config.tree import Config, ModelConfig
 from megatron_aia.config.value_types import as_kind
 from megatron_aia.config.yaml_file import load_mapping
 
-AIA_PRESETS: dict[str, dict[str, Any]] = {
+AIA_PRESETS: dict[str, Mapping[str, Any]] = {
     "paper": {
         "aia_lambda_generation": 40.0,
         "aia_lambda_understanding": 40.0,
         "aia_profile": "paper",
         "aia_query_key_sets": "paper",
         "aia_count_inactive": False,
-    },
-    "paper_janus_pro": {
-        "aia_lambda_generation": 40.0,
-        "aia_lambda_understanding": 40.0,
-        "aia_profile": "paper_janus_pro",
-        "aia_query_key_sets": "paper",
-        "aia_count_inactive": False,
-    },
-    "released_code": {
-        "aia_lambda_generation": 5.0,
-        "aia_lambda_understanding": 10.0,
-        "aia_profile": "released_code",
-        "aia_query_key_sets": "released_code",
-        "aia_count_inactive": True,
     },
 }
 
@@ -82,11 +68,6 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return replace(config, **groups)
 
 
-def with_aia_preset(config: Config, name: str) -> Config:
-    """Return a copy of ``config`` whose AIA group starts from the values of ``name``."""
-    return with_values(config, {"aia_preset": name, **AIA_PRESETS[name]})
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean X?"`` for the nearest known name, or nothing if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
@@ -130,14 +111,6 @@ class ConfigFile:
                 )
             values[field] = as_kind(f"--config {self.path}: {field}", value, settings[field].kind)
         return values
-
-    def laid_over(self, config: Config) -> Config:
-        """Return a copy of ``config`` with the values of the file.
-
-        Raises:
-            ValueError: a key or a value does not fit.
-        """
-        return with_values(config, self.values_for(config, {}))
 
 
 def read_yaml(path: str) -> ConfigFile:

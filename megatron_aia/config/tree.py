@@ -8,6 +8,7 @@ field is its help text, its type says its range. No torch: reading a configurati
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+from megatron_aia.config.families import DEFAULT_FAMILY
 from megatron_aia.config.value_types import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,7 +22,7 @@ from megatron_aia.config.value_types import (
 class RunConfig:
     """Where the settings start from. Order: preset, then --config, then flags."""
 
-    preset: str = "emu3_demo"
+    preset: str = ""
     """Named starting point: a model, its layout and its schedule."""
     config: Optional[str] = None
     """YAML file laid over the preset; its keys are flag names with underscores, grouped or flat."""
@@ -33,7 +34,7 @@ class RunConfig:
 class ModelConfig:
     """Architecture."""
 
-    model: str = "emu3"
+    model: str = DEFAULT_FAMILY
     """Model family, a name registered in megatron_aia.models."""
     num_layers: PositiveInt = 32
     """Decoder layers of the whole model."""
@@ -63,20 +64,6 @@ class ModelConfig:
     """Ids of the text tokeniser; special tokens and image codes follow them."""
     codebook_size: PositiveInt = 32_768
     """Entries of the image codebook, the last ids of the vocabulary."""
-    code_channels: NonNegativeInt = 0
-    """Width of an image code before its aligner; 0 where codes share the text's embedding."""
-    vision_num_layers: NonNegativeInt = 0
-    """Layers of the tower for images to look at; 0 (and 0 for its sizes) where there is none."""
-    vision_hidden_size: NonNegativeInt = 0
-    """Width of the tower."""
-    vision_ffn_hidden_size: NonNegativeInt = 0
-    """Width of the tower's MLP."""
-    vision_num_attention_heads: NonNegativeInt = 0
-    """Attention heads of the tower."""
-    image_size: NonNegativeInt = 0
-    """Side of an image for the tower, in pixels."""
-    patch_size: NonNegativeInt = 0
-    """Side of a patch in pixels; each gives one position of a row."""
     add_qkv_bias: bool = False
     """Add biases to queries, keys and values."""
     untie_embeddings_and_output_weights: bool = True
@@ -95,11 +82,6 @@ class ModelConfig:
         """Channels of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
-    @property
-    def image_slots(self) -> int:
-        """Positions that an image to look at takes in a row; 0 without a tower."""
-        return (self.image_size // self.patch_size) ** 2 if self.patch_size else 0
-
 
 @dataclass
 class AIAConfig:
@@ -108,8 +90,8 @@ class AIAConfig:
     aia: bool = True
     """Add the AIA loss. Without, intensities are not measured and megatron-core's attention runs
     (but not with context parallelism)."""
-    aia_preset: Literal["paper", "paper_janus_pro", "released_code"] = "paper"
-    """Starting values: the paper's for Emu3 or Janus-Pro, or those of the authors' Janus code."""
+    aia_preset: str = "paper"
+    """Starting values: those of the paper, for one model or another, or of the released code."""
     aia_lambda_generation: NonNegativeFloat = 40.0
     """Weight of the generation term; 0 measures the intensity without training it."""
     aia_lambda_understanding: NonNegativeFloat = 40.0

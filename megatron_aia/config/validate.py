@@ -15,12 +15,8 @@ from megatron_aia.config.validate_model import (
     check_pipeline_parallel,
     check_recompute,
     check_tensor_parallel,
-    check_vision,
     check_world,
 )
-
-_DEMO_PRESETS = ("emu3_demo", "janus_demo")
-_PRESETS_OF_PUBLISHED_WEIGHTS = ("emu3_8b", "janus_pro_7b", "janus_pro_1b")
 
 
 def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str]:
@@ -37,10 +33,8 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     Raises:
         ValueError: naming the flag, its value and a remedy.
     """
-    _check_inputs(config)
     _check_ranges(config)
     check_model(config, has_gpu)
-    check_vision(config)
     check_tensor_parallel(config)
     check_context_parallel(config)
     check_pipeline_parallel(config)
@@ -51,17 +45,6 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     _check_training(config)
     _check_checkpoint(config)
     return _settings_without_effect(config)
-
-
-def _check_inputs(config: Config) -> None:
-    missing = []
-    if config.run.preset not in _DEMO_PRESETS and not config.data.data_path:
-        missing.append("--data-path (shards written by tools/build_shards.py)")
-    start = config.checkpoint.load or config.checkpoint.pretrained_checkpoint
-    if config.run.preset in _PRESETS_OF_PUBLISHED_WEIGHTS and start is None:
-        missing.append("--load (a checkpoint to start from)")
-    if missing:
-        raise ValueError(f"preset {config.run.preset} needs " + " and ".join(missing))
 
 
 def _check_ranges(config: Config) -> None:

@@ -5,11 +5,6 @@ import math
 from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import Config
 
-_VISION = (
-    *("vision_num_layers", "vision_hidden_size", "vision_ffn_hidden_size"),
-    *("vision_num_attention_heads", "image_size", "patch_size"),
-)
-
 
 def check_model(config: Config, has_gpu: bool) -> None:
     """Check heads, head size, dropout and implementation of the decoder."""
@@ -18,7 +13,7 @@ def check_model(config: Config, has_gpu: bool) -> None:
     if heads % groups:
         raise ValueError(
             f"--num-query-groups {groups} does not divide --num-attention-heads {heads}; "
-            f"use {_alternatives(heads)}"
+            f"use {alternatives(heads)}"
         )
     if model.kv_channels is None and model.hidden_size % heads:
         raise ValueError(
@@ -45,44 +40,32 @@ def check_model(config: Config, has_gpu: bool) -> None:
         )
 
 
-def check_vision(config: Config) -> None:
-    """Check that a tower for images has all of its sizes, or that there is none."""
-    model = config.model
-    if not any(getattr(model, name) for name in _VISION):
-        return
-    for name in _VISION:
-        if not getattr(model, name):
-            raise ValueError(f"{flag(name)} 0 is no tower for images; give all of its sizes, or 0")
-    for name, divisor in (
-        ("image_size", "patch_size"),
-        ("vision_hidden_size", "vision_num_attention_heads"),
-    ):
-        if getattr(model, name) % getattr(model, divisor):
-            raise ValueError(
-                f"{flag(divisor)} {getattr(model, divisor)} does not divide {flag(name)} "
-                f"{getattr(model, name)}; use {_alternatives(getattr(model, name))}"
-            )
-
-
 def check_tensor_parallel(config: Config) -> None:
     """Check that everything that is split divides."""
-    model, (tensor, _, _) = config.model, config.parallel.layout
-    split: tuple[str, ...] = ("num_attention_heads", "num_query_groups", "ffn_hidden_size")
-    if model.vision_num_layers:
-        split += ("hidden_size", "vision_num_attention_heads", "vision_ffn_hidden_size")
-    fitting = _alternatives(math.gcd(*(getattr(model, name) for name in split)))
-    for name in split:
-        if getattr(model, name) % tensor:
-            raise ValueError(
-                f"--tensor-model-parallel-size {tensor} does not divide "
-                f"{flag(name)} {getattr(model, name)}; use {fitting}"
-            )
+    check_split(config, ("num_attention_heads", "num_query_groups", "ffn_hidden_size"))
+    tensor, _, _ = config.parallel.layout
     if config.parallel.sequence_parallel and config.data.seq_length % tensor:
         raise ValueError(
             f"--sequence-parallel splits a row over {tensor} processes, and --seq-length "
             f"{config.data.seq_length} is not a multiple of {tensor}; use "
             f"{_next_multiple(config.data.seq_length, tensor)}"
         )
+
+
+def check_split(config: Config, sizes: tuple[str, ...]) -> None:
+    """Check that tensor parallelism divides sizes of the model.
+
+    Raises:
+        ValueError: naming the flag of the first that it does not divide.
+    """
+    model, (tensor, _, _) = config.model, config.parallel.layout
+    fitting = alternatives(math.gcd(*(getattr(model, name) for name in sizes)))
+    for name in sizes:
+        if getattr(model, name) % tensor:
+            raise ValueError(
+                f"--tensor-model-parallel-size {tensor} does not divide "
+                f"{flag(name)} {getattr(model, name)}; use {fitting}"
+            )
 
 
 def check_context_parallel(config: Config) -> None:
@@ -113,7 +96,7 @@ def check_pipeline_parallel(config: Config) -> None:
     if layers % pipeline:
         raise ValueError(
             f"--pipeline-model-parallel-size {pipeline} does not divide --num-layers {layers}; "
-            f"use {_alternatives(layers)}"
+            f"use {alternatives(layers)}"
         )
     chunk = config.parallel.num_layers_per_virtual_pipeline_stage
     if chunk is None:
@@ -131,7 +114,7 @@ def check_pipeline_parallel(config: Config) -> None:
         )
     stage = layers // pipeline
     if stage % chunk or stage == chunk:
-        remedy = f"use {_alternatives(stage, below=stage)}" if stage > 1 else "leave it out"
+        remedy = f"use {alternatives(stage, below=stage)}" if stage > 1 else "leave it out"
         raise ValueError(
             f"{name} does not split the {stage} layers of a stage into two or more chunks; {remedy}"
         )
@@ -161,7 +144,7 @@ def check_recompute(config: Config) -> None:
     if parallel.recompute_method == "uniform" and chunk % layers:
         raise ValueError(
             f"--recompute-num-layers {layers} does not divide the {chunk} layers of a pipeline "
-            f"stage or chunk; use {_alternatives(chunk)}"
+            f"stage or chunk; use {alternatives(chunk)}"
         )
     if layers > chunk:
         raise ValueError(
@@ -170,7 +153,7 @@ def check_recompute(config: Config) -> None:
         )
 
 
-def _alternatives(number: int, below: int | None = None) -> str:
+def alternatives(number: int, below: int | None = None) -> str:
     """Return the divisors of ``number`` as text, ``1, 2 or 4``; optionally only those below."""
     divisors = [d for d in range(1, number + 1) if number % d == 0 and (below is None or d < below)]
     *first, last = map(str, divisors)

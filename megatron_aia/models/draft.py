@@ -24,7 +24,7 @@ def fingerprint_of_sets(sets: Sets) -> str:
     return "intended" if sets == "paper" else sets
 
 
-"""Rows and keys of the paper's text, or with the off-by-ones of the authors' Janus-Pro code."""
+"""Rows and keys of the paper's text, or with the off-by-ones of the authors' released code."""
 
 _Image = TypeVar("_Image")
 _Piece = TypeVar("_Piece")

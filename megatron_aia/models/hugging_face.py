@@ -51,7 +51,8 @@ class HFSource:
 class HFTarget:
     """A Hugging Face checkpoint to write."""
 
-    model: ModelConfig
+    model: Any
+    """Its architecture: the family's ``model_config``."""
     layout: HFLayout
     dtype: str
     """Of its weights, as ``bfloat16``."""
@@ -96,11 +97,11 @@ class HFFormat:
     """The naming to write: ``(layout, whether tensors were kept aside)``."""
     model_config: Callable[[JSON], ModelConfig]
     """A config.json as this project's configuration; ValueError if it is of another model."""
-    weight_map: Callable[[ModelConfig, Any], dict[str, ParamMap]]
+    weight_map: Callable[[Any, Any], dict[str, ParamMap]]
     """Parameters of the unsplit model, and what makes them in a naming of this family."""
     document: Callable[[HFTarget], JSON]
     """config.json; ValueError if the layout cannot express the model."""
-    probes: Callable[[ModelConfig], list[Probe]]
+    probes: Callable[[Any], list[Probe]]
     """Inputs for ``--verify``."""
     reference_logits: Callable[[HFSource, Sequence[Probe]], list[torch.Tensor]]
     """Transformers' fp32 logits ``[b, s, v]`` of each probe."""

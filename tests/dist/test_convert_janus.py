@@ -26,7 +26,7 @@ from megatron_aia.checkpoint.folder import RunState, architecture, find_checkpoi
 from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import AIAConfig, Config, ParallelConfig, TrainingConfig
 from megatron_aia.config.files import dump, read_yaml
-from megatron_aia.models import load_model_spec
+from megatron_aia.models import load_model_spec, read_run_config
 from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
 from megatron_aia.training.optimizer import apply_gradients, build_optimizer, build_scheduler
@@ -159,9 +159,8 @@ def test_configuration_and_files_of_both_layouts(name: str, layout: str, convert
 
 def load_and_save(source: Path, run: Path, parallel: ParallelConfig, bf16: bool) -> None:
     """Load converted weights in a layout, take a step that changes nothing, and save."""
-    file = read_yaml(str(find_checkpoint(source) / "config.yaml"))
     config = replace(
-        file.laid_over(Config()),
+        read_run_config(str(find_checkpoint(source) / "config.yaml")),
         aia=AIAConfig(aia=False),
         parallel=parallel,
         training=TrainingConfig(bf16=bf16, lr=0.0, min_lr=0.0),

@@ -19,7 +19,7 @@ from megatron_aia.models.losses import NextToken
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, ParallelConfig
-from megatron_aia.config.files import with_aia_preset
+from megatron_aia.models import with_aia_preset
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.shards.raw_sample import RawSample, Turn

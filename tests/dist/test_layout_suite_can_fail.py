@@ -12,9 +12,10 @@ from support.spawn import spawn
 from support.tiny_data import write_shards
 
 from megatron.core.optimizer import ChainedOptimizer
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from megatron_aia.aia import inject
-from megatron_aia.aia.loss import AlignObjective
 from megatron_aia.attention import core_attention
 from megatron_aia.models import backbone, layers
 from megatron_aia.models.janus_pro import network
@@ -30,9 +31,16 @@ PP_INTERLEAVED = {
 
 
 def plant_differentiable_all_reduce() -> None:
-    """The term is tp times too strong if its reduction is differentiated too."""
-    original = AlignObjective.gradient
-    AlignObjective.gradient = lambda *args: 2 * original(*args)  # type: ignore[method-assign]
+    """The backward of an all-reduce sums what every rank has computed alike."""
+    original = inject.AlignInput.attach
+
+    def attach(self: Any, output: Tensor, sums: Tensor, *place: int) -> Tensor:
+        group, self.group = self.group, None  # it is reduced already
+        output = original(self, output, all_reduce(sums.clone(), group=group), *place)
+        self.group = group
+        return output
+
+    inject.AlignInput.attach = attach  # type: ignore[method-assign]
 
 
 def plant_huber_before_reduction() -> None:

@@ -24,6 +24,7 @@ from megatron_aia.data.open import build_global_batches
 from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.runtime.parallel import (
     Parallel,
     create_parallel,
@@ -74,7 +75,7 @@ MODELS = {
         init_method_std=0.2,
         make_vocab_size_divisible_by=8,
     ),
-    "janus_pro": ModelConfig(
+    "janus_pro": JanusModelConfig(
         model="janus_pro",
         num_layers=NUM_LAYERS,
         hidden_size=32,

@@ -10,7 +10,7 @@ from megatron_aia import cli
 from megatron_aia.cli import one_line_errors, parse
 from megatron_aia.config.files import GROUP_OF_FIELD, dump, settings_by_name, value_of
 from megatron_aia.config.settings import flag
-from megatron_aia.models import family_names, preset_table
+from megatron_aia.models import aia_preset_table, family_names, preset_table
 
 
 def write(tmp_path, text) -> str:
@@ -103,12 +103,20 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         ("--num-layers", "--num-layers: expected 1 argument; see --help"),
         ("--preset", "--preset: expected 1 argument; see --help"),
         ("--aia-loss l1", "--aia-loss must be one of huber, mse, not 'l1'"),
-        ("--aia-preset mine", "--aia-preset must be one of paper, "),
+        (
+            "--aia-preset mine",
+            "unknown --aia-preset mine; choose from janus_released_code, paper, ",
+        ),
         (
             "--preset emu4",
             "unknown --preset emu4; use emu3_8b, emu3_demo, janus_demo, ",
         ),
-        ("--model emu4", "unknown --model emu4; use "),
+        ("--model emu4", "--model emu4 is unknown; choose from emu3, janus_pro"),
+        (
+            "--model janus_pro",
+            "--model janus_pro is not that of preset emu3_demo; choose a preset ",
+        ),
+        ("--code-channels 8", "--code-channels; it is a setting of --model janus_pro only"),
         ("--config none.yaml", "--config none.yaml: No such file or directory"),
     ],
 )
@@ -126,7 +134,6 @@ WRONG_VALUES = [
     ("kv_channels", "wide"),
     ("aia_loss", "l1"),
     ("recompute_granularity", "some"),
-    ("aia_preset", "mine"),
 ]
 
 
@@ -174,6 +181,7 @@ def test_help_lists_presets_and_models(capsys, monkeypatch):
     text = help_text(capsys, monkeypatch)
     assert f"--preset {{{','.join(sorted(preset_table()))}}}" in text
     assert f"--model {{{','.join(family_names())}}}" in text
+    assert f"--aia-preset {{{','.join(sorted(aia_preset_table()))}}}" in text
 
 
 def test_help_lists_every_field(capsys, monkeypatch):

@@ -5,14 +5,13 @@ import pytest
 
 from megatron_aia.config import Config
 from megatron_aia.config.files import (
-    AIA_PRESETS,
     GROUP_OF_FIELD,
     dump,
     read_yaml,
     value_of,
-    with_aia_preset,
     with_values,
 )
+from megatron_aia.models import aia_preset_table, with_aia_preset
 
 
 def read(path: str) -> dict[str, Any]:
@@ -122,7 +121,11 @@ def test_aia_presets():
     assert config.aia.aia_query_key_sets == "released_code"
     assert config.aia.aia_count_inactive
     assert with_aia_preset(config, "paper") == Config()
-    assert set(AIA_PRESETS["paper"]) == set(AIA_PRESETS["released_code"])
+    table = aia_preset_table()
+    assert len({frozenset(values) for values in table.values()}) == 1
+    assert table["janus_released_code"] == table["released_code"]
+    with pytest.raises(ValueError, match="unknown --aia-preset lost; choose from janus_rel"):
+        with_aia_preset(config, "lost")
 
 
 def test_every_field_has_a_help_text():

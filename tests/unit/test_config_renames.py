@@ -1,20 +1,20 @@
 """Old names, old values and Megatron-LM's go on meaning what they meant."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_aia.cli import parse, parse_with_notes
 from megatron_aia.config import Config
-from megatron_aia.config.files import GROUP_OF_FIELD, read_yaml, settings_by_name, value_of
+from megatron_aia.config.files import GROUP_OF_FIELD, settings_by_name, value_of
 from megatron_aia.config.renames import RENAMED, TAKEN_AS
 from megatron_aia.config.settings import flag
 
 OLD_AND_NEW = [
     ("--aia-sets intended", "--aia-query-key-sets paper"),
     ("--aia-sets released_code", "--aia-query-key-sets released_code"),
-    ("--aia-preset janus_released_code", "--aia-preset released_code"),
     ("--aia-method auto", "--aia-attention auto"),
     ("--aia-method dense", "--aia-attention eager"),
     ("--aia-method rectangle", "--aia-attention flash"),
@@ -41,6 +41,11 @@ def test_an_old_flag_is_an_alias_and_the_banner_says_so(old, new):
     (note,) = command_line.notes
     assert note.startswith(f"{old.replace('prompt_drop', 'prompt-drop')} is taken as --")
     assert parse_with_notes(new.split()).notes == []
+
+
+def test_the_old_name_of_an_aia_preset_gives_the_same_values():
+    old, new = (parse(["--aia-preset", name]) for name in ("janus_released_code", "released_code"))
+    assert replace(old.aia, aia_preset="released_code") == new.aia
 
 
 def test_every_old_name_and_value_means_something_there_is():
@@ -95,7 +100,8 @@ def test_the_configuration_of_an_old_run_loads(tmp_path):
     file.write_text(OLD_FILE)
     command_line = parse_with_notes(["--config", str(file)])
     expected = {
-        "aia_preset": "released_code",
+        "aia_preset": "janus_released_code",
+        "aia_lambda_generation": 5.0,
         "aia_query_key_sets": "paper",
         "aia_attention": "flash",
         "data_path": ("somewhere",),
@@ -109,7 +115,6 @@ def test_the_configuration_of_an_old_run_loads(tmp_path):
     assert found == expected
     (note,) = command_line.notes
     assert all(f"{old} is now {new}" in note for old, new in RENAMED.items())
-    assert read_yaml(str(file)).laid_over(Config()).data.cfg_drop_prob == 0.25
 
 
 @pytest.mark.parametrize(

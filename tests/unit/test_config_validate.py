@@ -157,8 +157,6 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (1, {"task_ratio": "1:1:1:1:1"}, "--task-ratio 1:1:1:1:1 is not a ratio"),
         (1, {"data_path": ("no/where",)}, "--data-path no/where is not a folder; .*build_shards"),
         (1, {"tokenizer_model": "no/where"}, "--tokenizer-model no/where does not exist"),
-        (1, {"preset": "emu3_8b"}, "preset emu3_8b needs --data-path .* and --load"),
-        (1, {"preset": "another"}, r"preset another needs --data-path \("),
         (1, {"min_lr": 1.0}, "--min-lr 1.0 is above --lr 0.002; use 0.002 or less"),
         (
             1,

@@ -1,7 +1,9 @@
 """What the documents name exists: files, links, flags, environment variables, imports, errors."""
 
 import ast
+import builtins
 import importlib
+import inspect
 import re
 from functools import cache
 from pathlib import Path
@@ -12,11 +14,13 @@ import yaml
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
-from megatron_aia.config.files import GROUP_OF_FIELD
+from megatron_aia.config import Config
+from megatron_aia.config.files import settings_by_name
 from megatron_aia.config.megatron_lm import ANSWERS
 from megatron_aia.config.renames import RENAMED
-from megatron_aia.config.settings import flag
+from megatron_aia.config.settings import flag, settings_of
 from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.models import fields_of_families
 from megatron_aia.shards.verify import VerifyOptions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,6 +35,8 @@ FLAGS_OF_TORCHRUN = {
 }
 FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
 FLAGS_OF_OTHERS = {"--logdir", "--demo"}
+WITH_OLD_NAMES = ("CHANGELOG.md", "docs/from_megatron_lm.md")
+"""Documents that may name flags of earlier versions and of Megatron-LM."""
 FLAGS_OF_INSPECT_DATA = {"--position", "--count", "--save-image", "--plot", "--plot-steps"}
 
 # Made by a run or by the reader, so not in the repository.
@@ -115,18 +121,33 @@ def test_links_resolve(document: str) -> None:
     assert not broken
 
 
+@cache
+def known_flags() -> frozenset[str]:
+    settings = list(settings_by_name(Config()).values())
+    for options in (BuildOptions, VerifyOptions, ImportOptions, ExportOptions):
+        settings += settings_of(options).values()
+    known = {setting.flag for setting in settings}
+    known |= {flag(field) for field in fields_of_families()}
+    known |= {flag(f"no_{setting.name}") for setting in settings if setting.kind.base is bool}
+    known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
+    return frozenset(known | FLAGS_OF_INSPECT_DATA)
+
+
+def unknown_flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known_flags()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_flags_exist(document: str) -> None:
-    known = {flag(field) for field in GROUP_OF_FIELD}
-    known |= {flag(f"no_{field}") for field in GROUP_OF_FIELD}
-    if document in ("CHANGELOG.md", "docs/from_megatron_lm.md"):
-        known |= {flag(field) for field in RENAMED} | set(ANSWERS)
-    for options in (BuildOptions, VerifyOptions, ImportOptions, ExportOptions):
-        known |= {flag(field) for field in options.__dataclass_fields__}
-    known |= FLAGS_OF_TORCHRUN | FLAGS_OF_THE_SCRIPT | FLAGS_OF_OTHERS
-    known |= FLAGS_OF_INSPECT_DATA
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text_of(document)))
-    assert not named - known
+    allowed = {flag(old) for old in RENAMED} | set(ANSWERS) if document in WITH_OLD_NAMES else set()
+    assert not unknown_flags(text_of(document)) - allowed
+
+
+def test_a_flag_that_is_none_is_seen() -> None:
+    """Only a switch has a form that turns it off."""
+    assert unknown_flags("`--lr 1`, `--no-lr`, `--no-aia` and `--aia-strong`") == {
+        *("--no-lr", "--aia-strong"),
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -140,28 +161,78 @@ def test_python_examples_import(document: str) -> None:
                 assert all(importlib.import_module(alias.name) for alias in node.names)
 
 
+@cache
+def definitions() -> dict[str, list[tuple[str, str]]]:
+    """Return where each module, class, function, method and field of the package is defined.
+
+    By name: pairs of a module and of the class in it, or of the module itself and "".
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in _PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        module = module.removesuffix(".__init__")
+        found.setdefault(module.rpartition(".")[2], []).append((module, ""))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                is_class = isinstance(node, ast.ClassDef)
+                found.setdefault(node.name, []).append((module, node.name if is_class else "-"))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found.setdefault(node.target.id, []).append((module, "-"))
+    return found
+
+
+def has(module: str, class_name: str, attribute: str) -> bool:
+    """Whether a module, or a class in it, has an attribute or a field of that name itself."""
+    owner = importlib.import_module(module)
+    owner = inspect.getattr_static(owner, class_name) if class_name else owner
+    fields_of_it = getattr(owner, "__dataclass_fields__", {})
+    return attribute in fields_of_it or inspect.getattr_static(owner, attribute, None) is not None
+
+
+def invented(text: str) -> list[str]:
+    """Return inline code of ``text`` that names what is not there: ``A.b``, ``m.f`` or ``f(x)``."""
+    wrong = []
+    for code in re.findall(r"`([^`\n]+)`", text):
+        named = re.fullmatch(r"(?:([A-Za-z_]\w*)\.)?([A-Za-z_]\w*)(\(.*\))?", code)
+        if not named or Path(code).suffix in _SUFFIXES:
+            continue
+        owner, name, call = named.groups()
+        places = [place for place in definitions().get(owner, []) if place[1] != "-"]
+        if owner and places:
+            is_there = any(has(*place, name) for place in places)
+        elif owner:  # of another package, which names its classes alike
+            is_there = owner[0].islower() or owner in CLASSES_OF_OTHERS
+        else:
+            is_there = not call or name in definitions() or hasattr(builtins, name)
+        if not is_there:
+            wrong.append(code)
+    return wrong
+
+
+_SUFFIXES = {
+    *(".py", ".md", ".yaml", ".sh", ".json", ".jsonl", ".npy", ".npz", ".txt", ".tar"),
+    *(".model", ".tiktoken"),
+}
+CLASSES_OF_OTHERS = {"GPTModel"}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_functions_exist(document: str) -> None:
     """``Class.method`` and ``module.function`` of this package, and calls such as ``f(x)``."""
-    names = defined_names()
-    for code in inline_code(document):
-        dotted = re.fullmatch(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?:\(.*\))?", code)
-        if dotted and dotted.group(1) in names and (REPOSITORY / code).suffix not in _SUFFIXES:
-            assert dotted.group(2) in names, code
+    assert not invented(prose_of(document))
 
 
-_SUFFIXES = {".py", ".md", ".yaml", ".sh", ".json", ".jsonl", ".npy", ".npz", ".txt", ".tar"}
-
-
-@cache
-def defined_names() -> frozenset[str]:
-    names: set[str] = set()
-    for path in _PACKAGE.rglob("*.py"):
-        names.add(path.stem)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                names.add(node.name)
-    return frozenset(names)
+@pytest.mark.parametrize(
+    ("code", "is_there"),
+    [
+        *(("AlignInput.attach", True), ("AlignInput.segments", True), ("AlignInput.locate", False)),
+        *(("Trainer._step", True), ("Trainer.huber_gradient", False), ("Trainee.run", False)),
+        *(("counts.count_step", True), ("counts.count_stop(batches)", False)),
+        *(("find_terms(sample)", True), ("run_everything(x)", False)),
+    ],
+)
+def test_an_invented_function_is_seen(code: str, is_there: bool) -> None:
+    assert invented(f"It calls `{code}` there.") == ([] if is_there else [code])
 
 
 def test_quoted_errors_are_in_the_code() -> None:

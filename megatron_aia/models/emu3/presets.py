@@ -21,6 +21,7 @@ def emu3_8b() -> Config:
     return Config(
         run=RunConfig(preset="emu3_8b"),
         model=ModelConfig(
+            model="emu3",
             num_layers=32,
             hidden_size=4096,
             ffn_hidden_size=14_336,
@@ -49,6 +50,7 @@ def emu3_demo() -> Config:
     return Config(
         run=RunConfig(preset="emu3_demo"),
         model=ModelConfig(
+            model="emu3",
             num_layers=6,
             hidden_size=96,
             ffn_hidden_size=256,

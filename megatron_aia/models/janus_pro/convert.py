@@ -1,6 +1,6 @@
 """Janus-Pro between Hugging Face and megatron-core: what makes each parameter, and which files."""
 
-from megatron_aia.config import Config, ModelConfig
+from megatron_aia.config import Config
 from megatron_aia.models.backbone import padded_vocab_size
 from megatron_aia.models.hugging_face import HFFormat
 from megatron_aia.models.janus_pro.hf_config import model_config
@@ -8,17 +8,18 @@ from megatron_aia.models.janus_pro.hf_document import document
 from megatron_aia.models.janus_pro.hf_names import JanusNames, export_names, find_names
 from megatron_aia.models.janus_pro.hf_processor import processor_files
 from megatron_aia.models.janus_pro.hf_reference import own_logits, probes, reference_logits
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.llama_map import llama_map
 from megatron_aia.models.param_map import Direct, FusedQKV, ParamMap, StackedQKV, Vocabulary
 
 
-def weight_map(model: ModelConfig, names: JanusNames) -> dict[str, ParamMap]:
+def weight_map(model: JanusModelConfig, names: JanusNames) -> dict[str, ParamMap]:
     """Return every parameter of the unsplit model and the tensors that make it."""
     table = llama_map(model, names.decoder, names.head, model.text_vocab_size)
     return table | _tower_map(model, names) | _image_map(model, names)
 
 
-def _tower_map(model: ModelConfig, names: JanusNames) -> dict[str, ParamMap]:
+def _tower_map(model: JanusModelConfig, names: JanusNames) -> dict[str, ParamMap]:
     width, patch, slots = model.vision_hidden_size, model.patch_size, model.image_slots
     has_batch_axis = names.layout == "original"
     table: dict[str, ParamMap] = {
@@ -48,7 +49,7 @@ def _tower_map(model: ModelConfig, names: JanusNames) -> dict[str, ParamMap]:
 
 
 def _tower_qkv(
-    model: ModelConfig, names: JanusNames, block: str, kind: str, row_shape: tuple[int, ...]
+    model: JanusModelConfig, names: JanusNames, block: str, kind: str, row_shape: tuple[int, ...]
 ) -> ParamMap:
     heads = model.vision_num_attention_heads
     head_size = model.vision_hidden_size // heads
@@ -58,7 +59,7 @@ def _tower_qkv(
     return FusedQKV(query, key, value, heads, heads, head_size, row_shape)
 
 
-def _image_map(model: ModelConfig, names: JanusNames) -> dict[str, ParamMap]:
+def _image_map(model: JanusModelConfig, names: JanusNames) -> dict[str, ParamMap]:
     """Return what stands between images and the decoder, on both of its sides."""
     hidden, codes, channels = model.hidden_size, model.codebook_size, model.code_channels
     projections = (

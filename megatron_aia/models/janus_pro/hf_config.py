@@ -6,8 +6,8 @@ when a value is missing is taken here, too.
 
 from typing import Any
 
-from megatron_aia.config import ModelConfig
 from megatron_aia.models.hugging_face import JSON
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.llama_config import check_size, read_llama
 
 TOWERS: dict[str, dict[str, int]] = {
@@ -45,7 +45,7 @@ _CODES_DEFAULTS: dict[str, Any] = {"embed_dim": 8, "num_embeddings": 16_384, "nu
 PROJECTOR: dict[str, Any] = {"depth": 2, "projector_type": "mlp_gelu"}
 
 
-def model_config(document: JSON) -> ModelConfig:
+def model_config(document: JSON) -> JanusModelConfig:
     """Read the architecture from a config.json of either layout.
 
     Raises:
@@ -62,7 +62,7 @@ def model_config(document: JSON) -> ModelConfig:
     )
     for name in ("image_size", "patch_size", "codebook_size", "code_channels"):
         check_size(name, fields[name])
-    return ModelConfig(model="janus_pro", text_vocab_size=text["vocab_size"], **fields)
+    return JanusModelConfig(model="janus_pro", text_vocab_size=text["vocab_size"], **fields)
 
 
 def _read_original(document: JSON) -> JSON:

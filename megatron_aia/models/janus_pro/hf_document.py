@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from megatron_aia.config import ModelConfig
 from megatron_aia.models.hugging_face import JSON, HFTarget
 from megatron_aia.models.janus_pro.hf_config import PROJECTOR, TOWERS, VISION_FIXED
 from megatron_aia.models.janus_pro.hf_processor import find_image_token_id
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.llama_config import newer_fields, write_llama
 
 
@@ -36,7 +36,7 @@ def document(target: HFTarget) -> JSON:
     }
 
 
-def _original_parts(model: ModelConfig) -> JSON:
+def _original_parts(model: JanusModelConfig) -> JSON:
     hidden, codes, channels = model.hidden_size, model.codebook_size, model.code_channels
 
     def part(name: str, class_name: str, **params: Any) -> JSON:
@@ -69,7 +69,7 @@ def _original_parts(model: ModelConfig) -> JSON:
     }
 
 
-def _tower_name(model: ModelConfig) -> str:
+def _tower_name(model: JanusModelConfig) -> str:
     sizes = {
         "width": model.vision_hidden_size,
         "layers": model.vision_num_layers,

@@ -6,8 +6,8 @@ What both do is the same: images are scaled to fit a square, padded with grey, a
 import json
 from pathlib import Path
 
-from megatron_aia.config import ModelConfig
 from megatron_aia.models.hugging_face import JSON, HFTarget
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 
 _IMAGE, _IMAGE_START, _IMAGE_END = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
 _MIN_SIDE = 14
@@ -29,7 +29,7 @@ def processor_files(target: HFTarget) -> dict[str, JSON]:
     return files
 
 
-def _original(model: ModelConfig) -> dict[str, JSON]:
+def _original(model: JanusModelConfig) -> dict[str, JSON]:
     return {
         "preprocessor_config.json": {
             "image_processor_type": "VLMImageProcessor",
@@ -51,7 +51,7 @@ def _original(model: ModelConfig) -> dict[str, JSON]:
     }
 
 
-def _transformers(model: ModelConfig) -> dict[str, JSON]:
+def _transformers(model: JanusModelConfig) -> dict[str, JSON]:
     return {
         "preprocessor_config.json": {
             "image_processor_type": "JanusImageProcessor",

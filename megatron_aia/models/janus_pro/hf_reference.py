@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from megatron_aia.config import ModelConfig
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
 from megatron_aia.models.hugging_face import HFSource, HFTarget, Probe
 from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.models.janus_pro.hf_document import document
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.runtime.optional import import_optional
 
@@ -44,7 +44,7 @@ _RENAMED = (
 _NOT_COMPARED = ("gen_vision_model.", "vision_model.vision_tower.attn_pool.")
 
 
-def probes(model: ModelConfig) -> list[Probe]:
+def probes(model: JanusModelConfig) -> list[Probe]:
     """Return random text, text before image codes, and images before text; one row is padded."""
     ids = JanusVocabulary(model.text_vocab_size, model.codebook_size)
     slots, side = model.image_slots, model.image_size

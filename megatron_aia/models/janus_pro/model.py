@@ -11,6 +11,7 @@ from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_c
 from megatron_aia.models.janus_pro.draw import draw_greedily
 from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
+from megatron_aia.models.janus_pro.settings import janus_model
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
@@ -48,7 +49,7 @@ def encoder(
         ValueError: a tokeniser is not Janus-Pro's, or the text's is larger than the configured
             vocabulary.
     """
-    model = config.model
+    model = janus_model(config)
     return JanusSampleEncoder(
         vocabulary(model),
         tokenizer,
@@ -72,6 +73,6 @@ SPEC = ModelSpec(
     losses=losses,
     encoder=encoder,
     # It draws images of one size.
-    image_area=lambda config: config.model.image_size**2,
+    image_area=lambda config: janus_model(config).image_size ** 2,
     draw_greedily=draw_greedily,
 )

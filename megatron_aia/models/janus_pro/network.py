@@ -18,13 +18,14 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_aia.config import Config, ModelConfig
+from megatron_aia.config import Config
 from megatron_aia.models.backbone import (
     PackedGPTModel,
     decoder_arguments,
     padded_vocab_size,
 )
 from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
+from megatron_aia.models.janus_pro.settings import JanusModelConfig, janus_model
 from megatron_aia.models.janus_pro.siglip import SiglipTower
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
 from megatron_aia.runtime.parallel import Parallel
@@ -33,7 +34,7 @@ from megatron_aia.runtime.row_chunks import take_held
 NO_LABEL = -1
 
 
-def vocabulary(model: ModelConfig) -> JanusVocabulary:
+def vocabulary(model: JanusModelConfig) -> JanusVocabulary:
     """Return the numbering of a row's positions."""
     return JanusVocabulary(model.text_vocab_size, model.codebook_size)
 
@@ -45,18 +46,10 @@ class JanusModel(PackedGPTModel):
         config: of the run.
         parallel: of the run.
         virtual_stage: number of the chunk on this pipeline stage.
-
-    Raises:
-        ValueError: the configuration has no image tower, or no width of an image code.
     """
 
     def __init__(self, config: Config, parallel: Parallel, virtual_stage: int) -> None:
-        model = config.model
-        if not (model.vision_num_layers and model.code_channels):
-            raise ValueError(
-                "--model janus_pro needs --vision-num-layers with its sizes, and --code-channels; "
-                "take a preset of Janus-Pro"
-            )
+        model = janus_model(config)
         super().__init__(
             **decoder_arguments(config, parallel, virtual_stage, model.text_vocab_size),
             scatter_embedding_sequence_parallel=False,

@@ -6,19 +6,19 @@ from megatron_aia.config import (
     AIAConfig,
     Config,
     DataConfig,
-    ModelConfig,
     ParallelConfig,
     RunConfig,
     TrainingConfig,
 )
 from megatron_aia.models.family import Need, Preset
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 
 
 def janus_pro_7b() -> Config:
     """Return the published architecture with the schedule of the authors' AIA fine-tuning."""
     return Config(
         run=RunConfig(preset="janus_pro_7b"),
-        model=ModelConfig(
+        model=JanusModelConfig(
             model="janus_pro",
             num_layers=30,
             hidden_size=4096,
@@ -85,7 +85,7 @@ def janus_demo() -> Config:
     """
     return Config(
         run=RunConfig(preset="janus_demo"),
-        model=ModelConfig(
+        model=JanusModelConfig(
             model="janus_pro",
             num_layers=6,
             hidden_size=192,

@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_aia.config import ModelConfig
+from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.norm import LayerNorm
 from megatron_aia.runtime.mcore import transformer_options
 
@@ -41,7 +41,7 @@ class SiglipTower(MegatronModule):
     """
 
     def __init__(
-        self, model: ModelConfig, core: TransformerConfig, groups: ProcessGroupCollection
+        self, model: JanusModelConfig, core: TransformerConfig, groups: ProcessGroupCollection
     ) -> None:
         config = _tower_config(model, core)
         super().__init__(config=config)
@@ -101,7 +101,7 @@ class BidirectionalAttention(MegatronModule):
         return output.permute(2, 0, 1, 3).flatten(2)
 
 
-def _tower_config(model: ModelConfig, core: TransformerConfig) -> TransformerConfig:
+def _tower_config(model: JanusModelConfig, core: TransformerConfig) -> TransformerConfig:
     return TransformerConfig(
         num_layers=model.vision_num_layers,
         hidden_size=model.vision_hidden_size,
