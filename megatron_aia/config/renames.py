@@ -30,6 +30,7 @@ TAKEN_AS: dict[tuple[str, str], dict[str, str]] = {
     ("aia_attention", "dense"): {"aia_attention": "eager"},
     ("aia_attention", "rectangle"): {"aia_attention": "flash"},
     ("aia_attention", "probe"): {"aia_attention": "sampled"},
+    ("aia_preset", "janus_released_code"): {"aia_preset": "released_code"},
     ("aia_query_key_sets", "intended"): {"aia_query_key_sets": "paper"},
 }
 """A field and a value of Megatron-LM or of earlier versions, and the settings they stand for."""

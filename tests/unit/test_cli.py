@@ -105,7 +105,7 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         ("--aia-loss l1", "--aia-loss must be one of huber, mse, not 'l1'"),
         (
             "--aia-preset mine",
-            "unknown --aia-preset mine; choose from janus_released_code, paper, ",
+            "unknown --aia-preset mine; choose from paper, paper_j",
         ),
         (
             "--preset emu4",

@@ -1,7 +1,6 @@
 """Old names, old values and Megatron-LM's go on meaning what they meant."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,12 @@ from megatron_aia.config import Config
 from megatron_aia.config.files import GROUP_OF_FIELD, settings_by_name, value_of
 from megatron_aia.config.renames import RENAMED, TAKEN_AS
 from megatron_aia.config.settings import flag
+from megatron_aia.models import aia_preset_table, read_run_config
 
 OLD_AND_NEW = [
     ("--aia-sets intended", "--aia-query-key-sets paper"),
     ("--aia-sets released_code", "--aia-query-key-sets released_code"),
+    ("--aia-preset janus_released_code", "--aia-preset released_code"),
     ("--aia-method auto", "--aia-attention auto"),
     ("--aia-method dense", "--aia-attention eager"),
     ("--aia-method rectangle", "--aia-attention flash"),
@@ -43,19 +44,16 @@ def test_an_old_flag_is_an_alias_and_the_banner_says_so(old, new):
     assert parse_with_notes(new.split()).notes == []
 
 
-def test_the_old_name_of_an_aia_preset_gives_the_same_values():
-    old, new = (parse(["--aia-preset", name]) for name in ("janus_released_code", "released_code"))
-    assert replace(old.aia, aia_preset="released_code") == new.aia
-
-
 def test_every_old_name_and_value_means_something_there_is():
     settings = settings_by_name(Config())
+    choices = {name: setting.kind.choices for name, setting in settings.items()}
+    choices["aia_preset"] = tuple(aia_preset_table())
     assert set(RENAMED.values()) <= set(settings)
     assert not set(RENAMED) & set(settings)
     for (field, value), meant in TAKEN_AS.items():
-        assert value not in settings[field].kind.choices
+        assert value not in choices[field]
         for name, new in meant.items():
-            assert new in settings[name].kind.choices
+            assert new in choices[name]
 
 
 @pytest.mark.parametrize("backend", ["auto", "flash", "flash3", "flash4", "cudnn"])
@@ -100,8 +98,7 @@ def test_the_configuration_of_an_old_run_loads(tmp_path):
     file.write_text(OLD_FILE)
     command_line = parse_with_notes(["--config", str(file)])
     expected = {
-        "aia_preset": "janus_released_code",
-        "aia_lambda_generation": 5.0,
+        "aia_preset": "released_code",
         "aia_query_key_sets": "paper",
         "aia_attention": "flash",
         "data_path": ("somewhere",),
@@ -115,6 +112,7 @@ def test_the_configuration_of_an_old_run_loads(tmp_path):
     assert found == expected
     (note,) = command_line.notes
     assert all(f"{old} is now {new}" in note for old, new in RENAMED.items())
+    assert read_run_config(str(file)).data.cfg_drop_prob == 0.25
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ MAY_NAME = {
     # Commands of the examples, shown to users.
     "tools/inspect_data.py",
     "tools/prepare_data.py",
+    # Names of earlier versions.
+    "megatron_aia/config/renames.py",
     # What the paper measured, on the models it measured.
     "megatron_aia/aia/profiles/paper.yaml",
     "megatron_aia/aia/profiles/paper_janus_pro.yaml",

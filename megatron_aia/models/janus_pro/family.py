@@ -9,13 +9,6 @@ from megatron_aia.models.janus_pro.special_tokens import NAMES
 
 _IMAGE_TOKENIZER = "megatron_aia.models.janus_pro.image_tokenizer:load"
 
-_RELEASED_CODE = {
-    "aia_lambda_generation": 5.0,
-    "aia_lambda_understanding": 10.0,
-    "aia_profile": "released_code",
-    "aia_query_key_sets": "released_code",
-    "aia_count_inactive": True,
-}
 AIA_PRESETS = {
     "paper_janus_pro": {
         "aia_lambda_generation": 40.0,
@@ -24,8 +17,13 @@ AIA_PRESETS = {
         "aia_query_key_sets": "paper",
         "aia_count_inactive": False,
     },
-    "released_code": _RELEASED_CODE,
-    "janus_released_code": _RELEASED_CODE,  # its name in earlier versions
+    "released_code": {
+        "aia_lambda_generation": 5.0,
+        "aia_lambda_understanding": 10.0,
+        "aia_profile": "released_code",
+        "aia_query_key_sets": "released_code",
+        "aia_count_inactive": True,
+    },
 }
 
 FAMILY = ModelFamily(
