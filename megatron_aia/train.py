@@ -27,21 +27,11 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
     has_gpu = has_cuda()
     with one_line_errors():
         _check_packages()
-        command_line = parse_with_notes(
-            [argument for argument in arguments if argument != "--check"],
-            default_preset=gpu_preset if has_gpu else cpu_preset,
-            world_size=world_size,
-        )
+        flags = [argument for argument in arguments if argument != "--check"]
+        preset = gpu_preset if has_gpu else cpu_preset
+        command_line = parse_with_notes(flags, default_preset=preset, world_size=world_size)
         config = command_line.config
-        check_family(config)
-        notes = command_line.notes + validate(config, world_size, has_gpu)
-        mixture = mixture_file(config.data)
-        if mixture:
-            read_mixture_file(mixture)
-        if config.aia.aia:
-            load_profile(config.aia.aia_profile).resolve(
-                config.model.num_layers, config.aia.aia_targets
-            )
+        notes = command_line.notes + _check(config, world_size, has_gpu)
         if "--check" in arguments:
             return
         if is_rank_0():
@@ -55,6 +45,19 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         trainer = Trainer(config)
     with one_line_errors(UnreadableStep):
         trainer.run()
+
+
+def _check(config: Config, world_size: int, has_gpu: bool) -> list[str]:
+    """Check settings and the small files that they name; return notes for the banner."""
+    check_family(config)
+    notes = validate(config, world_size, has_gpu)
+    mixture = mixture_file(config.data)
+    if mixture:
+        read_mixture_file(mixture)
+    if config.aia.aia:
+        profile = load_profile(config.aia.aia_profile)
+        profile.resolve(config.model.num_layers, config.aia.aia_targets)
+    return notes
 
 
 def _check_packages() -> None:

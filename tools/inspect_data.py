@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Optional, TypeVar
 
-from megatron_aia.cli import parse
+from megatron_aia.cli import parse_with_notes
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.log import quiet_imports
 
@@ -40,7 +40,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(__doc__)
     try:
         options, flags_of_run = _parser().parse_known_args(arguments)
-        _inspect(options, parse(flags_of_run))
+        command_line = parse_with_notes(flags_of_run)
+        for note in command_line.notes:
+            print("note:", note, file=sys.stderr)
+        _inspect(options, command_line.config)
     except (ValueError, OSError) as error:
         print("inspect_data:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_USER_ERROR

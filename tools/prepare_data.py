@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without `pip install` too
 
-from megatron_aia.cli import parse
+from megatron_aia.cli import parse_with_notes
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.log import configure_logging, quiet_imports
 
@@ -21,7 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_aia.training.setup import open_data
 
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        command_line = parse_with_notes(sys.argv[1:] if argv is None else argv)
+        for note in command_line.notes:
+            print("note:", note, file=sys.stderr)
+        config = command_line.config
         configure_logging()
         data = open_data(config, load_model_spec(config.model.model))
         for damage in data.counted_damage():

@@ -81,6 +81,10 @@ def test_saved_configuration_can_be_read_again(saved: Path, data: Path) -> None:
     assert tuple(values["data_path"]) == (str(data),)
 
 
+def test_all_settings_are_in_the_folder_of_the_run(saved: Path) -> None:
+    assert (saved / "config.yaml").read_text() == (saved / "iter_0000004/config.yaml").read_text()
+
+
 def train_with_a_bad_gradient(config: Config) -> tuple[bool, bool, int]:
     """Make one rank's loss infinite in the second of three steps."""
     trainer = Trainer(config)

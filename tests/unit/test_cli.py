@@ -10,7 +10,7 @@ from megatron_aia import cli
 from megatron_aia.cli import one_line_errors, parse
 from megatron_aia.config.files import GROUP_OF_FIELD, dump, settings_by_name, value_of
 from megatron_aia.config.settings import flag
-from megatron_aia.models import family_names, preset_table
+from megatron_aia.models import aia_preset_table, family_names, preset_table
 
 
 def write(tmp_path, text) -> str:
@@ -181,6 +181,7 @@ def test_help_lists_presets_and_models(capsys, monkeypatch):
     text = help_text(capsys, monkeypatch)
     assert f"--preset {{{','.join(sorted(preset_table()))}}}" in text
     assert f"--model {{{','.join(family_names())}}}" in text
+    assert f"--aia-preset {{{','.join(sorted(aia_preset_table()))}}}" in text
 
 
 def test_help_lists_every_field(capsys, monkeypatch):

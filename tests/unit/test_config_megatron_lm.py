@@ -6,6 +6,7 @@ from megatron_aia.cli import parse
 from megatron_aia.config import Config
 from megatron_aia.config.files import settings_by_name
 from megatron_aia.config.megatron_lm import ANSWERS, answer
+from megatron_aia.models import fields_of_families
 
 COMMAND_LINE = (
     "--swiglu --normalization RMSNorm --use-flash-attn --disable-bias-linear --no-load-optim "
@@ -19,6 +20,7 @@ def test_no_answer_hides_a_flag_that_exists(flag):
     flags = {setting.flag for setting in settings.values()}
     negated = {f"--no-{s.flag[2:]}" for s in settings.values() if s.kind.base is bool}
     assert flag not in flags | negated
+    assert flag[2:].replace("-", "_") not in fields_of_families()
     assert "\n" not in ANSWERS[flag] and ANSWERS[flag]
 
 

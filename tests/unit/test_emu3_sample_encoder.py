@@ -205,6 +205,8 @@ def test_fingerprint_covers_vocabulary_and_sets():
     first, same, *others = [prompt.fingerprint for prompt in prompts]
     assert first == same
     assert len({first, *others}) == 3
+    # As the first version wrote them: checkpoints and tables of lengths hold them.
+    assert [text[:16] for text in (first, others[0])] == ["a5e9179508782902", "f7669bb7d5ef0cad"]
 
 
 def test_image_block_equals_that_of_transformers():
