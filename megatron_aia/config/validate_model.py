@@ -11,7 +11,7 @@ _VISION = (
 )
 
 
-def check_model(config: Config, has_gpu: bool) -> None:
+def check_model_settings(config: Config, has_gpu: bool) -> None:
     """Check heads, head size, dropout and implementation of the decoder."""
     model = config.model
     heads, groups = model.num_attention_heads, model.num_query_groups
