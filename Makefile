@@ -1,5 +1,6 @@
 # make demo        a small Emu3 with the AIA loss on four CPU processes, with figures
 # make demo-janus  the same with a small Janus-Pro, which ends by drawing a photograph from memory
+# make check       style, types and the unit tests, between two edits
 # make test        style, types and the tests of a few minutes; CPU only
 # make test-all    every test that this machine can run
 # make gpu         the tests that need a GPU, and what AIA costs there: attention and whole steps
@@ -13,7 +14,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := demo_output
 
-.PHONY: install demo demo-janus lint test test-all gpu clean
+# A process a core, and not more than there are long files. A file stays in one process: what its
+# tests share is made once. Long files come first, as they are collected first.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+.PHONY: install demo demo-janus lint check test test-all gpu clean
 
 install: $(INSTALLED)
 
@@ -56,15 +62,23 @@ demo-janus: $(DEMO)/janus/data/dataset.json
 	@echo "figures:     $(DEMO)/janus/figures"
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(LINT)
 
-test: lint
-	$(BIN)/pytest -m "not slow and not gpu"
+# Style and types run beside the tests and are shown below them; each can fail the target.
+define with_lint
+	@log=$$(mktemp); { $(LINT); } >$$log 2>&1 & lint=$$!; \
+	$(1); tests=$$?; \
+	wait $$lint; lint=$$?; cat $$log; rm -f $$log; exit $$((tests || lint))
+endef
 
-test-all: lint
-	$(BIN)/pytest
+check: $(INSTALLED)
+	$(call with_lint,$(PYTEST) -m "not slow" tests/unit)
+
+test: $(INSTALLED)
+	$(call with_lint,$(PYTEST) -m "not slow and not gpu")
+
+test-all: $(INSTALLED)
+	$(call with_lint,$(PYTEST))
 
 gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu

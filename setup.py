@@ -34,7 +34,7 @@ setup(
         "gs": ["gcsfs"],
         "gpu": ["transformer-engine[pytorch]"],
         "dev": [
-            *("aiohttp", "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"),
+            *("aiohttp", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-PyYAML"),
             # Runs the fused kernels interpreted, and compiles them for a GPU that is not there. No
             # version in constraints.txt: PyTorch for CUDA brings the one it was built with.
             "triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'",

@@ -21,7 +21,7 @@ _LABEL_STYLE = "4"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenSpan:
     """Neighbouring tokens that are shown together: an image, a special token, or a text."""
 
     kind: TokenKind
@@ -30,7 +30,7 @@ class Piece:
     """Positions in the sample."""
 
 
-def cut_pieces(sample: TokenizedSample, names: TokenNames) -> Iterator[Piece]:
+def split_spans(sample: TokenizedSample, names: TokenNames) -> Iterator[TokenSpan]:
     """Cut a sample where the kind of token changes, and texts also where role or label do."""
 
     def look(position: int) -> tuple[object, ...]:
@@ -44,15 +44,15 @@ def cut_pieces(sample: TokenizedSample, names: TokenNames) -> Iterator[Piece]:
     for _, positions in groupby(range(len(sample)), look):
         numbers = list(positions)
         kind = names.kind(int(sample.tokens[numbers[0]]))
-        yield Piece(kind, numbers[0], numbers[-1] + 1)
+        yield TokenSpan(kind, numbers[0], numbers[-1] + 1)
 
 
 def format_sample(
     placed: PlacedSample, position: int, origin: str, prompt: SampleEncoder, in_color: bool
 ) -> str:
-    """Return a head of a few lines and a line for each piece: positions, marks, contents.
+    """Return a head of a few lines and a line for each span: positions, marks, contents.
 
-    A mark names a role or a label; where it holds for a part of a piece only, its count stands
+    A mark names a role or a label; where it holds for a part of a span only, its count stands
     before it.
 
     Args:
@@ -70,15 +70,15 @@ def format_sample(
         f"  sample {sample.key} of {origin}, epoch {placed.address.epoch}",
     ]
     lines += [f"  image {n}: {text}" for n, text in enumerate(describe_images(placed.raw))]
-    pieces = list(cut_pieces(sample, prompt.token_names))
-    marks = [_marks(sample, piece) for piece in pieces]
+    spans = list(split_spans(sample, prompt.token_names))
+    marks = [_marks(sample, span) for span in spans]
     width = max(map(len, marks), default=0)
-    for piece, mark in zip(pieces, marks, strict=True):
-        last = piece.stop - 1
-        place = str(last) if last == piece.start else f"{piece.start}..{last}"
-        contents = _contents(sample, piece, prompt)
+    for span, mark in zip(spans, marks, strict=True):
+        last = span.stop - 1
+        place = str(last) if last == span.start else f"{span.start}..{last}"
+        contents = _contents(sample, span, prompt)
         if in_color:
-            contents = _paint(sample, piece, contents)
+            contents = _paint(sample, span, contents)
         lines.append(f"{place:>13}  {mark:{width}}  {contents}")
     return "\n".join(lines)
 
@@ -98,38 +98,38 @@ def describe_images(raw: RawSample) -> list[str]:
     return lines
 
 
-def _contents(sample: TokenizedSample, piece: Piece, prompt: SampleEncoder) -> str:
-    tokens = [int(token) for token in sample.tokens[piece.start : piece.stop]]
+def _contents(sample: TokenizedSample, span: TokenSpan, prompt: SampleEncoder) -> str:
+    tokens = [int(token) for token in sample.tokens[span.start : span.stop]]
     names = prompt.token_names
-    if piece.kind is TokenKind.SPECIAL:
+    if span.kind is TokenKind.SPECIAL:
         return names.special[tokens[0]]
-    if piece.kind is TokenKind.TEXT:
+    if span.kind is TokenKind.TEXT:
         return prompt.tokenizer.decode(tokens).replace("\n", "\\n")
     counts = Counter(names.others_in_images.get(token, "codes") for token in tokens)
     return f"[image: {', '.join(f'{count} {name}' for name, count in counts.items())}]"
 
 
-def _marks(sample: TokenizedSample, piece: Piece) -> str:
-    roles = sample.roles[piece.start : piece.stop]
-    is_label = sample.label_weights[piece.start : piece.stop] > 0
+def _marks(sample: TokenizedSample, span: TokenSpan) -> str:
+    roles = sample.roles[span.start : span.stop]
+    is_label = sample.label_weights[span.start : span.stop] > 0
     masks = {"label": is_label}
     for task in _COLORS:
         masks[f"row {task_name(task)}"] = row_task(roles) == task
         masks[f"key {task_name(task)}"] = key_task(roles) == task
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    whole = piece.stop - piece.start
+    whole = span.stop - span.start
     return ", ".join(
         name if count == whole else f"{count} {name}" for name, count in counts.items() if count
     )
 
 
-def _paint(sample: TokenizedSample, piece: Piece, text: str) -> str:
-    roles = sample.roles[piece.start : piece.stop]
+def _paint(sample: TokenizedSample, span: TokenSpan, text: str) -> str:
+    roles = sample.roles[span.start : span.stop]
     styles = [
         color
         for task, color in _COLORS.items()
         if ((row_task(roles) == task) | (key_task(roles) == task)).any()
     ][:1]
     styles += [_ROW_STYLE] * bool(row_task(roles).any())
-    styles += [_LABEL_STYLE] * bool((sample.label_weights[piece.start : piece.stop] > 0).any())
+    styles += [_LABEL_STYLE] * bool((sample.label_weights[span.start : span.stop] > 0).any())
     return f"\x1b[{';'.join(styles)}m{text}\x1b[0m" if styles else text

@@ -28,7 +28,7 @@ measured against float64 in bfloat16 and far more than that in float32."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class AttentionSetting:
     """What a method will be used with."""
 
     device: torch.device
@@ -44,7 +44,7 @@ class Setting:
     """Context parallelism cuts rows: a rank has the first and the last quarter of one."""
 
 
-def check_method(method: Method, setting: Setting, may_change_backend: bool) -> Method:
+def check_method(method: Method, setting: AttentionSetting, may_change_backend: bool) -> Method:
     """Return the method if it is right in this setting, or with the flash kernel if that is.
 
     Args:
@@ -70,7 +70,7 @@ def check_method(method: Method, setting: Setting, may_change_backend: bool) -> 
 
 
 @lru_cache
-def largest_error(method: Method, setting: Setting) -> float:
+def largest_error(method: Method, setting: AttentionSetting) -> float:
     """Return the largest relative error of output, sums and gradients on a small packed row.
 
     A probe measures all rows.

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from megatron_aia.building.dropped import Dropped, read_dropped, write_dropped
 from megatron_aia.building.options import BuildOptions
-from megatron_aia.building.ranges import Progress, RangeBuilder, RangeJob
+from megatron_aia.building.ranges import RangeBuilder, RangeJob, RecordsDone
 from megatron_aia.building.shard_writer import check_output
 from megatron_aia.building.sources import Source, open_source
 from megatron_aia.building.work_folder import FinishedRange, WorkFolder
@@ -27,7 +27,7 @@ from megatron_aia.shards.description import (
 )
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
-_Run = Callable[[Iterable[RangeJob]], Iterator[Progress | FinishedRange]]
+_Run = Callable[[Iterable[RangeJob]], Iterator[RecordsDone | FinishedRange]]
 
 
 def build_shards(options: BuildOptions) -> tuple[Counter[str], Dropped]:

@@ -12,14 +12,14 @@ from megatron_aia.building.convert_records import Record, RecordError, convert_r
 from megatron_aia.building.dropped import DroppedRecord
 from megatron_aia.building.images import check_images, stored_image
 from megatron_aia.building.options import BuildOptions
-from megatron_aia.building.sample_files import task_name
+from megatron_aia.building.sample_files import task_of_record
 from megatron_aia.building.shard_writer import ShardFile
 from megatron_aia.building.sources import Part
-from megatron_aia.building.sources.rows import to_record
+from megatron_aia.building.sources.field_names import to_record
 from megatron_aia.building.work_folder import FinishedRange, WorkFolder
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
-Progress = int
+RecordsDone = int
 """Records that were done since the last report."""
 _SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -52,7 +52,7 @@ class RangeBuilder:
         self._load_tokenizer = load_tokenizer
         self._work = WorkFolder(options.output)
 
-    def run(self, job: RangeJob) -> Iterator[Progress | FinishedRange]:
+    def run(self, job: RangeJob) -> Iterator[RecordsDone | FinishedRange]:
         """Do a job; yield its progress every now and then, and what became of it at last.
 
         Raises:
@@ -67,7 +67,7 @@ class RangeBuilder:
         else:
             yield from self._check(job)
 
-    def _check(self, job: RangeJob) -> Iterator[Progress | FinishedRange]:
+    def _check(self, job: RangeJob) -> Iterator[RecordsDone | FinishedRange]:
         dropped = []
         report = _Report()
         for number, record in _read(job):
@@ -79,7 +79,7 @@ class RangeBuilder:
         yield from report.rest()
         yield FinishedRange(job.number, {}, tuple(dropped), "")
 
-    def _write(self, job: RangeJob) -> Iterator[Progress | FinishedRange]:
+    def _write(self, job: RangeJob) -> Iterator[RecordsDone | FinishedRange]:
         num_samples: Counter[str] = Counter()
         dropped = []
         report = _Report()
@@ -101,7 +101,7 @@ class RangeBuilder:
                         [codes for codes, _ in images],
                         [picture for _, picture in images],
                     )
-                    num_samples[task_name(record)] += 1
+                    num_samples[task_of_record(record)] += 1
                 yield from report.count()
         yield from report.rest()
         yield self._work.finish_range(
@@ -144,13 +144,13 @@ class _Report:
         self._count = 0
         self._told = time.monotonic()
 
-    def count(self) -> Iterator[Progress]:
+    def count(self) -> Iterator[RecordsDone]:
         """Count one record; yield the sum when it is time to."""
         self._count += 1
         if time.monotonic() - self._told > _SECONDS_BETWEEN_REPORTS:
             yield from self.rest()
 
-    def rest(self) -> Iterator[Progress]:
+    def rest(self) -> Iterator[RecordsDone]:
         """Yield what was not told yet."""
         yield self._count
         self._count = 0

@@ -27,7 +27,7 @@ class RawImage:
     height: int
 
 
-def task_name(record: Record) -> str:
+def task_of_record(record: Record) -> str:
     """Return the task of a record as the JSON of a sample has it."""
     return record.task.name.lower()
 
@@ -62,7 +62,7 @@ def sample_files(
     ]
     description: dict[str, Any] = {
         "id": record.id,
-        "task": task_name(record),
+        "task": task_of_record(record),
         "source": record.source,
         "license": record.license,
         "conversations": [{"from": turn.role, "value": turn.text} for turn in record.turns],

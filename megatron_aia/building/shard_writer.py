@@ -15,7 +15,7 @@ from typing import Optional
 import numpy as np
 
 from megatron_aia.building.convert_records import Record
-from megatron_aia.building.sample_files import RawImage, sample_files, task_name
+from megatron_aia.building.sample_files import RawImage, sample_files, task_of_record
 from megatron_aia.shards.description import check_codebook_size, write_description
 from megatron_aia.shards.folder import DESCRIPTION_FILE
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
@@ -125,7 +125,7 @@ class ShardFolder:
         """
         members = sample_files(record, codes, images, self._codes_suffix)
         self._shards.write({"__key__": f"{self.num_samples.total():09d}", **members})
-        self.num_samples[task_name(record)] += 1
+        self.num_samples[task_of_record(record)] += 1
 
     def __exit__(
         self,

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 from megatron_aia.building.options import BuildOptions
-from megatron_aia.building.ranges import Progress, RangeBuilder, RangeJob
+from megatron_aia.building.ranges import RangeBuilder, RangeJob, RecordsDone
 from megatron_aia.building.work_folder import FinishedRange
 from megatron_aia.models.image_tokenizers import load_image_tokenizer
 from megatron_aia.runtime.worker import use_one_thread, worker_device
@@ -63,7 +63,7 @@ class Workers:
             process.terminate()
             process.join()
 
-    def run(self, jobs: Iterable[RangeJob]) -> Iterator[Progress | FinishedRange]:
+    def run(self, jobs: Iterable[RangeJob]) -> Iterator[RecordsDone | FinishedRange]:
         """Do all jobs, each by the next worker that is free; yield what they report.
 
         Raises:
@@ -94,7 +94,7 @@ def _send(connection: Connection, job: RangeJob) -> None:
         raise _killed() from None
 
 
-def _receive(connection: Connection) -> Progress | FinishedRange:
+def _receive(connection: Connection) -> RecordsDone | FinishedRange:
     try:
         message = connection.recv()
     except (EOFError, OSError):

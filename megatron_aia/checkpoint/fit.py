@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-def check_model(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_architecture(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Compare two architectures."""
     for name, value in wanted.items():
         if name in saved and saved[name] != value:

@@ -18,7 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_aia.checkpoint.fit import check_freeze, check_model, check_optimizer
+from megatron_aia.checkpoint.fit import check_architecture, check_freeze, check_optimizer
 from megatron_aia.checkpoint.folder import (
     RunState,
     checkpoint_path,
@@ -105,7 +105,7 @@ class CheckpointIO:
         """
         path = find_checkpoint(folder)
         state = read_state(path)
-        check_model(path, state.model, model)
+        check_architecture(path, state.model, model)
         weights_only = weights_only or not state.optimizer
         content: dict[str, Any] = self._model_state()
         if not weights_only:
@@ -185,7 +185,7 @@ def load_weights(models: Sequence[Any], folder: Path, model: dict[str, Any]) -> 
     """
     path = find_checkpoint(folder)
     state = read_state(path)
-    check_model(path, state.model, model)
+    check_architecture(path, state.model, model)
     _load_chunks(models, read_sharded(_chunk_states(models), path))
     return state
 

@@ -14,7 +14,7 @@ TOLERANCE = 1e-4
 def verify(
     hf_format: HFFormat, source: HFSource, model: ModelConfig, weights: UnsplitWeights, path: Path
 ) -> list[tuple[str, str]]:
-    """Compare the fp32 logits of the family's probes.
+    """Compare the fp32 logits of the family's cases.
 
     Args:
         hf_format: of the model's family.
@@ -24,20 +24,20 @@ def verify(
         path: the converted checkpoint.
 
     Returns:
-        Name of a probe and what was found, for a reader.
+        Name of a case and what was found, for a reader.
 
     Raises:
-        ValueError: the largest difference of a probe is above 1e-4 of its largest logit.
+        ValueError: the largest difference of a case is above 1e-4 of its largest logit.
     """
-    probes = hf_format.probes(model)
-    expected = hf_format.reference_logits(source, probes)
+    cases = hf_format.verify_cases(model)
+    expected = hf_format.reference_logits(source, cases)
     decoder = weights.load_model(path)
     rows = []
-    for probe, theirs in zip(probes, expected, strict=True):
+    for case, theirs in zip(cases, expected, strict=True):
         with torch.no_grad():
-            ours = hf_format.own_logits(decoder, probe)
-        found = _compare(theirs, ours[..., : theirs.shape[-1]], probe.segment_ids >= 0)
-        rows.append((f"verified, {probe.name}", found))
+            ours = hf_format.own_logits(decoder, case)
+        found = _compare(theirs, ours[..., : theirs.shape[-1]], case.segment_ids >= 0)
+        rows.append((f"verified, {case.name}", found))
     return rows
 
 

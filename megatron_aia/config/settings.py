@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from megatron_aia.config.value_types import Kind, kind_of
+from megatron_aia.config.value_types import ValueKind, kind_of
 
 REQUIRED = object()
 """The default of a field that has none."""
@@ -18,7 +18,7 @@ class Setting:
     """A field of a dataclass of settings."""
 
     name: str
-    kind: Kind
+    kind: ValueKind
     default: Any
     help: str
     """The string below the field, on one line."""

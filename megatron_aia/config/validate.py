@@ -11,7 +11,7 @@ from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_model import (
     check_context_parallel,
-    check_model,
+    check_model_settings,
     check_pipeline_parallel,
     check_recompute,
     check_tensor_parallel,
@@ -34,7 +34,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
         ValueError: naming the flag, its value and a remedy.
     """
     _check_ranges(config)
-    check_model(config, has_gpu)
+    check_model_settings(config, has_gpu)
     check_tensor_parallel(config)
     check_context_parallel(config)
     check_pipeline_parallel(config)

@@ -6,7 +6,7 @@ from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import Config
 
 
-def check_model(config: Config, has_gpu: bool) -> None:
+def check_model_settings(config: Config, has_gpu: bool) -> None:
     """Check heads, head size, dropout and implementation of the decoder."""
     model = config.model
     heads, groups = model.num_attention_heads, model.num_query_groups

@@ -26,7 +26,7 @@ POSITIONAL = object()
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """A type of a setting, taken apart."""
 
     base: Any
@@ -44,7 +44,7 @@ class Kind:
         return get_args(self.base) if get_origin(self.base) is Literal else ()
 
 
-def kind_of(hint: Any) -> Kind:
+def kind_of(hint: Any) -> ValueKind:
     """Take the type of a field apart, as ``get_type_hints(..., include_extras=True)`` has it."""
     found: dict[str, Any] = {}
     while True:
@@ -61,10 +61,10 @@ def kind_of(hint: Any) -> Kind:
             hint = get_args(hint)[0]
         else:
             found["is_positional"] = "is_positional" in found
-            return Kind(hint, **found)
+            return ValueKind(hint, **found)
 
 
-def as_kind(name: str, value: Any, kind: Kind) -> Any:
+def as_kind(name: str, value: Any, kind: ValueKind) -> Any:
     """Return the value of a YAML file as the type of its setting.
 
     Raises:
@@ -78,7 +78,7 @@ def as_kind(name: str, value: Any, kind: Kind) -> Any:
     return _scalar(name, value, kind)
 
 
-def from_words(name: str, words: list[str], kind: Kind) -> Any:
+def from_words(name: str, words: list[str], kind: ValueKind) -> Any:
     """As ``as_kind``, from the words behind a flag; ``none`` unsets what may be unset."""
     if kind.is_optional and words == ["none"]:
         return None
@@ -86,7 +86,7 @@ def from_words(name: str, words: list[str], kind: Kind) -> Any:
     return as_kind(name, values if kind.is_tuple else values[0], kind)
 
 
-def _entry(name: str, value: Any, kind: Kind) -> Any:
+def _entry(name: str, value: Any, kind: ValueKind) -> Any:
     # `data_path: [2, A, 1, B]` holds numbers to YAML, and words on a command line.
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return _scalar(name, str(value) if kind.base is str and is_number else value, kind)
@@ -101,7 +101,7 @@ def _number(word: str) -> int | float | str:
     return word
 
 
-def _scalar(name: str, value: Any, kind: Kind) -> Any:
+def _scalar(name: str, value: Any, kind: ValueKind) -> Any:
     if kind.choices:
         if value in kind.choices:
             return value

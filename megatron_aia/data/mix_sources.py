@@ -7,7 +7,7 @@ import numpy as np
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.mixture_plan import MixturePlan, Source
+from megatron_aia.data.mixture_plan import MixturePlan, MixtureSource
 from megatron_aia.data.permutation import Stream, hash_integers, splitmix64_array
 from megatron_aia.data.sample_pool import SamplePool
 from megatron_aia.data.shuffle import build_shuffle
@@ -54,7 +54,7 @@ class _OpenFolders:
         self._open_folder = open_folder
         self._numbers: dict[tuple[str, int], int] = {}
 
-    def numbers(self, source: Source) -> list[int]:
+    def numbers(self, source: MixtureSource) -> list[int]:
         """Return the number of the index of each folder of ``source``."""
         seen: Counter[str] = Counter()
         numbers = []
@@ -67,7 +67,7 @@ class _OpenFolders:
             seen[folder] += 1
         return numbers
 
-    def _open(self, source: Source, folder: str) -> ShardIndex:
+    def _open(self, source: MixtureSource, folder: str) -> ShardIndex:
         try:
             return self._open_folder(folder)
         except ValueError as error:
@@ -75,7 +75,7 @@ class _OpenFolders:
             raise ValueError(f"{place}: {error}") from error
 
 
-def _no_samples(source: Source) -> str:
+def _no_samples(source: MixtureSource) -> str:
     if source.by_task:
         return (
             f"{source.place} asks for {source.samples} and --data-path has none; add a folder that "
@@ -88,7 +88,7 @@ def _no_samples(source: Source) -> str:
 
 
 def _build_pool(
-    source: Source,
+    source: MixtureSource,
     numbers: Sequence[int],
     indexes: Sequence[ShardIndex],
     seed: int,

@@ -8,7 +8,7 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.config.files import did_you_mean
 from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.yaml_file import load_mapping
-from megatron_aia.data.mixture_plan import MixturePlan, Source
+from megatron_aia.data.mixture_plan import MixturePlan, MixtureSource
 from megatron_aia.data.phases import Phase
 
 _EXAMPLE = "sources: {drawing: {path: shards}}"
@@ -44,7 +44,7 @@ def read_mixture_file(path: str) -> MixturePlan:
     return MixturePlan(sources, tuple(phases))
 
 
-def _read_source(path: str, name: Any, entry: Any) -> Source:
+def _read_source(path: str, name: Any, entry: Any) -> MixtureSource:
     place = f"{path}: sources: {name}"
     if not isinstance(name, str):
         raise ValueError(f"{place} is not a name; write it in quotes")
@@ -64,7 +64,9 @@ def _read_source(path: str, name: Any, entry: Any) -> Source:
             raise ValueError(f"{place}: path {error}") from None
     else:
         folder = str(Path(path).parent / folder)
-    return Source(name, (folder,), None if task is None else Task[task.upper()], limit, place)
+    return MixtureSource(
+        name, (folder,), None if task is None else Task[task.upper()], limit, place
+    )
 
 
 def _read_phase(place: str, entry: Any, names: list[str]) -> Phase:

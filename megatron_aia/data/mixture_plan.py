@@ -13,7 +13,7 @@ RATIO_ORDER = (Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, Task.MIXED)
 
 
 @dataclass(frozen=True)
-class Source:
+class MixtureSource:
     """What a mixture draws from."""
 
     name: str
@@ -55,7 +55,7 @@ class Source:
 class MixturePlan:
     """Sources and phases."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[MixtureSource, ...]
     phases: tuple[Phase, ...]
     """Their weights stand in the order of ``sources``."""
     unused: str = "as no phase gives them a weight"
@@ -71,7 +71,7 @@ def plan_blend(pairs: Sequence[tuple[int, str]]) -> MixturePlan:
     """Return the plan of weights and folders, whatever tasks the folders hold."""
     # A folder's number, not its path, decides its order: it may be moved.
     sources = [
-        Source(str(number), (folder,), place="--data-path")
+        MixtureSource(str(number), (folder,), place="--data-path")
         for number, (_, folder) in enumerate(pairs, start=1)
     ]
     return MixturePlan(tuple(sources), (Phase(tuple(weight for weight, _ in pairs)),))
@@ -85,7 +85,7 @@ def plan_tasks(folders: Sequence[str], ratio: str) -> MixturePlan:
     """
     place = f"--task-ratio {ratio}"
     sources = [
-        Source(task.name.lower(), tuple(folders), task, place=place, by_task=True)
+        MixtureSource(task.name.lower(), tuple(folders), task, place=place, by_task=True)
         for task in RATIO_ORDER
     ]
     unused = "as --task-ratio gives them 0 (order: generation:understanding:text:mixed)"

@@ -65,7 +65,7 @@ class HFTarget:
 
 
 @dataclass(frozen=True)
-class Probe:
+class VerifyCase:
     """Input on which two models are compared: ``b`` rows of ``s`` tokens."""
 
     name: str
@@ -101,11 +101,11 @@ class HFFormat:
     """Parameters of the unsplit model, and what makes them in a naming of this family."""
     document: Callable[[HFTarget], JSON]
     """config.json; ValueError if the layout cannot express the model."""
-    probes: Callable[[Any], list[Probe]]
+    verify_cases: Callable[[Any], list[VerifyCase]]
     """Inputs for ``--verify``."""
-    reference_logits: Callable[[HFSource, Sequence[Probe]], list[torch.Tensor]]
-    """Transformers' fp32 logits ``[b, s, v]`` of each probe."""
-    own_logits: Callable[[PackedGPTModel, Probe], torch.Tensor]
+    reference_logits: Callable[[HFSource, Sequence[VerifyCase]], list[torch.Tensor]]
+    """Transformers' fp32 logits ``[b, s, v]`` of each case."""
+    own_logits: Callable[[PackedGPTModel, VerifyCase], torch.Tensor]
     """This project's, of the unsplit model; columns of padding may follow."""
     files: tuple[str, ...]
     """Patterns of tokeniser and processor files, copied where the layout stays the same."""

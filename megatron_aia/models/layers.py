@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_aia.attention.core_attention import AlignedCoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.attention.probed_attention import ProbedCoreAttention
-from megatron_aia.attention.self_check import Setting, check_method
+from megatron_aia.attention.self_check import AttentionSetting, check_method
 from megatron_aia.config import Config
 from megatron_aia.models.norm import RMSNorm
 from megatron_aia.runtime.device import (
@@ -106,7 +106,7 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
     if torch.get_default_device().type == "meta":
         return method  # nobody asks this model for numbers
     use_flash_attention(method.backend)
-    setting = Setting(
+    setting = AttentionSetting(
         device=device(),
         dtype=dtype,
         heads=model.num_attention_heads // tensor_parallel_size,

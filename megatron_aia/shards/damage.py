@@ -7,7 +7,7 @@ from typing import Literal, NoReturn
 
 from megatron_aia.shards.raw_sample import DamagedSample
 
-Kind = Literal[
+ProblemKind = Literal[
     "cut",
     "header",
     "trailing data",
@@ -40,13 +40,13 @@ class Problem:
     where the content of its first file does."""
     key: str
     """Key of the sample; empty where the damage belongs to none."""
-    kind: Kind
+    kind: ProblemKind
     text: str
     """What is wrong, in words; names the sample."""
 
 
 _COPY_AGAIN = "copy the shard again, or rebuild it"
-_REMEDIES: dict[Kind, str] = {
+_REMEDIES: dict[ProblemKind, str] = {
     "cut": _COPY_AGAIN,
     "header": _COPY_AGAIN,
     "trailing data": _COPY_AGAIN,
@@ -57,7 +57,7 @@ _REMEDIES: dict[Kind, str] = {
 }
 
 
-def remedy(kind: Kind) -> str:
+def remedy(kind: ProblemKind) -> str:
     """Return what to do about a problem."""
     return _REMEDIES.get(kind, "correct the sample's source, or leave it out, and rebuild")
 

@@ -57,7 +57,7 @@ class RemoteShard(Shard):
 
     def check_unchanged(self) -> None:
         """See ``Shard``."""
-        now = describe(self.url)
+        now = stat_shard(self.url)
         if (now.size, now.version) != (self.size, self.version):
             raise changed(self)
         _last_check(self).reset()
@@ -98,7 +98,7 @@ def _last_check(shard: RemoteShard) -> _LastCheck:
     return _LastCheck()
 
 
-def describe(url: str) -> RemoteShard:
+def stat_shard(url: str) -> RemoteShard:
     """Ask for size and version of one object.
 
     Raises:
@@ -139,7 +139,7 @@ def _describe_listed(base: str, listed: list[tuple[str, int]] | None) -> tuple[S
         )
     names = sorted(listed)
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        shards = list(pool.map(describe, (f"{base}/{name}" for name, _ in names)))
+        shards = list(pool.map(stat_shard, (f"{base}/{name}" for name, _ in names)))
     for shard, (_, size) in zip(shards, names, strict=True):
         if shard.size != size:
             raise ValueError(

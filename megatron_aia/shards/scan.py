@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from megatron_aia.shards.damage import Kind, Problem, Report, printable, refuse
+from megatron_aia.shards.damage import Problem, ProblemKind, Report, printable, refuse
 from megatron_aia.shards.raw_sample import DamagedSample
 from megatron_aia.shards.reader import Description, parse_description
 from megatron_aia.shards.shard import Read, Shard
@@ -121,10 +121,10 @@ class _Sample:
             self._report_sample("member size", f"{num_bytes} bytes of {what} are over {limit}")
         return num_bytes <= limit
 
-    def _report_sample(self, kind: Kind, text: str) -> None:
+    def _report_sample(self, kind: ProblemKind, text: str) -> None:
         self._report(kind, f"sample {self.key}: {text}")
 
-    def _report(self, kind: Kind, text: str) -> None:
+    def _report(self, kind: ProblemKind, text: str) -> None:
         self.tell(Problem(str(self.shard), self.offset, self.key, kind, text))
 
 

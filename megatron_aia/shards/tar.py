@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_aia.shards.damage import Kind, Problem, Report
+from megatron_aia.shards.damage import Problem, ProblemKind, Report
 from megatron_aia.shards.shard import Read, Shard
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -160,7 +160,7 @@ class _Walk:
         size = self._shard.size
         self._report("cut", size, f"cut short after {size} bytes, it has no end mark")
 
-    def _report(self, kind: Kind, offset: int, text: str) -> None:
+    def _report(self, kind: ProblemKind, offset: int, text: str) -> None:
         self._tell(Problem(str(self._shard), offset, "", kind, text))
 
 

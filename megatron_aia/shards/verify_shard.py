@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from megatron_aia.shards.checksum import fits, has_checksum
 from megatron_aia.shards.codes import decode_codes
-from megatron_aia.shards.damage import Kind, Problem
+from megatron_aia.shards.damage import Problem, ProblemKind
 from megatron_aia.shards.pictures import decode_picture
 from megatron_aia.shards.raw_sample import DamagedSample
 from megatron_aia.shards.reader import CodesEntry, PictureEntry
@@ -103,6 +103,6 @@ def _decode(
             yield _problem(job, sample, "picture", f"{member.suffix} {error}")
 
 
-def _problem(job: ShardJob, sample: SampleEntry, kind: Kind, text: str) -> Problem:
+def _problem(job: ShardJob, sample: SampleEntry, kind: ProblemKind, text: str) -> Problem:
     text = f"sample {sample.key}: {text}"
     return Problem(str(job.shard), sample.offset, sample.key, kind, text)

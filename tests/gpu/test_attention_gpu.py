@@ -14,7 +14,7 @@ from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Method
 from megatron_aia.attention.probe import Probe
-from megatron_aia.attention.self_check import Setting, check_method
+from megatron_aia.attention.self_check import AttentionSetting, check_method
 from megatron_aia.runtime.device import (
     flash_attention_packages,
     has_cudnn_attention,
@@ -71,7 +71,7 @@ def test_a_run_would_take_this_kernel(backend: Backend, shape: tuple[int, int, i
     for name in ("flash", "sampled"):
         given = Method(name, "under test", backend=backend)
         for shares_rows in (False, True):
-            setting = Setting(torch.device("cuda"), BF16, *shape, shares_rows)
+            setting = AttentionSetting(torch.device("cuda"), BF16, *shape, shares_rows)
             assert check_method(given, setting, may_change_backend=False) is given
     if backend in ("flash3", "flash4"):
         torch.nn.attention.restore_flash_attention_impl()

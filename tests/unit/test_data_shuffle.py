@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.mix_sources import mix_sources
-from megatron_aia.data.mixture_plan import MixturePlan, Source
+from megatron_aia.data.mixture_plan import MixturePlan, MixtureSource
 from megatron_aia.data.phases import Phase
 from megatron_aia.data.shuffle import FullShuffle, WindowShuffle, build_shuffle
 
@@ -87,8 +87,8 @@ def test_shards_are_those_of_the_samples_in_use() -> None:
 def test_a_mixture_of_windows_is_exact_too(window: int) -> None:
     index = fake_index("a", [Task.GENERATION, Task.UNDERSTANDING] * 33, 10)
     sources = (
-        Source("g", ("a",), Task.GENERATION),
-        Source("u", ("a",), Task.UNDERSTANDING, limit=20),
+        MixtureSource("g", ("a",), Task.GENERATION),
+        MixtureSource("u", ("a",), Task.UNDERSTANDING, limit=20),
     )
     plan = MixturePlan(sources, (Phase((2, 1)),))
     mixture = mix_sources(plan, 5, lambda _: index, window)

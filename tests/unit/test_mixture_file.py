@@ -17,7 +17,7 @@ from megatron_aia.config.tree import DataConfig
 from megatron_aia.data.mix_sources import choose, mix_sources
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.mixture_file import read_mixture_file
-from megatron_aia.data.mixture_plan import MixturePlan, Source
+from megatron_aia.data.mixture_plan import MixturePlan, MixtureSource
 from megatron_aia.data.open import open_mixture, plan_mixture
 from megatron_aia.data.phases import Phase
 
@@ -110,7 +110,7 @@ def test_peers_are_of_the_same_source_and_task(folder: Path) -> None:
         assert address.sample_number in peers
         assert len(peers) == (9, 5, 4)[address.source]
         assert set(mixture.indexes[address.index_number].tasks[peers]) == {address.task}
-    both = MixturePlan((Source("all", ("a",), limit=5),), (Phase((1,)),))
+    both = MixturePlan((MixtureSource("all", ("a",), limit=5),), (Phase((1,)),))
     mixed = mix_sources(both, SEED, lambda name: fake_index(name, [1, 2, 1, 2, 0, 1, 1]))
     kept = {(a.task, a.sample_number) for a in map(mixed.locate, range(5))}
     for address in map(mixed.locate, range(5)):
@@ -195,7 +195,7 @@ def test_the_log_names_sources_and_phases(folder: Path) -> None:
 
 
 def test_a_source_in_no_phase_is_told() -> None:
-    plan = MixturePlan((Source("a", ("a",)), Source("b", ("b",))), (Phase((1, 0)),))
+    plan = MixturePlan((MixtureSource("a", ("a",)), MixtureSource("b", ("b",))), (Phase((1, 0)),))
     mixture = mix_sources(plan, SEED, lambda name: fake_index(name, [0, 1, 2]))
     assert mixture.describe()[1] == (
         "warning: 3 samples of b (b) are left out, as no phase gives them a weight"
@@ -204,7 +204,7 @@ def test_a_source_in_no_phase_is_told() -> None:
 
 
 def test_phases_shorter_than_the_run_are_refused(folder: Path) -> None:
-    plan = MixturePlan((Source("a", ("a",)),), (Phase((1,), 30), Phase((2,), 10)))
+    plan = MixturePlan((MixtureSource("a", ("a",)),), (Phase((1,), 30), Phase((2,), 10)))
     mixture = mix_sources(plan, SEED, lambda name: fake_index(name, [0, 1, 2]))
     mixture.check_length(40)
     with pytest.raises(ValueError, match="end after 40 samples, and the run draws 41; leave out"):

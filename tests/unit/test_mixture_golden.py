@@ -7,7 +7,7 @@ from fake_index import fake_index
 from megatron_aia.aia.roles import Task
 from megatron_aia.data.mix_sources import mix_sources
 from megatron_aia.data.mixture import Mixture, SampleAddress
-from megatron_aia.data.mixture_plan import MixturePlan, Source, plan_blend, plan_tasks
+from megatron_aia.data.mixture_plan import MixturePlan, MixtureSource, plan_blend, plan_tasks
 from megatron_aia.data.phases import Phase
 from megatron_aia.data.sample_reader import SampleReader
 from megatron_aia.data.stand_ins import locate_usable
@@ -76,9 +76,9 @@ def test_order_of_a_blend() -> None:
 
 def test_order_of_phases() -> None:
     sources = (
-        Source("drawing", ("second",), Task.GENERATION, limit=4),
-        Source("asking", ("first",), Task.UNDERSTANDING),
-        Source("rest", ("first",)),
+        MixtureSource("drawing", ("second",), Task.GENERATION, limit=4),
+        MixtureSource("asking", ("first",), Task.UNDERSTANDING),
+        MixtureSource("rest", ("first",)),
     )
     phases = (Phase((1, 1, 0), 7), Phase((3, 0, 2), 13), Phase((1, 1, 1)))
     mixture = mix(MixturePlan(sources, phases))

@@ -8,7 +8,12 @@ import torch
 
 from megatron_aia.attention import flash_ops, rectangle, self_check
 from megatron_aia.attention.methods import Machine, Method, choose_method
-from megatron_aia.attention.self_check import TOLERANCES, Setting, check_method, largest_error
+from megatron_aia.attention.self_check import (
+    TOLERANCES,
+    AttentionSetting,
+    check_method,
+    largest_error,
+)
 from megatron_aia.runtime.device import use_flash_attention
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -34,12 +39,12 @@ def forget_results() -> Iterator[None]:
 def test_right_kernels_pass_with_room(
     name: str, dtype: torch.dtype, shape: tuple[int, int, int], shares_rows: bool
 ) -> None:
-    error = largest_error(method(name), Setting(CPU, dtype, *shape, shares_rows))
+    error = largest_error(method(name), AttentionSetting(CPU, dtype, *shape, shares_rows))
     assert 0 < error < TOLERANCES[dtype] / 2
 
 
 def test_dense_is_the_reference_itself() -> None:
-    assert largest_error(method("eager"), Setting(CPU, FP32, *SHAPE)) == 0
+    assert largest_error(method("eager"), AttentionSetting(CPU, FP32, *SHAPE)) == 0
 
 
 def ignore_the_shifted_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +90,7 @@ def test_a_wrong_kernel_ends_the_run(
 ) -> None:
     plant(monkeypatch)
     with pytest.raises(ValueError, match=r"--aia-attention flash on the flash kernel has an error"):
-        check_method(method("flash"), Setting(CPU, dtype, *SHAPE), may_change_backend=True)
+        check_method(method("flash"), AttentionSetting(CPU, dtype, *SHAPE), may_change_backend=True)
 
 
 def test_a_causal_mask_from_the_first_key_shows_where_rows_are_shared(
@@ -98,9 +103,9 @@ def test_a_causal_mask_from_the_first_key_shows_where_rows_are_shared(
         return output, lse, (extras, extras)
 
     monkeypatch.setattr(flash_ops, "forward", forward)
-    assert largest_error(method("flash"), Setting(CPU, FP32, *SHAPE)) < TOLERANCES[FP32]
+    assert largest_error(method("flash"), AttentionSetting(CPU, FP32, *SHAPE)) < TOLERANCES[FP32]
     largest_error.cache_clear()
-    shared = Setting(CPU, FP32, *SHAPE, shares_rows=True)
+    shared = AttentionSetting(CPU, FP32, *SHAPE, shares_rows=True)
     assert largest_error(method("flash"), shared) > 0.1
 
 
@@ -112,7 +117,7 @@ def test_auto_falls_back_to_flash_and_says_so(monkeypatch: pytest.MonkeyPatch) -
         return (output * 2 if backend == "cudnn" else output), sums
 
     monkeypatch.setattr(rectangle, "attend", attend)
-    setting = Setting(CPU, FP32, *SHAPE)
+    setting = AttentionSetting(CPU, FP32, *SHAPE)
     chosen = check_method(method("flash", "cudnn"), setting, may_change_backend=True)
     assert chosen.backend == "flash"
     assert "exact beside the flash kernel, as cudnn has an error of 1" in str(chosen)

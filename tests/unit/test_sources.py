@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from megatron_aia.building.convert_records import RecordError, convert_record
 from megatron_aia.building.sources import json_records, known_formats, open_source
 from megatron_aia.building.sources.base import FileCounts
-from megatron_aia.building.sources.rows import to_record
+from megatron_aia.building.sources.field_names import to_record
 
 AWKWARD = [
     {"id": 0, "text": 'a "quoted" \\ ]},{ and more'},

@@ -32,7 +32,7 @@ _SAMPLES_PER_SHARD = 100
 
 
 @dataclass(frozen=True)
-class Picture:
+class DemoPicture:
     """A photograph of an installed package and the words that go with it."""
 
     name: str
@@ -78,11 +78,11 @@ class Picture:
         return convert_record(0, entry)
 
 
-def read_pictures() -> list[Picture]:
+def read_pictures() -> list[DemoPicture]:
     """Read ``pictures.yaml``."""
     entries = yaml.safe_load((Path(__file__).parent / "pictures.yaml").read_text(encoding="utf-8"))
     return [
-        Picture(
+        DemoPicture(
             **{
                 **entry,
                 "square": tuple(entry["square"]),
@@ -168,7 +168,7 @@ def _store(image: "Image") -> RawImage:
     return RawImage("png", file.getvalue(), image.width, image.height)
 
 
-def _texts(pictures: list[Picture], form: DemoForm) -> list[str]:
+def _texts(pictures: list[DemoPicture], form: DemoForm) -> list[str]:
     """Return what the text tokeniser is trained on."""
     talks = [text for picture in pictures for talk in picture.talks for text in talk]
     prompts = [prompt for picture in pictures for prompt in picture.prompts]

@@ -4,10 +4,10 @@ from importlib import import_module
 from pathlib import Path
 
 from megatron_aia.building.sources import arrow_tables, json_records, tars
-from megatron_aia.building.sources.base import Format, Part, Row, Source
+from megatron_aia.building.sources.base import Format, Part, RawRecord, Source
 from megatron_aia.models import families
 
-__all__ = ["Part", "Row", "Source", "known_formats", "open_source"]
+__all__ = ["Part", "RawRecord", "Source", "known_formats", "open_source"]
 
 _FORMATS = (
     json_records.FORMAT,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_aia.building.sources.base import FileCounts, Format, Part, Row, Slice, Source
+from megatron_aia.building.sources.base import FileCounts, Format, Part, RawRecord, Slice, Source
 from megatron_aia.runtime.optional import import_optional
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ParquetRecords:
 class _ParquetPart:
     slices: tuple[Slice, ...]
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawRecord]:
         """See ``Part``."""
         parquet = import_optional("pyarrow.parquet", _EXTRA)
         for part in self.slices:
@@ -53,7 +53,7 @@ class _ParquetPart:
                 raise ValueError(f"cannot read records from {part.file}: {error}") from None
 
 
-def _rows_of_groups(file: Any, start: int, stop: int) -> Iterator[Row]:
+def _rows_of_groups(file: Any, start: int, stop: int) -> Iterator[RawRecord]:
     """Yield the rows ``[start, stop)`` of an open file; other row groups are not read."""
     first = 0
     for group in range(file.num_row_groups):
@@ -109,7 +109,7 @@ class _SavedPart:
     start: int
     stop: int
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawRecord]:
         """See ``Part``."""
         # In this format rows come as stored: pictures are not decoded.
         dataset = _load(self.folder).with_format("arrow")

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from megatron_aia.building.convert_records import RecordError
 
-Row = dict[str, Any]
-"""A record with the field names of its data set; ``sources.rows`` knows these names. An image is a
-path, the bytes of a picture file, or an integer array of codes."""
+RawRecord = dict[str, Any]
+"""A record with the field names of its data set; ``sources.field_names`` knows these names. An
+image is a path, the bytes of a picture file, or an integer array of codes."""
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -30,7 +30,7 @@ def is_failure_of_disk(error: Exception) -> bool:
 class Part(Protocol):
     """A range of records; it can be pickled, and holds no more of the input than it must."""
 
-    def read(self) -> Iterator[Row | RecordError]:
+    def read(self) -> Iterator[RawRecord | RecordError]:
         """Yield the records in order, and an error in the place of one that cannot be read.
 
         Raises:

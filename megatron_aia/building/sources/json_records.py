@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megatron_aia.building.sources.base import Format, Part, Row, Source
+from megatron_aia.building.sources.base import Format, Part, RawRecord, Source
 
 _CHUNK = 1 << 24
 _LONGEST_RECORD = 1 << 28
@@ -55,7 +55,7 @@ class _JsonPart:
     first: int
     """Number of the first record."""
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawRecord]:
         """See ``Part``."""
         with self.path.open("rb") as file:
             file.seek(self.start)

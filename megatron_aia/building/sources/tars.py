@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from megatron_aia.building.sources.base import FileCounts, Format, Part, Row, Slice, Source
-from megatron_aia.building.sources.rows import PICTURE_FIELDS
+from megatron_aia.building.sources.base import FileCounts, Format, Part, RawRecord, Slice, Source
+from megatron_aia.building.sources.field_names import PICTURE_FIELDS
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
@@ -41,7 +41,7 @@ class TarRecords:
 class _TarPart:
     slices: tuple[Slice, ...]
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawRecord]:
         """See ``Part``."""
         for part in self.slices:
             with _open(part.file) as archive:
@@ -96,16 +96,16 @@ def _split(name: str) -> tuple[str, str]:
     return (match["key"], match["suffix"].lower()) if match else (name, "")
 
 
-def _read_members(archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> Row:
-    row: Row = {}
+def _read_members(archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> RawRecord:
+    raw: RawRecord = {}
     for member in members:
         suffix = _split(member.name)[1]
         file = archive.extractfile(member) if suffix in _SUFFIXES else None
         if file is not None:
             contents = file.read()
             is_picture = suffix in PICTURE_FIELDS
-            row[suffix] = contents if is_picture else contents.decode("utf-8", "replace")
-    return row
+            raw[suffix] = contents if is_picture else contents.decode("utf-8", "replace")
+    return raw
 
 
 def _is_tars(path: Path) -> bool:

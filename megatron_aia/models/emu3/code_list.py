@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from megatron_aia.building.convert_records import RecordError
-from megatron_aia.building.sources.base import Format, Part, Row, Source, is_failure_of_disk
+from megatron_aia.building.sources.base import Format, Part, RawRecord, Source, is_failure_of_disk
 from megatron_aia.runtime.optional import import_optional
 
 CODEBOOK_SIZE = 32_768
@@ -52,7 +52,7 @@ class _CodeListPart:
     prefix: Path
     names: tuple[str, ...]
 
-    def read(self) -> Iterator[Row | RecordError]:
+    def read(self) -> Iterator[RawRecord | RecordError]:
         """See ``Part``."""
         for name in self.names:
             try:
@@ -64,7 +64,7 @@ class _CodeListPart:
                 yield RecordError(name, "its file cannot be loaded", details)
 
 
-def _load(path: Path) -> Row:
+def _load(path: Path) -> RawRecord:
     torch = import_optional("torch", "hf")
     with torch.serialization.safe_globals(_numpy_globals()):
         entry = torch.load(path, map_location="cpu", weights_only=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from megatron_aia.config import ModelConfig
 from megatron_aia.models.emu3.hf_config import document, model_config
-from megatron_aia.models.emu3.hf_reference import own_logits, probes, reference_logits
+from megatron_aia.models.emu3.hf_reference import own_logits, reference_logits, verify_cases
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.hugging_face import HFFormat, HFLayout
 from megatron_aia.models.llama_map import llama_map
@@ -87,7 +87,7 @@ FORMAT = HFFormat(
     model_config=model_config,
     weight_map=weight_map,
     document=document,
-    probes=probes,
+    verify_cases=verify_cases,
     reference_logits=reference_logits,
     own_logits=own_logits,
     files=(

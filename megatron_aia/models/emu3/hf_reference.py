@@ -8,13 +8,13 @@ import torch
 from megatron_aia.config import ModelConfig
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
-from megatron_aia.models.hugging_face import HFSource, Probe
+from megatron_aia.models.hugging_face import HFSource, VerifyCase
 from megatron_aia.runtime.optional import import_optional
 
 _TEXT, _CODES, _PADDING = 48, 80, 17
 
 
-def probes(model: ModelConfig) -> list[Probe]:
+def verify_cases(model: ModelConfig) -> list[VerifyCase]:
     """Return random text, text before an image and an image before text; one row is padded."""
     ids = Emu3Vocabulary(model.text_vocab_size, model.codebook_size)
     generator = torch.Generator().manual_seed(0)
@@ -28,24 +28,24 @@ def probes(model: ModelConfig) -> list[Probe]:
     segments[1, :_PADDING] = -1
     answers = draw(0, ids.first_visual, _TEXT + _CODES)
     return [
-        Probe("text", answers, segments),
-        Probe("generation", torch.cat([text, codes], dim=1), segments),
-        Probe("understanding", torch.cat([codes, text], dim=1), segments),
+        VerifyCase("text", answers, segments),
+        VerifyCase("generation", torch.cat([text, codes], dim=1), segments),
+        VerifyCase("understanding", torch.cat([codes, text], dim=1), segments),
     ]
 
 
 @torch.no_grad()
-def own_logits(model: PackedGPTModel, probe: Probe) -> torch.Tensor:
+def own_logits(model: PackedGPTModel, case: VerifyCase) -> torch.Tensor:
     """Return this project's logits ``[b, s, padded vocabulary]``."""
     logits: torch.Tensor = model(
-        probe.tokens, probe.position_ids, packed_causal_mask(probe.segment_ids)
+        case.tokens, case.position_ids, packed_causal_mask(case.segment_ids)
     )
     return logits
 
 
 @torch.no_grad()
-def reference_logits(source: HFSource, inputs: Sequence[Probe]) -> list[torch.Tensor]:
-    """Return Transformers' fp32 logits ``[b, s, vocabulary]`` of each probe.
+def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[torch.Tensor]:
+    """Return Transformers' fp32 logits ``[b, s, vocabulary]`` of each case.
 
     Transformers has no class for the original layout, but its text model has the same names.
     """
@@ -59,8 +59,8 @@ def reference_logits(source: HFSource, inputs: Sequence[Probe]) -> list[torch.Te
         model = _from_original(transformers, source)
     model = model.float().eval()
     return [
-        model(input_ids=probe.tokens, attention_mask=(probe.segment_ids >= 0).long()).logits
-        for probe in inputs
+        model(input_ids=case.tokens, attention_mask=(case.segment_ids >= 0).long()).logits
+        for case in inputs
     ]
 
 

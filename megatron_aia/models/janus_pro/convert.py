@@ -7,7 +7,7 @@ from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.models.janus_pro.hf_document import document
 from megatron_aia.models.janus_pro.hf_names import JanusNames, export_names, find_names
 from megatron_aia.models.janus_pro.hf_processor import processor_files
-from megatron_aia.models.janus_pro.hf_reference import own_logits, probes, reference_logits
+from megatron_aia.models.janus_pro.hf_reference import own_logits, reference_logits, verify_cases
 from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.llama_map import llama_map
 from megatron_aia.models.param_map import Direct, FusedQKV, ParamMap, StackedQKV, Vocabulary
@@ -102,7 +102,7 @@ FORMAT = HFFormat(
     model_config=model_config,
     weight_map=weight_map,
     document=document,
-    probes=probes,
+    verify_cases=verify_cases,
     reference_logits=reference_logits,
     own_logits=own_logits,
     files=(

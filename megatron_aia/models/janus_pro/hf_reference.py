@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from megatron_aia.models.backbone import PackedGPTModel, packed_causal_mask
-from megatron_aia.models.hugging_face import HFSource, HFTarget, Probe
+from megatron_aia.models.hugging_face import HFSource, HFTarget, VerifyCase
 from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.models.janus_pro.hf_document import document
 from megatron_aia.models.janus_pro.settings import JanusModelConfig
@@ -44,7 +44,7 @@ _RENAMED = (
 _NOT_COMPARED = ("gen_vision_model.", "vision_model.vision_tower.attn_pool.")
 
 
-def probes(model: JanusModelConfig) -> list[Probe]:
+def verify_cases(model: JanusModelConfig) -> list[VerifyCase]:
     """Return random text, text before image codes, and images before text; one row is padded."""
     ids = JanusVocabulary(model.text_vocab_size, model.codebook_size)
     slots, side = model.image_slots, model.image_size
@@ -69,30 +69,30 @@ def probes(model: JanusModelConfig) -> list[Probe]:
     generation = torch.cat([text, codes], dim=1)
     understanding = torch.cat([before, seen, after], dim=1)
     return [
-        Probe("text", text, padded(text)),
-        Probe("generation", generation, padded(generation)),
-        Probe("understanding", understanding, padded(understanding), images),
+        VerifyCase("text", text, padded(text)),
+        VerifyCase("generation", generation, padded(generation)),
+        VerifyCase("understanding", understanding, padded(understanding), images),
     ]
 
 
-def _draws(probe: Probe) -> bool:
-    return probe.name == "generation"
+def _draws(case: VerifyCase) -> bool:
+    return case.name == "generation"
 
 
 @torch.no_grad()
-def own_logits(model: PackedGPTModel, probe: Probe) -> torch.Tensor:
+def own_logits(model: PackedGPTModel, case: VerifyCase) -> torch.Tensor:
     """Return this project's logits ``[b, s, v]``: of image codes for generation, else of text."""
     hidden = model(
-        probe.tokens, probe.position_ids, packed_causal_mask(probe.segment_ids), probe.images
+        case.tokens, case.position_ids, packed_causal_mask(case.segment_ids), case.images
     )
     janus: Any = model
-    logits: torch.Tensor = (janus.code_logits if _draws(probe) else janus.text_logits)(hidden)
+    logits: torch.Tensor = (janus.code_logits if _draws(case) else janus.text_logits)(hidden)
     return logits
 
 
 @torch.no_grad()
-def reference_logits(source: HFSource, inputs: Sequence[Probe]) -> list[torch.Tensor]:
-    """Return Transformers' fp32 logits ``[b, s, v]`` of each probe.
+def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[torch.Tensor]:
+    """Return Transformers' fp32 logits ``[b, s, v]`` of each case.
 
     Transformers has no class for the authors' layout; its weights are renamed for its own.
     """
@@ -107,36 +107,35 @@ def reference_logits(source: HFSource, inputs: Sequence[Probe]) -> list[torch.Te
     config = model_config(source.config)
     ids = JanusVocabulary(config.text_vocab_size, config.codebook_size)
     return [
-        (_generation_logits if _draws(probe) else _text_logits)(model, probe, ids)
-        for probe in inputs
+        (_generation_logits if _draws(case) else _text_logits)(model, case, ids) for case in inputs
     ]
 
 
-def _text_logits(model: Any, probe: Probe, ids: JanusVocabulary) -> torch.Tensor:
-    slots = probe.tokens == ids.image_slot
-    pixels = None if probe.images is None else (probe.images.float() / 255 - 0.5) / 0.5
+def _text_logits(model: Any, case: VerifyCase, ids: JanusVocabulary) -> torch.Tensor:
+    slots = case.tokens == ids.image_slot
+    pixels = None if case.images is None else (case.images.float() / 255 - 0.5) / 0.5
     output = model(
-        input_ids=probe.tokens.masked_fill(slots, model.config.image_token_id),
+        input_ids=case.tokens.masked_fill(slots, model.config.image_token_id),
         pixel_values=pixels,
-        attention_mask=_attention_mask(probe),
+        attention_mask=_attention_mask(case),
     )
     logits: torch.Tensor = output.logits
     return logits
 
 
-def _generation_logits(model: Any, probe: Probe, ids: JanusVocabulary) -> torch.Tensor:
-    drawn = probe.tokens[0] >= ids.first_code
-    text = model.get_input_embeddings()(probe.tokens[:, ~drawn])
-    codes = model.prepare_embeddings_for_image_generation(probe.tokens[:, drawn] - ids.first_code)
+def _generation_logits(model: Any, case: VerifyCase, ids: JanusVocabulary) -> torch.Tensor:
+    drawn = case.tokens[0] >= ids.first_code
+    text = model.get_input_embeddings()(case.tokens[:, ~drawn])
+    codes = model.prepare_embeddings_for_image_generation(case.tokens[:, drawn] - ids.first_code)
     output = model.model.language_model(
-        inputs_embeds=torch.cat([text, codes], dim=1), attention_mask=_attention_mask(probe)
+        inputs_embeds=torch.cat([text, codes], dim=1), attention_mask=_attention_mask(case)
     )
     logits: torch.Tensor = model.model.generation_head(output.last_hidden_state)
     return logits
 
 
-def _attention_mask(probe: Probe) -> torch.Tensor:
-    return (probe.segment_ids >= 0).long()
+def _attention_mask(case: VerifyCase) -> torch.Tensor:
+    return (case.segment_ids >= 0).long()
 
 
 def _from_original(transformers: Any, source: HFSource) -> Any:
