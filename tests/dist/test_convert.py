@@ -35,6 +35,7 @@ FIXTURES = {
     "original .bin": Fixture("original .bin", groups=4, dtype=HALF),
 }
 
+
 def convert_all(folder: Path) -> dict[str, list[Result]]:
     results = {}
     for name in FIXTURES:
@@ -58,7 +59,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 def on_disk_name(name: str) -> str:
     """Return the name that every version of Transformers reads."""
-    for before, after in (("model.text_model.", "text_model.model."), ("model.vqmodel.", "vqmodel.")):
+    for before, after in (
+        ("model.text_model.", "text_model.model."),
+        ("model.vqmodel.", "vqmodel."),
+    ):
         name = name.replace(before, after)
     return "text_model.lm_head.weight" if name == "lm_head.weight" else name
 

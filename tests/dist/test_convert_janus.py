@@ -24,8 +24,8 @@ from support.tools import Result, export_hf, import_hf
 
 from megatron_aia.checkpoint.folder import RunState, architecture, find_checkpoint
 from megatron_aia.checkpoint.io import CheckpointIO
-from megatron_aia.config import AIAConfig, Config, ParallelConfig, TrainingConfig
-from megatron_aia.config.files import dump, read_yaml
+from megatron_aia.config import AIAConfig, ParallelConfig, TrainingConfig
+from megatron_aia.config.files import dump
 from megatron_aia.models import load_model_spec, read_run_config
 from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group

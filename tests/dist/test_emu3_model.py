@@ -19,8 +19,8 @@ from support.tiny_data import write_shards
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.config import Config
 from megatron_aia.models import load_model_spec, preset_table
-from megatron_aia.models.layers import uses_transformer_engine
 from megatron_aia.models.emu3.model import vocabulary
+from megatron_aia.models.layers import uses_transformer_engine
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
 
 PUBLISHED_PARAMETERS = 8_492_011_520

@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
-
 from support.hugging_face import read_tensors
 from support.layouts import Layout, predict_every_token
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 
-from megatron_aia.data.targets import NEXT_TOKEN
 from megatron_aia.aia.inject import AlignInput
 from megatron_aia.aia.roles import Task
 from megatron_aia.checkpoint.folder import read_state
 from megatron_aia.config import Config
+from megatron_aia.data.targets import NEXT_TOKEN
 from megatron_aia.runtime.parallel import destroy_parallel
 from megatron_aia.training.trainer import Trainer
+
+transformers = pytest.importorskip("transformers")
 
 FOUR = Layout({"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2})
 ONE = Layout()

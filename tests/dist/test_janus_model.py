@@ -15,17 +15,16 @@ from support.layouts import MODELS, Layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import CODEBOOK_SIZE, JANUS_GRID, ByteTokenizer
 
-from megatron_aia.models.losses import NextToken
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, ParallelConfig
-from megatron_aia.models import with_aia_preset
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.sample import TokenizedSample
-from megatron_aia.shards.raw_sample import RawSample, Turn
-from megatron_aia.models import load_model_spec, preset_table
+from megatron_aia.models import load_model_spec, preset_table, with_aia_preset
 from megatron_aia.models.initialize import initialize_weights
+from megatron_aia.models.losses import NextToken
 from megatron_aia.runtime.parallel import Parallel, create_parallel, initialize_process_group
+from megatron_aia.shards.raw_sample import RawSample, Turn
 from megatron_aia.training.step import plan_step
 
 SLOTS = JANUS_GRID**2

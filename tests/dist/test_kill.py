@@ -108,7 +108,9 @@ def assert_kills_change_nothing(
     world_size, layout = LAYOUTS[name]
     log, alone = folder / "log", folder / "alone"
     start = time.monotonic()
-    assert start_job(job_config(data, layout, alone, 0), world_size, log).wait() == 0, log.read_text()
+    assert start_job(job_config(data, layout, alone, 0), world_size, log).wait() == 0, (
+        log.read_text()
+    )
     longest = time.monotonic() - start
     expected = [comparable(record) for record in read_records(alone)]
     kills = 0

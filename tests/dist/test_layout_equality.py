@@ -1,7 +1,6 @@
 """Promise 1: loss, every AIA term, every gradient and three updates are equal in every layout."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch

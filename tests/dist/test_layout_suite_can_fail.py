@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from megatron.core.optimizer import ChainedOptimizer
 from support.context_mistakes import CONTEXT_MISTAKES, CP
 from support.layouts import Layout, StepResult, run_layout, tiny_config
 from support.spawn import spawn
 from support.tiny_data import write_shards
-
-from megatron.core.optimizer import ChainedOptimizer
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
-
 from support.layouts import Layout, gather_full, tiny_batches, tiny_config
 from support.spawn import spawn
 from support.tiny_data import write_shards
@@ -20,9 +17,15 @@ from megatron_aia.models import load_model_spec
 from megatron_aia.models.emu3.model import vocabulary
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.models.llama_map import llama_map
-from megatron_aia.runtime.parallel import create_parallel, destroy_parallel, initialize_process_group
+from megatron_aia.runtime.parallel import (
+    create_parallel,
+    destroy_parallel,
+    initialize_process_group,
+)
 from megatron_aia.training.setup import build_models
 from megatron_aia.training.step import run_step
+
+transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
 TP = {"tensor_model_parallel_size": 2}

@@ -16,11 +16,11 @@ from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_aia.analysis.records import LogRecord, read_records
 from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml
 from megatron_aia.runtime.parallel import destroy_parallel
-from megatron_aia.analysis.records import LogRecord, read_records
 from megatron_aia.training.trainer import Trainer
 
 LAYERS = 4
@@ -58,7 +58,9 @@ def test_records_hold_every_number(saved: Path) -> None:
     records: list[LogRecord] = read_records(saved)
     assert [record.iteration for record in records] == [1, 2, 3, 4]
     for record in records:
-        assert record.loss == pytest.approx(record.terms["ntp"] + sum(record.losses["aia"].values()))
+        assert record.loss == pytest.approx(
+            record.terms["ntp"] + sum(record.losses["aia"].values())
+        )
         assert len(record.losses["ntp"]) == 4
         for curve in record.intensity.values():
             assert curve.shape == (LAYERS,)
@@ -196,9 +198,7 @@ def test_finetune_takes_the_weights_alone(saved: Path, data: Path, tmp_path: Pat
     assert record.loss < untrained.loss - 0.1
 
 
-def test_restarted_job_goes_on_from_its_own_folder(
-    saved: Path, data: Path, tmp_path: Path
-) -> None:
+def test_restarted_job_goes_on_from_its_own_folder(saved: Path, data: Path, tmp_path: Path) -> None:
     """One command line for the first start and for every restart of a job."""
     folder = str(tmp_path / "job")
 
