@@ -25,8 +25,8 @@ from megatron_aia.cli import one_line_errors
 from megatron_aia.config.files import with_values
 from megatron_aia.config.flags import parse_options
 from megatron_aia.data.lengths import token_lengths
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.models import load_model_spec, preset_table
 
@@ -88,7 +88,7 @@ def pss_megabytes() -> float:
     return sum(map(int, found)) / 1024
 
 
-def open_batches(folder: Path) -> GlobalBatches:
+def open_batches(folder: Path) -> StepLoader:
     settings = {
         "data_path": (str(folder),),
         "global_batch_size": BATCH,
@@ -98,7 +98,7 @@ def open_batches(folder: Path) -> GlobalBatches:
     }
     config = with_values(preset_table()["emu3_demo"].build(), settings)
     spec = load_model_spec("emu3")
-    return build_global_batches(config, spec.encoder(config, ByteTokenizer()))
+    return build_step_loader(config, spec.encoder(config, ByteTokenizer()))
 
 
 def count_tokens(folder: Path) -> None:

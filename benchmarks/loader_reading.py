@@ -25,8 +25,8 @@ from megatron_aia.cli import one_line_errors
 from megatron_aia.config.files import with_values
 from megatron_aia.config.flags import parse_options
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.janus_pro.special_tokens import NAMES
 
@@ -90,7 +90,7 @@ def write_samples(folder: Path) -> None:
             writer.write(sample)
 
 
-def open_batches(folder: Path) -> GlobalBatches:
+def open_batches(folder: Path) -> StepLoader:
     settings = {
         "data_path": (str(folder),),
         "global_batch_size": BATCH,
@@ -102,10 +102,10 @@ def open_batches(folder: Path) -> GlobalBatches:
     }
     config = with_values(preset_table()["janus_pro_7b"].build(), settings)
     spec = load_model_spec("janus_pro")
-    return build_global_batches(config, spec.encoder(config, ByteTokenizer()))
+    return build_step_loader(config, spec.encoder(config, ByteTokenizer()))
 
 
-def read_and_send(batches: GlobalBatches, position: int) -> list[MicroBatch]:
+def read_and_send(batches: StepLoader, position: int) -> list[MicroBatch]:
     """Let rank 0 read a step and send it; tensors travel as they are."""
     holder = [batches.step(position) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(holder, src=0)

@@ -29,9 +29,9 @@ import webdataset
 from megatron_aia.cli import one_line_errors
 from megatron_aia.config.flags import parse_options
 from megatron_aia.config.tree import Config, DataConfig
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.open import build_global_batches, open_mixture
+from megatron_aia.data.open import build_step_loader, open_mixture
 from megatron_aia.data.sample import SampleEncoder, TokenizedSample
 from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.cache import cache_folder
@@ -79,7 +79,7 @@ class TextAndCodes(SampleEncoder):
             {NEXT_TOKEN: next_token_target(tokens, weights)},
         )
 
-    def outline(self, sample: RawSample) -> TokenizedSample:
+    def dry_run(self, sample: RawSample) -> TokenizedSample:
         return self(sample, drop_prompt=False)
 
 
@@ -222,7 +222,7 @@ def locate(folder: Path) -> list[str]:
     return lines
 
 
-def batches_of(folder: Path) -> GlobalBatches:
+def batches_of(folder: Path) -> StepLoader:
     config = Config()
     config.data = replace(
         config.data,
@@ -231,7 +231,7 @@ def batches_of(folder: Path) -> GlobalBatches:
         global_batch_size=256,
     )
     config.model.codebook_size = CODEBOOK_SIZE
-    loader = build_global_batches(config, TextAndCodes(), data_size=8)
+    loader = build_step_loader(config, TextAndCodes(), data_size=8)
     # Counting tokens is another benchmark's; here they are drawn. The real ones are shorter.
     rng = np.random.default_rng(0)
     loader.__dict__["_lengths"] = tuple(

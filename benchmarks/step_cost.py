@@ -26,7 +26,7 @@ from attention_sides.report import processor
 
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.aia.roles import Segment
-from megatron_aia.attention.core_attention import AlignedCoreAttention
+from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Method
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
@@ -138,7 +138,7 @@ class Side:
 
     def _attend_by(self, method: Method) -> None:
         for module in self.models[0].modules():
-            if isinstance(module, AlignedCoreAttention):
+            if isinstance(module, AIACoreAttention):
                 module.method, module.attend = method, method.build(module.layer, 0)
 
     @property

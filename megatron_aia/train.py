@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         config = ensure_demo_data(config)
         # Heavy to import, and of no use to a command line that is wrong.
         quiet_imports()
-        from megatron_aia.data.stand_ins import UnreadableStep
+        from megatron_aia.data.replacements import UnreadableStep
         from megatron_aia.training.trainer import Trainer
 
         trainer = Trainer(config)

@@ -7,7 +7,7 @@ import torch
 from attention_cases import Case
 from torch import Tensor
 
-from megatron_aia.attention import dense, rectangle
+from megatron_aia.attention import eager, rectangle
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
 
@@ -17,7 +17,7 @@ ALL_ROWS = 1000
 """More than any sample of the tests has, so that the probe is exact."""
 
 METHODS: dict[str, Attend] = {
-    "eager": dense.attend,
+    "eager": eager.attend,
     "flash": rectangle.attend,
     "sampled": Probe(ALL_ROWS, seed=0, layer=0).attend,
 }

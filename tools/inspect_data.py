@@ -25,7 +25,7 @@ from megatron_aia.runtime.log import quiet_imports
 
 if TYPE_CHECKING:
     from megatron_aia.config import Config
-    from megatron_aia.data.loader import GlobalBatches
+    from megatron_aia.data.loader import StepLoader
     from megatron_aia.models.spec import SampleEncoder
     from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
@@ -86,7 +86,7 @@ def _inspect(options: argparse.Namespace, config: "Config") -> None:
         _plot(data, options.position, options.plot_steps, options.plot)
 
 
-def _check_end(data: "GlobalBatches", position: int, count: int) -> None:
+def _check_end(data: "StepLoader", position: int, count: int) -> None:
     """Check that the phases of the mixture are long enough."""
     end = data.mixture.num_samples
     if end is not None and position + count > end:
@@ -97,7 +97,7 @@ def _check_end(data: "GlobalBatches", position: int, count: int) -> None:
 
 
 def _show(
-    config: "Config", data: "GlobalBatches", position: int, image_folder: Optional[Path]
+    config: "Config", data: "StepLoader", position: int, image_folder: Optional[Path]
 ) -> None:
     from megatron_aia.analysis.sample_images import save_images
     from megatron_aia.analysis.sample_text import format_sample
@@ -114,17 +114,17 @@ def _show(
             print(f"  {file}")
 
 
-def _read(data: "GlobalBatches", read: Callable[[], _T]) -> _T:
-    """Read as a run does, with stand-ins for damaged samples, and name these."""
-    from megatron_aia.data.stand_ins import DamageFound
+def _read(data: "StepLoader", read: Callable[[], _T]) -> _T:
+    """Read as a run does, with replacements for corrupt samples, and name these."""
+    from megatron_aia.data.replacements import CorruptSamplesFound
 
     while True:
         try:
             return read()
-        except DamageFound as found:
-            for damage in found.damages:
-                print("damaged:", damage.reason, file=sys.stderr)
-            data.mark_damaged(found.damages)
+        except CorruptSamplesFound as found:
+            for sample in found.samples:
+                print("corrupt:", sample.reason, file=sys.stderr)
+            data.mark_corrupt(found.samples)
 
 
 def _decoder(config: "Config", data_folder: Path) -> "ImageTokenizer | None":
@@ -136,7 +136,7 @@ def _decoder(config: "Config", data_folder: Path) -> "ImageTokenizer | None":
     return load_image_tokenizer(path) if path else None
 
 
-def _plot(data: "GlobalBatches", position: int, num_steps: int, file: Path) -> None:
+def _plot(data: "StepLoader", position: int, num_steps: int, file: Path) -> None:
     from megatron_aia.analysis.data_plots import measure_step, plot_data
 
     size = data.global_batch_size

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from megatron_aia.config.flags import parse_options
-from megatron_aia.shards.damage import Problem, remedy
+from megatron_aia.shards.problems import Problem, remedy
 from megatron_aia.shards.verify import FolderReport, VerifyOptions, verify_folder
 
 EXIT_DAMAGE = 1

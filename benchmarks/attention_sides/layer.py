@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Segment, Task, Term
 from megatron_aia.attention import fused, rectangle
@@ -25,7 +25,7 @@ PROMPT, ANSWER, JANUS_IMAGE = 100, 150, 576
 SHORTEST = {"generation": 512, "understanding": 512, "packed": 2048}
 LONGEST_EAGER = 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OBJECTIVE = AlignObjective(
+OBJECTIVE = AIALoss(
     LayerTargets(*({task: np.full(1, 0.1) for task in AIA_TASKS} for _ in range(2))),
     dict.fromkeys(AIA_TASKS, 40.0),
     num_layers=32,
@@ -118,10 +118,10 @@ class Layer:
     def step(self, run: Run) -> None:
         """Run forward and backward, the reduction and gradient of the intensities included."""
         query, key, value = self.inputs
-        align = AlignInput(self.segments, OBJECTIVE, num_heads=query.shape[1])
+        aia = AIAContext(self.segments, OBJECTIVE, num_heads=query.shape[1])
         output, sums = run(query, key, value, self.layout, query.shape[-1] ** -0.5)
         if sums is not None:
-            output = align.attach(output, sums, 0)
+            output = aia.attach(output, sums, 0)
         output.backward(self.grad_output)
         for x in self.inputs:
             x.grad = None

@@ -59,9 +59,9 @@ class Ours:
 
 def _weighted_term(output: StepOutput) -> float:
     total = 0.0
-    for align in output.aligns:
-        assert align.objective is not None
-        for _, layer in align.measured:
-            loss = align.objective.loss(align.intensity(layer), align.term_tasks, layer)
+    for aia in output.aia_contexts:
+        assert aia.objective is not None
+        for _, layer in aia.measured:
+            loss = aia.objective.loss(aia.intensity(layer), aia.term_tasks, layer)
             total += float(loss.sum())
     return total

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.roles import Segment, Task, Term
 
 BranchLayer = tuple[int, int]
@@ -39,7 +39,7 @@ class PendingSum:
 
 
 @dataclass(eq=False)
-class AlignInput:
+class AIAContext:
     """What every layer needs to measure and align the intensities of one micro-batch.
 
     megatron-core hands it to each core attention as ``attention_bias``. Terms are numbered 0 to
@@ -48,7 +48,7 @@ class AlignInput:
 
     segments: tuple[Segment, ...]
     """Samples of the micro-batch, on all ranks that share it."""
-    objective: Optional[AlignObjective]
+    objective: Optional[AIALoss]
     """The step's loss; None measures without training."""
     num_heads: int
     """Query heads of the whole model, on all tensor-parallel ranks."""

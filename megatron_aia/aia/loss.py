@@ -37,7 +37,7 @@ def mse_gradient(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class AlignObjective:
+class AIALoss:
     """What one optimizer step adds for its intensities: every normaliser of Eq. 3 is known here.
 
     One object serves all micro-batches of a step; the tracker counts steps by it.

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.roles import AIA_TASKS, Task
 
 _NUM_QUANTITIES = 3
@@ -42,29 +42,29 @@ class IntensityTracker:
         """Forget everything; also called after a step that was skipped."""
         self._sums = torch.zeros(self._shape, dtype=torch.float64)
         self._num_steps = 0
-        self._objective: Optional[AlignObjective] = None
+        self._objective: Optional[AIALoss] = None
 
-    def add(self, align: AlignInput) -> None:
+    def add(self, aia: AIAContext) -> None:
         """Add one micro-batch, after its backward: recomputed layers measure only there.
 
         Steps are told apart by their objective, of which there is one a step.
         """
-        if align.objective is not None and align.objective is not self._objective:
-            self._objective = align.objective
+        if aia.objective is not None and aia.objective is not self._objective:
+            self._objective = aia.objective
             self._num_steps += 1
-        measured = align.measured
+        measured = aia.measured
         if not measured:
             return
         layers = [layer for _, layer in measured]
-        intensity = torch.stack([align.intensity(layer, branch) for branch, layer in measured])
+        intensity = torch.stack([aia.intensity(layer, branch) for branch, layer in measured])
         values = torch.zeros((_NUM_QUANTITIES, *intensity.shape), dtype=torch.float64)
         values = values.to(intensity.device)
         values[_INTENSITY] = intensity
         values[_COUNT] = 1
-        if align.objective is not None:
+        if aia.objective is not None:
             for i, layer in enumerate(layers):
-                values[_LOSS, i] = align.objective.loss(intensity[i], align.term_tasks, layer)
-        tasks = torch.tensor([AIA_TASKS.index(task) for task in align.term_tasks])
+                values[_LOSS, i] = aia.objective.loss(intensity[i], aia.term_tasks, layer)
+        tasks = torch.tensor([AIA_TASKS.index(task) for task in aia.term_tasks])
         added = values.new_zeros((_NUM_QUANTITIES, len(layers), len(AIA_TASKS)))
         added.index_add_(2, tasks.to(values.device), values)
         self._sums = self._sums.to(values.device)

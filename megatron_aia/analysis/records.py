@@ -58,8 +58,8 @@ class LogRecord:
     """Intensity the profile asks of each decoder layer, ``[L]`` in 0..1."""
     padding_fraction: float
     """Share of the positions of the interval's rows that hold no real token, in 0..1."""
-    damaged_samples: int = 0
-    """Damaged samples known so far; stand-ins are read in their place."""
+    corrupt_samples: int = 0
+    """Corrupt samples known so far; replacements are read in their place."""
 
     def to_json(self) -> str:
         """Return the record as one line of standard JSON: NaN is ``null``, infinity a string."""
@@ -76,7 +76,7 @@ class LogRecord:
             ValueError: the line is not such a record.
         """
         try:
-            values = _with_terms(json.loads(line))
+            values = _translate(json.loads(line))
             return cls(
                 **{
                     field.name: _decode(field, values)
@@ -89,8 +89,10 @@ class LogRecord:
             raise ValueError(f"not a log record: {error!r}") from error
 
 
-def _with_terms(values: dict[str, Any]) -> dict[str, Any]:
-    """Translate a record of before there were loss terms by name."""
+def _translate(values: dict[str, Any]) -> dict[str, Any]:
+    """Translate a record of an earlier version: loss terms without names, other words."""
+    if "damaged_samples" in values:
+        values["corrupt_samples"] = values["damaged_samples"]
     if "ntp_loss" in values:
         aia = values["aia_by_task"]
         values["terms"] = {"ntp": values["ntp_loss"]}

@@ -8,7 +8,7 @@ import torch
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
-from megatron_aia.checkpoint.unsplit import UnsplitWeights
+from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec, read_run_config
 from megatron_aia.shards.index import open_index
@@ -51,6 +51,6 @@ def redraw(run: Path, data: Path) -> Redrawn:
     (codes,) = sample.codes
     prompt = spec.encoder(config, load_text_tokenizer(data))
     tokens = torch.from_numpy(prompt(sample, False).tokens[: -codes.size])
-    with UnsplitWeights(config.model) as weights:
+    with SingleProcessModel(config.model) as weights:
         drawn = spec.draw_greedily(weights.load_model(path), tokens, codes.size)
     return Redrawn(sample.turns[0].text, codes, drawn.numpy().reshape(codes.shape))

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_aia.runtime.row_chunks import join_held, take_held
+from megatron_aia.runtime.context_parallel_slices import join_slices, slice_tensor
 
 # Renamed in torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -48,14 +48,16 @@ class _GatherRow(torch.autograd.Function):
         held = torch.stack((key, value))
         gathered = held.new_empty(2 * group.size(), *key.shape)
         _all_gather(gathered, held, group=group)
-        return join_held(gathered[0::2].unbind(), dim=0), join_held(gathered[1::2].unbind(), dim=0)
+        return join_slices(gathered[0::2].unbind(), dim=0), join_slices(
+            gathered[1::2].unbind(), dim=0
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_key: Tensor, grad_value: Tensor) -> tuple[Tensor, Tensor, None]:
         size = ctx.group.size()
         parts = torch.stack(
             [
-                take_held(gradient, rank, size, dim=0)
+                slice_tensor(gradient, rank, size, dim=0)
                 for rank in range(size)
                 for gradient in (grad_key, grad_value)
             ]

@@ -9,14 +9,14 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.attention.context_parallel import gather_row
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import DEFAULT_METHOD, Method
-from megatron_aia.runtime.row_chunks import held_slices
+from megatron_aia.runtime.context_parallel_slices import slices_of_rank
 
 
-class AlignedCoreAttention(MegatronModule):
+class AIACoreAttention(MegatronModule):
     """Causal attention inside each sample of a packed row, with the intensities of its terms.
 
     Built and called by megatron-core as ``core_attention``. The micro-batch comes as
@@ -38,7 +38,7 @@ class AlignedCoreAttention(MegatronModule):
     ) -> None:
         """Arguments are megatron-core's; ``method`` says how to attend.
 
-        ``layer_number`` counts from 1 over the whole model; for ``branch`` see ``AlignInput``.
+        ``layer_number`` counts from 1 over the whole model; for ``branch`` see ``AIAContext``.
 
         Raises:
             ValueError: dropout on attention probabilities, for which Eq. 1 has no meaning.
@@ -66,7 +66,7 @@ class AlignedCoreAttention(MegatronModule):
         value: Tensor,
         attention_mask: Optional[Tensor],
         attn_mask_type: Optional[Any] = None,
-        attention_bias: Optional[AlignInput] = None,
+        attention_bias: Optional[AIAContext] = None,
         packed_seq_params: Optional[Any] = None,
     ) -> Tensor:
         """Attend, and record the intensities of this layer in ``attention_bias``.
@@ -85,11 +85,11 @@ class AlignedCoreAttention(MegatronModule):
             ``[s, b, h * d]``.
 
         Raises:
-            ValueError: ``attention_bias`` is not an AlignInput.
+            ValueError: ``attention_bias`` is not an AIAContext.
         """
-        if not isinstance(attention_bias, AlignInput):
+        if not isinstance(attention_bias, AIAContext):
             given = type(attention_bias).__name__
-            raise ValueError(f"attention_bias must be an AlignInput, not {given}; pass the batch's")
+            raise ValueError(f"attention_bias must be an AIAContext, not {given}; pass the batch's")
         assert packed_seq_params is None, "packing is described by the segments"
         s, b, h, d = query.shape
         if self.context_group is not None:
@@ -118,7 +118,7 @@ def is_first_pass_of_recompute() -> bool:
 
 
 def shared_layout(
-    align: AlignInput,
+    aia: AIAContext,
     seq_length: int,
     batch_size: int,
     measure: bool,
@@ -126,9 +126,9 @@ def shared_layout(
 ) -> AttentionLayout:
     """Layout of the micro-batch, shared by its layers; without terms if nothing is measured."""
     key = ("layout", seq_length, batch_size, measure)
-    if key not in align.cache:
-        held = None if group is None else held_slices(seq_length, group.rank(), group.size())
-        layout = AttentionLayout(align.segments, seq_length, batch_size, held)
-        align.cache[key] = layout if measure else layout.without_terms()
-    cached: AttentionLayout = align.cache[key]
+    if key not in aia.cache:
+        held = None if group is None else slices_of_rank(seq_length, group.rank(), group.size())
+        layout = AttentionLayout(aia.segments, seq_length, batch_size, held)
+        aia.cache[key] = layout if measure else layout.without_terms()
+    cached: AttentionLayout = aia.cache[key]
     return cached

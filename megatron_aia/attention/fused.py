@@ -30,7 +30,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention inside each sample, and the attention mass of each term.
 
-    Arguments and results are those of :func:`megatron_aia.attention.dense.attend`. Inputs are
+    Arguments and results are those of :func:`megatron_aia.attention.eager.attend`. Inputs are
     float32, float16 or bfloat16, with a head size of at most 128; a row belongs to one term.
     """
     output, sums = _FusedAttention.apply(query, key, value, layout, scale)

@@ -1,7 +1,7 @@
 """The attention methods of AIA: what each one needs, and which one a run takes.
 
 A method is a function ``(query, key, value, layout, scale) -> (output, sums)``, documented at
-:func:`megatron_aia.attention.dense.attend`. All of them run the same attention. Their sums are the
+:func:`megatron_aia.attention.eager.attend`. All of them run the same attention. Their sums are the
 triple sums of Eq. 1: exact for all but ``sampled``, which estimates them without bias.
 
     eager      dense.py      holds every map; the reference
@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_aia.attention import dense, fused, rectangle
+from megatron_aia.attention import eager, fused, rectangle
 from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
@@ -86,7 +86,7 @@ class Method:
             return self.build_probe(layer, first_head).attend
         if self.name == "flash":
             return partial(rectangle.attend, backend=self.backend)
-        return {"eager": dense, "fused": fused}[self.name].attend
+        return {"eager": eager, "fused": fused}[self.name].attend
 
     def build_probe(self, layer: int, first_head: int) -> Probe:
         """Return the probe of one layer, for an attention that is not this project's."""

@@ -52,7 +52,7 @@ class Probe:
     ) -> tuple[Tensor, Tensor]:
         """Attend with a flash kernel that measures nothing, and estimate the sums beside it.
 
-        Arguments and results are those of :func:`megatron_aia.attention.dense.attend`.
+        Arguments and results are those of :func:`megatron_aia.attention.eager.attend`.
         """
         unmeasured = layout.without_terms()
         output, _ = rectangle.attend(query, key, value, unmeasured, scale, self.backend)

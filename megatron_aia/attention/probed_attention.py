@@ -7,7 +7,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.attention.core_attention import (
     first_head,
     is_first_pass_of_recompute,
@@ -48,7 +48,7 @@ class ProbedCoreAttention(MegatronModule):
         Args:
             inner: class of the other core attention, with megatron-core's interface.
             method: ``sampled``, with its rows and seed.
-            branch: see ``AlignInput``.
+            branch: see ``AIAContext``.
         """
         super().__init__(config=config)
         assert config.context_parallel_size == 1, "the other attention cannot share rows"
@@ -74,7 +74,7 @@ class ProbedCoreAttention(MegatronModule):
         value: Tensor,
         attention_mask: Optional[Tensor],
         attn_mask_type: Optional[Any] = None,
-        attention_bias: Optional[AlignInput] = None,
+        attention_bias: Optional[AIAContext] = None,
         packed_seq_params: Optional[Any] = None,
     ) -> Tensor:
         """Attend, and record the estimated intensities of this layer in ``attention_bias``.
@@ -91,7 +91,7 @@ class ProbedCoreAttention(MegatronModule):
         Returns:
             ``[s, b, h * d]``.
         """
-        assert isinstance(attention_bias, AlignInput), f"no micro-batch: {type(attention_bias)}"
+        assert isinstance(attention_bias, AIAContext), f"no micro-batch: {type(attention_bias)}"
         assert packed_seq_params is None, "rows are not packed"
         _check_rows(attention_bias)
         output: Tensor = self.inner(
@@ -106,8 +106,8 @@ class ProbedCoreAttention(MegatronModule):
         return attention_bias.attach(output, sums, self.layer, self.branch)
 
 
-def _check_rows(align: AlignInput) -> None:
+def _check_rows(aia: AIAContext) -> None:
     """Check what a causal mask over whole rows takes for granted."""
-    rows = [segment.batch_index for segment in align.segments]
-    starts = {segment.start for segment in align.segments}
+    rows = [segment.batch_index for segment in aia.segments]
+    starts = {segment.start for segment in aia.segments}
     assert len(set(rows)) == len(rows) and starts <= {0}, "a row holds one sample, from its start"

@@ -37,7 +37,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention inside each sample, and the attention mass of each term.
 
-    Arguments and results are those of :func:`megatron_aia.attention.dense.attend`; ``backend``
+    Arguments and results are those of :func:`megatron_aia.attention.eager.attend`; ``backend``
     names the kernel. On CUDA the inputs must be bfloat16 with a head size that is a multiple of 8.
     """
     output, sums = _RectangleAttention.apply(query, key, value, layout, scale, backend)

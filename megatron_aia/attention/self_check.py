@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from megatron_aia.aia.roles import Segment, Task, Term
-from megatron_aia.attention import dense
+from megatron_aia.attention import eager
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Attend, Method
-from megatron_aia.runtime.row_chunks import held_slices, take_held
+from megatron_aia.runtime.context_parallel_slices import slice_tensor, slices_of_rank
 
 _TOKENS = 160
 _GRADIENT_OF_SUMS = 4.0
@@ -76,7 +76,7 @@ def largest_error(method: Method, setting: AttentionSetting) -> float:
     A probe measures all rows.
     """
     place = (0, 2 if setting.shares_rows else 1)
-    layout = AttentionLayout(_segments(), _TOKENS, 1, held_slices(_TOKENS, *place))
+    layout = AttentionLayout(_segments(), _TOKENS, 1, slices_of_rank(_TOKENS, *place))
     generator = torch.Generator().manual_seed(0)
     heads, groups = setting.heads, setting.groups
     query, key, value, grad_output = (
@@ -84,11 +84,11 @@ def largest_error(method: Method, setting: AttentionSetting) -> float:
         for h in (heads, groups, groups, heads)
     )
     grad_output[::7] = 0  # rows whose output nobody looks at
-    held = [take_held(x, *place, dim=0) for x in (query, grad_output)]
+    held = [slice_tensor(x, *place, dim=0) for x in (query, grad_output)]
     inputs = [x.to(setting.device, setting.dtype) for x in (held[0], key, value, held[1])]
     attend = replace(method, probe_rows=_TOKENS).build(0, 0)
     found = _run(attend, inputs, layout)
-    exact = _run(dense.attend, [x.to(_reference_dtype(setting.dtype)) for x in inputs], layout)
+    exact = _run(eager.attend, [x.to(_reference_dtype(setting.dtype)) for x in inputs], layout)
     errors = [_error(*pair) for pair in zip(found, exact, strict=True)]
     return float("inf") if any(np.isnan(errors)) else max(errors)
 

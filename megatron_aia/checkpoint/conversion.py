@@ -12,9 +12,9 @@ from tqdm import tqdm
 from megatron_aia.models.hugging_face import HFLayout
 
 HF_CONFIG = "config.json"
-ASIDE = "hugging_face"
+HF_ASSETS = "hugging_face"
 """In a converted checkpoint: config.json and tokeniser files of the source."""
-CARRIED = "carried"
+PASSTHROUGH = "carried"
 """In that folder: tensors that only travel."""
 
 

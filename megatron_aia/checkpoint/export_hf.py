@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from megatron_aia.checkpoint.conversion import (
-    ASIDE,
-    CARRIED,
+    HF_ASSETS,
     HF_CONFIG,
+    PASSTHROUGH,
     ExportOptions,
     Progress,
     copy_files,
@@ -16,6 +16,7 @@ from megatron_aia.checkpoint.conversion import (
     write_json,
 )
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
+from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.staging import check_target, staged
 from megatron_aia.checkpoint.tensor_files import (
     INDEX_FILE,
@@ -24,7 +25,6 @@ from megatron_aia.checkpoint.tensor_files import (
     TensorWriter,
     read_json,
 )
-from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.models import load_hf_format, read_run_config
 from megatron_aia.models.hugging_face import HFFormat, HFLayout, HFNames, HFTarget
 from megatron_aia.models.map_checks import check_targets
@@ -42,27 +42,27 @@ def export_checkpoint(options: ExportOptions) -> str:
     path = find_checkpoint(options.load)
     model = read_run_config(str(path / CONFIG_FILE)).model
     hf_format = load_hf_format(model.model)
-    aside = _find_aside(options, path)
-    base = _base_config(hf_format, aside, options.hf_layout)
-    kept = TensorFolder(aside / CARRIED) if (aside / CARRIED).is_dir() else None
+    hf_assets = _find_hf_assets(options, path)
+    base = _base_config(hf_format, hf_assets, options.hf_layout)
+    kept = TensorFolder(hf_assets / PASSTHROUGH) if (hf_assets / PASSTHROUGH).is_dir() else None
     names = hf_format.export_names(options.hf_layout, kept is not None)
-    carried = _written_names(names, kept)
+    passthrough = _written_names(names, kept)
     table = hf_format.weight_map(model, names)
-    with UnsplitWeights(model) as weights, staged(options.save) as folder:
+    with SingleProcessModel(model) as weights, staged(options.save) as folder:
         check_targets(table, weights.shapes)
         dtype = str(weights.stored_dtype(path)).removeprefix("torch.")
-        shapes = {name: kept.shapes[name] for name in carried} if kept else {}
-        target = HFTarget(model, options.hf_layout, dtype, base, shapes, aside)
+        shapes = {name: kept.shapes[name] for name in passthrough} if kept else {}
+        target = HFTarget(model, options.hf_layout, dtype, base, shapes, hf_assets)
         write_json(folder / HF_CONFIG, hf_format.document(target))
-        writer = _write_weights(folder, table, weights.read(path), kept, carried)
+        writer = _write_weights(folder, table, weights.read(path), kept, passthrough)
         written = _write_files(folder, hf_format, target)
     rows = [
         ("converted", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB, {dtype}"),
-        ("image tokeniser", _count(len(carried)) if carried else "not included"),
+        ("image tokeniser", _count(len(passthrough)) if passthrough else "not included"),
         ("files", ", ".join(written) or "none"),
         ("written to", str(options.save)),
     ]
-    dropped = len(kept.shapes) - len(carried) if kept else 0
+    dropped = len(kept.shapes) - len(passthrough) if kept else 0
     if dropped:
         rows.insert(2, ("left out", f"{_count(dropped)} that this layout has no place for"))
     return summary(rows)
@@ -74,7 +74,7 @@ def _count(number: int) -> str:
 
 def _written_names(names: HFNames, kept: TensorFolder | None) -> dict[str, str]:
     """Return the kept tensors that the layout has a place for: name there by name kept."""
-    found = {name: names.written_as(name) for name in kept.shapes} if kept else {}
+    found = {name: names.export_name(name) for name in kept.shapes} if kept else {}
     return {name: written for name, written in found.items() if written is not None}
 
 
@@ -83,11 +83,11 @@ def _write_weights(
     table: dict[str, ParamMap],
     parameters: dict[str, torch.Tensor],
     kept: TensorFolder | None,
-    carried: dict[str, str],
+    passthrough: dict[str, str],
 ) -> TensorWriter:
     """Write all tensors, and empty ``parameters`` on the way."""
     num_bytes = sum(parameter.nbytes for parameter in parameters.values())
-    if kept and carried:
+    if kept and passthrough:
         num_bytes += kept.num_bytes
     with TensorWriter(folder) as writer, Progress("convert", num_bytes) as progress:
 
@@ -99,7 +99,7 @@ def _write_weights(
             parts = entry.split(parameters.pop(name))
             for source, tensor in zip(entry.sources, parts, strict=True):
                 write(source, tensor)
-        for name, written in carried.items():
+        for name, written in passthrough.items():
             assert kept is not None
             write(written, kept.read(name))
     return writer
@@ -108,7 +108,7 @@ def _write_weights(
 def _write_files(folder: Path, hf_format: HFFormat, target: HFTarget) -> list[str]:
     """Copy the source's tokeniser and processor files, or what another layout shares of them."""
     patterns = hf_format.files if target.base else hf_format.shared_files
-    written = copy_files(target.aside, folder, patterns)
+    written = copy_files(target.hf_assets, folder, patterns)
     if not target.base:
         for name, content in hf_format.processor_files(target).items():
             write_json(folder / name, content)
@@ -122,22 +122,22 @@ def _is_conversion(folder: Path) -> bool:
     return index.is_file() and WRITTEN_BY.items() <= read_json(index).get("metadata", {}).items()
 
 
-def _find_aside(options: ExportOptions, path: Path) -> Path:
-    """Return where a conversion kept things aside; it need not exist unless asked for."""
+def _find_hf_assets(options: ExportOptions, path: Path) -> Path:
+    """Return where a conversion kept files aside; it need not exist unless asked for."""
     if options.assets is None:
-        return path / ASIDE
-    aside = find_checkpoint(options.assets) / ASIDE
-    if not aside.is_dir():
+        return path / HF_ASSETS
+    hf_assets = find_checkpoint(options.assets) / HF_ASSETS
+    if not hf_assets.is_dir():
         raise ValueError(f"--assets {options.assets} was not converted from Hugging Face")
-    return aside
+    return hf_assets
 
 
-def _base_config(hf_format: HFFormat, aside: Path, layout: HFLayout) -> dict[str, Any] | None:
+def _base_config(hf_format: HFFormat, hf_assets: Path, layout: HFLayout) -> dict[str, Any] | None:
     """Return the source's config.json if it is of this layout; its other files then fit, too."""
-    if not (aside / HF_CONFIG).is_file():
+    if not (hf_assets / HF_CONFIG).is_file():
         return None
-    config = read_json(aside / HF_CONFIG)
+    config = read_json(hf_assets / HF_CONFIG)
     # Imported by --model-type, it may have a type that nobody knows.
-    guess: HFLayout = "transformers" if (aside / CARRIED).is_dir() else "original"
+    guess: HFLayout = "transformers" if (hf_assets / PASSTHROUGH).is_dir() else "original"
     found = hf_format.model_types.get(config.get("model_type", ""), guess)
     return config if found == layout else None

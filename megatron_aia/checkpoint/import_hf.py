@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from megatron_aia.checkpoint.conversion import (
-    ASIDE,
-    CARRIED,
+    HF_ASSETS,
     HF_CONFIG,
+    PASSTHROUGH,
     ImportOptions,
     Progress,
     copy_files,
@@ -24,9 +24,9 @@ from megatron_aia.checkpoint.folder import (
     architecture,
     write_state,
 )
+from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.staging import check_target, staged
 from megatron_aia.checkpoint.tensor_files import TensorFolder, TensorWriter, read_json
-from megatron_aia.checkpoint.unsplit import UnsplitWeights
 from megatron_aia.checkpoint.verify import verify
 from megatron_aia.config import ModelConfig
 from megatron_aia.models import family_names, load_hf_format
@@ -49,9 +49,9 @@ def import_checkpoint(options: ImportOptions) -> str:
     names = hf_format.find_names(source.shapes.keys())
     model = hf_format.model_config(config)
     table = hf_format.weight_map(model, names)
-    check_sources(table, source.shapes, lambda name: names.kept_as(name) is not None)
+    check_sources(table, source.shapes, lambda name: names.passthrough_name(name) is not None)
     with (
-        UnsplitWeights(model) as weights,
+        SingleProcessModel(model) as weights,
         staged(options.save) as folder,
     ):
         check_targets(table, weights.shapes)
@@ -60,10 +60,10 @@ def import_checkpoint(options: ImportOptions) -> str:
         with Progress("convert", source.num_bytes) as progress:
             rows = _fill(weights, table, source, progress)
             weights.save(release)
-            (release / ASIDE).mkdir()
-            rows += _carry(source, names, release / ASIDE / CARRIED, progress)
+            (release / HF_ASSETS).mkdir()
+            rows += _copy_passthrough(source, names, release / HF_ASSETS / PASSTHROUGH, progress)
         _write_texts(folder, model)
-        copied = copy_files(options.hf_path, release / ASIDE, [HF_CONFIG, *hf_format.files])
+        copied = copy_files(options.hf_path, release / HF_ASSETS, [HF_CONFIG, *hf_format.files])
         rows.append(("files kept", ", ".join(copied)))
         if options.verify:
             origin = HFSource(options.hf_path, config, list(source.shapes), source.read)
@@ -90,7 +90,10 @@ def _is_conversion(folder: Path) -> bool:
 
 
 def _fill(
-    weights: UnsplitWeights, table: dict[str, ParamMap], source: TensorFolder, progress: Progress
+    weights: SingleProcessModel,
+    table: dict[str, ParamMap],
+    source: TensorFolder,
+    progress: Progress,
 ) -> list[tuple[str, str]]:
     dtypes = set()
     for name, entry in table.items():
@@ -110,20 +113,22 @@ def _short(dtypes: Iterable[torch.dtype]) -> list[str]:
     return sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _carry(
+def _copy_passthrough(
     source: TensorFolder, names: HFNames, folder: Path, progress: Progress
 ) -> list[tuple[str, str]]:
     """Keep the tensors that only travel."""
-    carried = {name: kept for name in source.shapes if (kept := names.kept_as(name)) is not None}
-    if not carried:
+    passthrough = {
+        name: kept for name in source.shapes if (kept := names.passthrough_name(name)) is not None
+    }
+    if not passthrough:
         return []
     folder.mkdir()
     with TensorWriter(folder) as writer:
-        for name, kept in carried.items():
+        for name, kept in passthrough.items():
             tensor = source.read(name)
             writer.add(kept, tensor)
             progress.add(tensor.nbytes)
-    return [("carried", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB")]
+    return [("passthrough", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB")]
 
 
 def _write_texts(folder: Path, model: ModelConfig) -> None:

@@ -18,7 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_aia.checkpoint.fit import check_architecture, check_freeze, check_optimizer
+from megatron_aia.checkpoint.compatibility import check_architecture, check_freeze, check_optimizer
 from megatron_aia.checkpoint.folder import (
     RunState,
     checkpoint_path,

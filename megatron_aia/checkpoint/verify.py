@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_aia.checkpoint.unsplit import UnsplitWeights
+from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.config import ModelConfig
 from megatron_aia.models.hugging_face import HFFormat, HFSource
 
@@ -12,7 +12,11 @@ TOLERANCE = 1e-4
 
 
 def verify(
-    hf_format: HFFormat, source: HFSource, model: ModelConfig, weights: UnsplitWeights, path: Path
+    hf_format: HFFormat,
+    source: HFSource,
+    model: ModelConfig,
+    weights: SingleProcessModel,
+    path: Path,
 ) -> list[tuple[str, str]]:
     """Compare the fp32 logits of the family's cases.
 

@@ -17,7 +17,7 @@ from megatron_aia.data.targets import (
     TargetCollator,
     TargetWidths,
 )
-from megatron_aia.runtime.row_chunks import take_held
+from megatron_aia.runtime.context_parallel_slices import slice_tensor
 
 PADDING_SEGMENT = -1
 
@@ -78,7 +78,7 @@ class MicroBatch:
 _BY_TOKEN = ("tokens", "position_ids", "segment_ids")
 
 
-def held_by_rank(
+def slice_for_rank(
     batch: MicroBatch, rank: int, size: int
 ) -> tuple[MicroBatch, dict[str, torch.Tensor]]:
     """Return what one of ``size`` context-parallel ranks holds of a micro-batch of whole rows.
@@ -90,12 +90,12 @@ def held_by_rank(
         The part, and by target the numbers of the entries that are in it.
     """
     length = batch.tokens.shape[1]
-    found = {name: t.held_by_rank(length, rank, size) for name, t in batch.targets.items()}
+    found = {name: t.slice_for_rank(length, rank, size) for name, t in batch.targets.items()}
     kept = {name: numbers for name, (_, numbers) in found.items()}
     if size == 1:
         return batch, kept
     held: dict[str, Any] = {
-        name: take_held(getattr(batch, name), rank, size, dim=1) for name in _BY_TOKEN
+        name: slice_tensor(getattr(batch, name), rank, size, dim=1) for name in _BY_TOKEN
     }
     targets = {name: target for name, (target, _) in found.items()}
     return replace(batch, **held, targets=targets, row_tokens=batch.tokens), kept
@@ -166,7 +166,7 @@ def with_loaded_images(sample: TokenizedSample) -> TokenizedSample:
     """Read the images of a sample now, so that damage shows while it is known whose it is.
 
     Raises:
-        DamagedSample: a picture is damaged.
+        CorruptSampleError: a picture is damaged.
     """
     pictures = [image.load() for image in sample.images]
     images = zip(sample.images, pictures, strict=True)

@@ -12,9 +12,9 @@ from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 from megatron_aia.shards.cache import replace_file
 from megatron_aia.shards.index import ShardIndex
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 
-DAMAGED = -1
+CORRUPT = -1
 """In the place of the length of a sample that is damaged."""
 _CHUNK = 1024
 """Samples that a worker counts in one go."""
@@ -32,8 +32,8 @@ def token_lengths(
     """Return the tokens of every sample, its prompt not dropped: int32 ``[len(index)]``.
 
     The first call reads and tokenises the whole folder, but decodes no picture, so it also finds
-    every sample that is damaged before its pixels; ``DAMAGED`` stands for its length. The table is
-    kept beside the index for later calls, which look at the damaged samples alone: somebody may
+    every sample that is damaged before its pixels; ``CORRUPT`` stands for its length. The table is
+    kept beside the index for later calls, which look at the corrupt samples alone: somebody may
     have repaired them.
 
     Args:
@@ -55,9 +55,9 @@ def token_lengths(
     if lengths is None:
         lengths = _count_all(index, count, num_workers)
     else:
-        damaged = np.flatnonzero(lengths == DAMAGED)
+        damaged = np.flatnonzero(lengths == CORRUPT)
         lengths[damaged] = [count(int(number)) for number in damaged]
-        if (lengths[damaged] == DAMAGED).all():
+        if (lengths[damaged] == CORRUPT).all():
             return lengths
     replace_file(path, lambda file: np.save(file, lengths))
     return lengths
@@ -73,9 +73,9 @@ def _load(path: Path, size: int) -> np.ndarray | None:
 
 def _count(index: ShardIndex, encoder: SampleEncoder, codebook_size: int, number: int) -> int:
     try:
-        return len(encoder.outline(index.read(number, codebook_size)))
-    except DamagedSample:
-        return DAMAGED
+        return len(encoder.dry_run(index.read(number, codebook_size)))
+    except CorruptSampleError:
+        return CORRUPT
 
 
 def _count_all(

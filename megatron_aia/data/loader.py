@@ -11,8 +11,8 @@ from typing import NamedTuple
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
 from megatron_aia.data.mixture_plan import RATIO_ORDER
 from megatron_aia.data.packing import Row, deal_like_rows, deal_rows, plan_rows, row_length
+from megatron_aia.data.replacements import collect
 from megatron_aia.data.sample_reader import SampleReader
-from megatron_aia.data.stand_ins import collect
 
 _DESCRIBED_STEPS = 4
 
@@ -38,7 +38,7 @@ class _StepPlan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalBatches(SampleReader):
+class StepLoader(SampleReader):
     """The samples of every step, as the micro-batches of one data-parallel rank."""
 
     global_batch_size: int
@@ -61,7 +61,7 @@ class GlobalBatches(SampleReader):
         Every rank gets equally many, ``micro_batch_size`` rows each.
 
         Raises:
-            ValueError: a sample is too long, or a damaged one finds no stand-in.
+            ValueError: a sample is too long, or a damaged one finds no replacement.
         """
         return self._deal(self._plan_step(position), self.data_parallel_rank)
 
@@ -69,7 +69,7 @@ class GlobalBatches(SampleReader):
         """Read one micro-batch of ``plan``.
 
         Raises:
-            DamageFound: samples of it are damaged.
+            CorruptSamplesFound: samples of it are damaged.
             ValueError: a sample cannot be written as tokens, or a shard has changed.
             OSError: a shard cannot be read.
         """
@@ -89,8 +89,8 @@ class GlobalBatches(SampleReader):
         """Read this rank's micro-batches of the step whose first sample is at ``position``.
 
         Raises:
-            DamageFound: samples of it are damaged; known to all ranks by ``mark_damaged``, they
-                get stand-ins, with which the step has other rows.
+            CorruptSamplesFound: it holds corrupt samples; known to all ranks by ``mark_corrupt``,
+                they get replacements, with which the step has other rows.
             ValueError: as ``plan`` and ``build``.
             OSError: a shard cannot be read.
         """

@@ -7,7 +7,7 @@ from megatron_aia.config import Config, DataConfig
 from megatron_aia.config.data_sources import blend_pairs, mixture_file
 from megatron_aia.config.layout import row_multiple
 from megatron_aia.config.locations import is_url
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.mix_sources import mix_sources
 from megatron_aia.data.mixture import Mixture
 from megatron_aia.data.mixture_file import read_mixture_file
@@ -28,37 +28,37 @@ def open_batches(
     data_rank: int = 0,
     data_size: int = 1,
     micro_batch_multiple: int = 1,
-) -> GlobalBatches:
+) -> StepLoader:
     """Open the data of a run for one data-parallel rank, and check every sample.
 
     Args:
         config: of the run.
         make_encoder: how the model writes samples, with the tokeniser of the run.
-        loads_images: see ``build_global_batches``.
+        loads_images: see ``build_step_loader``.
         data_rank: data-parallel rank.
         data_size: data-parallel size.
-        micro_batch_multiple: see ``build_global_batches``.
+        micro_batch_multiple: see ``build_step_loader``.
 
     Raises:
         ValueError: data or tokeniser are missing, damaged, or do not fit the model, or a sample
             does not fit a row.
     """
     encoder = make_encoder(load_text_tokenizer(_tokenizer_path(config.data)))
-    batches = build_global_batches(
+    batches = build_step_loader(
         config, encoder, loads_images, data_rank, data_size, micro_batch_multiple
     )
     batches.check()
     return batches
 
 
-def build_global_batches(
+def build_step_loader(
     config: Config,
     encoder: SampleEncoder,
     loads_images: bool = True,
     data_rank: int = 0,
     data_size: int = 1,
     micro_batch_multiple: int = 1,
-) -> GlobalBatches:
+) -> StepLoader:
     """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
 
     Args:
@@ -74,7 +74,7 @@ def build_global_batches(
             mixture file is wrong, or a source has no samples.
     """
     data = config.data
-    return GlobalBatches(
+    return StepLoader(
         mixture=open_mixture(data, config.run.seed, config.model.codebook_size),
         encoder=encoder,
         seq_length=data.seq_length,

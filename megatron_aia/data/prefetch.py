@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches, MicroBatchPlan
-from megatron_aia.data.stand_ins import DamageFound, collect
+from megatron_aia.data.loader import MicroBatchPlan, StepLoader
+from megatron_aia.data.replacements import CorruptSamplesFound, collect
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.processes import follow_parent
 
@@ -29,8 +29,8 @@ class _Request:
     position: int
     """Of the first sample of its step."""
     plan: MicroBatchPlan
-    found_damaged: frozenset[tuple[int, int]]
-    """See ``GlobalBatches``; a worker was forked before the newest of them were found."""
+    found_corrupt: frozenset[tuple[int, int]]
+    """See ``StepLoader``; a worker was forked before the newest of them were found."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class _Parcel:
 class _MicroBatches(Dataset[_Parcel]):
     """What the workers run."""
 
-    def __init__(self, batches: GlobalBatches) -> None:
+    def __init__(self, batches: StepLoader) -> None:
         self._batches = batches
 
     def __getitem__(self, request: _Request) -> _Parcel:
-        self._batches.found_damaged.update(request.found_damaged)
+        self._batches.found_corrupt.update(request.found_corrupt)
         try:
             return _Parcel.wrap(self._batches.build(request.position, request.plan))
-        except DamageFound as found:
+        except CorruptSamplesFound as found:
             return _Parcel.wrap(found)
         except (ValueError, OSError) as error:
             # As text: not every kind of them survives a pickle.
@@ -80,7 +80,7 @@ class _MicroBatches(Dataset[_Parcel]):
 class _Requests:
     """All micro-batches from a position on, in order, to the end of a mixture that has one."""
 
-    def __init__(self, batches: GlobalBatches) -> None:
+    def __init__(self, batches: StepLoader) -> None:
         self._batches = batches
         self.position = 0
 
@@ -88,14 +88,14 @@ class _Requests:
         position, step = self.position, self._batches.global_batch_size
         end = self._batches.mixture.num_samples
         while end is None or position + step <= end:
-            found = frozenset(self._batches.found_damaged)
+            found = frozenset(self._batches.found_corrupt)
             for plan in self._batches.plan(position):
                 yield _Request(position, plan, found)
             position += step
 
 
 class Prefetcher:
-    """Reads steps as ``GlobalBatches.step`` does, with the same results, but ahead of time.
+    """Reads steps as ``StepLoader.step`` does, with the same results, but ahead of time.
 
     Args:
         batches: of this rank.
@@ -103,7 +103,7 @@ class Prefetcher:
             asked for.
     """
 
-    def __init__(self, batches: GlobalBatches, num_workers: int) -> None:
+    def __init__(self, batches: StepLoader, num_workers: int) -> None:
         self._batches = batches
         self._num_workers = num_workers
         self._requests = _Requests(batches)
@@ -115,10 +115,10 @@ class Prefetcher:
         """Return this rank's micro-batches of the step whose first sample is at ``position``.
 
         Steps that follow each other were read ahead. Any other position starts the reading there,
-        and so does a step after ``GlobalBatches.mark_damaged``, with ``restart``.
+        and so does a step after ``StepLoader.mark_corrupt``, with ``restart``.
 
         Raises:
-            DamageFound: as ``GlobalBatches.step``.
+            CorruptSamplesFound: as ``StepLoader.step``.
             ValueError: a sample cannot be read, or a worker was killed.
             OSError: a shard cannot be read, and there are no workers.
         """
@@ -131,7 +131,7 @@ class Prefetcher:
         return collect(self._take for _ in range(count))
 
     def restart(self) -> None:
-        """Throw away what was read ahead: it holds samples that now have stand-ins."""
+        """Throw away what was read ahead: it holds samples that now have replacements."""
         self._next_position = -1
 
     def close(self) -> None:

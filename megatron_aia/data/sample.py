@@ -20,7 +20,7 @@ class ImageSource:
     stop: int
     """Position in the sample after the last token that stands for the image."""
     load: Callable[[], np.ndarray]
-    """Read and prepare it: uint8 ``[3, size, size]``. A damaged picture raises DamagedSample."""
+    """Read and prepare it: uint8 ``[3, size, size]``. A damaged one raises CorruptSampleError."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class SampleEncoder(Protocol):
             ValueError: it cannot be written; the text names it.
         """
 
-    def outline(self, sample: RawSample) -> TokenizedSample:
+    def dry_run(self, sample: RawSample) -> TokenizedSample:
         """Write ``sample`` with its prompt, but decode no picture: rows are planned with this.
 
         Everything is as in the sample itself, but any code may stand for one that would have to be

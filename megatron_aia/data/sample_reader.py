@@ -12,9 +12,9 @@ from megatron_aia.data.batch import with_loaded_images
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.data.mixture import Mixture, SampleAddress
 from megatron_aia.data.packing import truncate
+from megatron_aia.data.replacements import CorruptSample, CorruptSamplesFound, locate_usable
 from megatron_aia.data.sample import SampleEncoder, TokenizedSample
-from megatron_aia.data.stand_ins import Damage, DamageFound, locate_usable
-from megatron_aia.shards.raw_sample import DamagedSample, RawSample
+from megatron_aia.shards.raw_sample import CorruptSampleError, RawSample
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PlacedSample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReader:
-    """Reads the samples of a run by position; stand-ins take the place of damaged ones."""
+    """Reads the samples of a run by position; replacements take the place of damaged ones."""
 
     mixture: Mixture
     """From position to sample."""
@@ -46,9 +46,9 @@ class SampleReader:
     """What to do with a sample longer than a row."""
     loads_images: bool = True
     """Read the images that the model looks at; only its first stage needs them."""
-    found_damaged: set[tuple[int, int]] = field(default_factory=set)
-    """(index number, sample number) of damage that counting tokens does not find; filled by
-    ``mark_damaged`` with the same samples on every rank."""
+    found_corrupt: set[tuple[int, int]] = field(default_factory=set)
+    """(index number, sample number) of corrupt samples that counting tokens does not find;
+    filled by ``mark_corrupt`` with the same samples on every rank."""
 
     def check(self) -> None:
         """Check that every sample of the mixture fits a row, or can be cut to.
@@ -66,7 +66,7 @@ class SampleReader:
             if self.overlong == "truncate":
                 for sample in overlong:
                     raw = self._read_raw(number, int(sample))
-                    truncate(self.encoder.outline(raw), self.seq_length)
+                    truncate(self.encoder.dry_run(raw), self.seq_length)
         if count and self.overlong == "error":
             index_number, sample_number = address
             raise ValueError(
@@ -83,7 +83,7 @@ class SampleReader:
         """Read the sample at ``position``, with its images where they are needed.
 
         Raises:
-            DamageFound: its content is damaged.
+            CorruptSamplesFound: its content is damaged.
             ValueError: it cannot be written as tokens, or its shard has changed.
             OSError: its shard cannot be read.
         """
@@ -93,8 +93,8 @@ class SampleReader:
             sample = self._read_sample(
                 *place, drop_prompt=self.mixture.drops_prompt(position, self.cfg_drop_prob)
             )
-        except DamagedSample as error:
-            raise DamageFound((Damage(*place, str(error)),)) from None
+        except CorruptSampleError as error:
+            raise CorruptSamplesFound((CorruptSample(*place, str(error)),)) from None
         if self.overlong == "truncate":
             sample = truncate(sample, self.seq_length)
         assert len(sample) <= self._planned_length(address), f"{sample.key} grew without its prompt"
@@ -107,24 +107,24 @@ class SampleReader:
         raw = self._read_raw(address.index_number, address.sample_number)
         return PlacedSample(address, raw, tokens)
 
-    def mark_damaged(self, damages: Iterable[Damage]) -> None:
-        """Let stand-ins take the place of these samples. All ranks must mark the same."""
-        self.found_damaged.update((each.index_number, each.sample_number) for each in damages)
+    def mark_corrupt(self, samples: Iterable[CorruptSample]) -> None:
+        """Let replacements take the place of these samples. All ranks must mark the same."""
+        self.found_corrupt.update((each.index_number, each.sample_number) for each in samples)
 
-    def find_damage(self, index_number: int, sample_number: int) -> Damage | None:
+    def find_corrupt(self, index_number: int, sample_number: int) -> CorruptSample | None:
         """Read a sample as ``build`` would; return what is wrong with it, None if nothing is."""
         try:
             self._read_sample(index_number, sample_number, drop_prompt=False)
-        except DamagedSample as error:
-            return Damage(index_number, sample_number, str(error))
+        except CorruptSampleError as error:
+            return CorruptSample(index_number, sample_number, str(error))
         return None
 
-    def counted_damage(self) -> Iterator[Damage]:
+    def counted_corrupt(self) -> Iterator[CorruptSample]:
         """Yield the samples in use that turned out to be damaged when their tokens were counted."""
         for number, samples in self.mixture.samples_in_use():
             for sample in samples[self._lengths[number][samples] < 0]:
-                if damage := self.find_damage(number, int(sample)):
-                    yield damage
+                if corrupt := self.find_corrupt(number, int(sample)):
+                    yield corrupt
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,19 +146,19 @@ class SampleReader:
     def _lengths(self) -> tuple[np.ndarray, ...]:
         """Tokens of every sample, int32 ``[len(index)]`` for each index of the mixture.
 
-        Negative for a damaged sample.
+        Negative for a corrupt sample.
         """
         return tuple(
             token_lengths(index, self.encoder, self.codebook_size) for index in self.mixture.indexes
         )
 
     def address(self, position: int) -> SampleAddress:
-        """Return where the sample at ``position``, or its stand-in, is stored."""
+        """Return where the sample at ``position``, or its replacement, is stored."""
         return locate_usable(self.mixture, position, self._is_damaged)
 
     def _is_damaged(self, address: SampleAddress) -> bool:
         place = (address.index_number, address.sample_number)
-        return place in self.found_damaged or bool(self._lengths[place[0]][place[1]] < 0)
+        return place in self.found_corrupt or bool(self._lengths[place[0]][place[1]] < 0)
 
     def _planned_length(self, address: SampleAddress) -> int:
         length = int(self._lengths[address.index_number][address.sample_number])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_aia.runtime.row_chunks import held_positions
+from megatron_aia.runtime.context_parallel_slices import positions_of_rank
 
 NEXT_TOKEN = "next_token"
 """The ids of labelled tokens, each predicted at the position before it."""
@@ -74,7 +74,7 @@ class BatchTarget:
         """Return a copy with ``function`` applied to every tensor."""
         return BatchTarget(*(function(tensor) for tensor in vars(self).values()))
 
-    def held_by_rank(self, length: int, rank: int, size: int) -> tuple["BatchTarget", Tensor]:
+    def slice_for_rank(self, length: int, rank: int, size: int) -> tuple["BatchTarget", Tensor]:
         """Return the entries whose outputs a context-parallel rank holds, and their numbers.
 
         Args:
@@ -82,7 +82,7 @@ class BatchTarget:
             rank: context-parallel rank.
             size: context-parallel size.
         """
-        kept, places = held_positions(self.positions, length, rank, size)
+        kept, places = positions_of_rank(self.positions, length, rank, size)
         return BatchTarget(
             places, self.values[kept], self.weights[kept], self.tasks[kept], self.samples[kept]
         ), kept

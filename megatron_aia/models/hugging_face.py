@@ -27,10 +27,10 @@ class HFNames(Protocol):
     do not depend on the layout.
     """
 
-    def kept_as(self, name: str) -> str | None:
+    def passthrough_name(self, name: str) -> str | None:
         """Return the name to keep a tensor under; None if it is one of the model's."""
 
-    def written_as(self, kept: str) -> str | None:
+    def export_name(self, kept: str) -> str | None:
         """Return the name of a kept tensor here; None if this layout has no place for it."""
 
 
@@ -58,9 +58,9 @@ class HFTarget:
     """Of its weights, as ``bfloat16``."""
     base: JSON | None
     """config.json of the source if it has this layout."""
-    carried: Mapping[str, Shape]
+    passthrough: Mapping[str, Shape]
     """Tensors that only travel and are written: name kept under to shape."""
-    aside: Path
+    hf_assets: Path
     """What was kept of the source: tokeniser and processor files; need not exist."""
 
 

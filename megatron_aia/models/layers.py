@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_aia.attention.core_attention import AlignedCoreAttention
+from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.attention.probed_attention import ProbedCoreAttention
 from megatron_aia.attention.self_check import AttentionSetting, check_method
@@ -73,7 +73,7 @@ def _choose_core_attention(
     if uses_own_attention(config):
         method = attention_method(config, core.params_dtype, core.tensor_model_parallel_size)
         params: dict[str, Any] = {"method": method, "branch": branch}
-        own = ModuleSpec(module=AlignedCoreAttention, params=params)
+        own = ModuleSpec(module=AIACoreAttention, params=params)
         if core.fp8_dot_product_attention:
             inner = attention.submodules.core_attention
             own = ModuleSpec(module=ProbedCoreAttention, params={"inner": inner, **params})

@@ -6,14 +6,14 @@ from megatron_aia.models.param_map import ParamMap, Shape
 
 
 def check_sources(
-    table: dict[str, ParamMap], found: dict[str, Shape], carried: Callable[[str], bool]
+    table: dict[str, ParamMap], found: dict[str, Shape], passthrough: Callable[[str], bool]
 ) -> None:
-    """Check that a checkpoint holds exactly what ``table`` needs and what may be carried.
+    """Check that a checkpoint holds exactly what ``table`` needs and what may pass through.
 
     Args:
         table: the model's map.
         found: names and shapes of the checkpoint's tensors.
-        carried: tells tensors that are kept aside.
+        passthrough: tells tensors that are kept aside.
 
     Raises:
         ValueError: a tensor is missing, is not known, or has another shape.
@@ -22,7 +22,7 @@ def check_sources(
     missing = sorted(needed.keys() - found.keys())
     if missing:
         raise ValueError(f"the checkpoint lacks {_some(missing)}; its configuration says it has it")
-    unknown = sorted(name for name in found.keys() - needed.keys() if not carried(name))
+    unknown = sorted(name for name in found.keys() - needed.keys() if not passthrough(name))
     if unknown:
         raise ValueError(f"the checkpoint holds {_some(unknown)}, which no part of the model takes")
     for name, shape in needed.items():

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.sample import SampleEncoder
@@ -37,7 +37,7 @@ class ModelSpec:
     name: str
     build: Callable[[Config, Parallel, int], PackedGPTModel]
     """``(config, parallel, virtual_stage)`` to one model chunk; its weights are set afterwards."""
-    forward: Callable[[torch.nn.Module, MicroBatch, AlignInput | None], torch.Tensor | Outputs]
+    forward: Callable[[torch.nn.Module, MicroBatch, AIAContext | None], torch.Tensor | Outputs]
     """Run a chunk: hidden states, or on the last one outputs by name, for the targets that are in
     the micro-batch."""
     losses: Callable[[Config], tuple[LossTerm, ...]]

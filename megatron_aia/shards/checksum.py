@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping
 
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 
 _PREFIX = b'{"crc32": "'
 _DIGITS = 8
@@ -36,10 +36,10 @@ def check_json(data: bytes) -> None:
     """Compare the JSON of a sample with its checksum, where it has one.
 
     Raises:
-        DamagedSample: they differ.
+        CorruptSampleError: they differ.
     """
     if has_checksum(data) and data[len(_PREFIX) : _BODY] != checksum(data[_BODY:]).encode():
-        raise DamagedSample("its json does not fit its checksum")
+        raise CorruptSampleError("its json does not fit its checksum")
 
 
 def fits(data: bytes, expected: str | None) -> bool:

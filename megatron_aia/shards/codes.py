@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 
 from megatron_aia.shards.checksum import fits
-from megatron_aia.shards.damage import quote
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.problems import quote
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import CodesEntry
 
 _Header = tuple[tuple[int, ...], bool, np.dtype, int]
@@ -32,24 +32,26 @@ def decode_codes(
         int64 ``[height, width]``, every value in ``[0, codebook_size)``.
 
     Raises:
-        DamagedSample: anything else; the text names neither shard nor sample, the caller does.
+        CorruptSampleError: anything else; the text names neither shard nor sample, the caller does.
     """
     if not fits(data, checksum):
-        raise DamagedSample(f"{entry.member} does not fit its checksum")
+        raise CorruptSampleError(f"{entry.member} does not fit its checksum")
     shape, is_fortran, dtype, start = _read_npy_header(data, entry.member)
     expected = (entry.height, entry.width)
     # Compared before anything is allocated: a header may announce any size.
     if dtype != np.uint16 or shape != expected:
-        raise DamagedSample(
+        raise CorruptSampleError(
             f"{entry.member} is {dtype} {quote(list(shape))}, "
             f"not uint16 [{entry.height}, {entry.width}]"
         )
     if len(data) - start != entry.height * entry.width * dtype.itemsize:
-        raise DamagedSample(f"{entry.member} is no plain npy array: {len(data)} bytes do not fit")
+        raise CorruptSampleError(
+            f"{entry.member} is no plain npy array: {len(data)} bytes do not fit"
+        )
     values = np.frombuffer(data, dtype, offset=start)
     codes = values.reshape(expected[::-1]).T if is_fortran else values.reshape(expected)
     if codes.max() >= codebook_size:
-        raise DamagedSample(
+        raise CorruptSampleError(
             f"{entry.member} holds code {codes.max()}, outside a codebook of {codebook_size}"
         )
     return codes.astype(np.int64)
@@ -59,7 +61,7 @@ def _read_npy_header(data: bytes, member: str) -> _Header:
     try:
         return _parse_usual(data[:_USUAL_SIZE]) if data.startswith(_USUAL) else _parse(data)
     except Exception:  # a damaged header makes numpy raise much else than ValueError
-        raise DamagedSample(f"{member} is no plain npy array") from None
+        raise CorruptSampleError(f"{member} is no plain npy array") from None
 
 
 def _parse(data: bytes) -> _Header:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_aia.config.locations import check_location, is_url
-from megatron_aia.shards.damage import quote
+from megatron_aia.shards.problems import quote
 from megatron_aia.shards.remote import list_remote_shards, read_remote_file
 from megatron_aia.shards.shard import LocalShard, Shard
 

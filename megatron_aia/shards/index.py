@@ -27,10 +27,10 @@ import numpy as np
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 from megatron_aia.shards.cache import cache_folder, replace_file
 from megatron_aia.shards.codes import decode_codes
-from megatron_aia.shards.damage import damaged_sample, refuse
 from megatron_aia.shards.folder import list_shards, listed_shards, read_description
 from megatron_aia.shards.pictures import ShardPicture
-from megatron_aia.shards.raw_sample import DamagedSample, Picture, RawSample
+from megatron_aia.shards.problems import corrupt_sample, refuse
+from megatron_aia.shards.raw_sample import CorruptSampleError, Picture, RawSample
 from megatron_aia.shards.reader import PictureEntry, parse_description
 from megatron_aia.shards.shard import Shard
 from megatron_aia.shards.table import SampleTable
@@ -78,7 +78,7 @@ class ShardIndex:
         """Read one sample, but no picture of it.
 
         Raises:
-            DamagedSample: its JSON or its codes do not fit their checksum, or the codes are not
+            CorruptSampleError: its JSON or its codes do not fit their checksum, or the codes are no
                 uint16 arrays of the announced size, or hold a code outside ``[0, codebook_size)``.
             ValueError: the shard has changed.
             OSError: the shard cannot be read.
@@ -91,16 +91,16 @@ class ShardIndex:
         try:
             description = parse_description(next(contents))
             if [isinstance(i, PictureEntry) for i in description.images] != is_picture[1:]:
-                raise DamagedSample("its json is not the one that was indexed")
+                raise CorruptSampleError("its json is not the one that was indexed")
             for place, entry in zip(places[1:], description.images, strict=True):
                 checksum = description.checksums.get(entry.member)
                 if isinstance(entry, PictureEntry):
                     images.append(ShardPicture(shard, *place, key, entry.member, checksum))
                 else:
                     images.append(decode_codes(next(contents), entry, codebook_size, checksum))
-        except DamagedSample as error:
+        except CorruptSampleError as error:
             shard.check_unchanged()
-            raise damaged_sample(str(shard), f"sample {key}: {error}") from None
+            raise corrupt_sample(str(shard), f"sample {key}: {error}") from None
         return RawSample(self.key(number), description.task, description.turns, tuple(images))
 
     def _key_in_shard(self, number: int) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.checksum import fits
-from megatron_aia.shards.damage import damaged_sample
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.problems import corrupt_sample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.shard import Shard
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class ShardPicture:
         data = self.shard.read(self.offset, self.size)
         try:
             if not fits(data, self.checksum):
-                raise DamagedSample("does not fit its checksum")
+                raise CorruptSampleError("does not fit its checksum")
             return look(data)
-        except DamagedSample as error:
+        except CorruptSampleError as error:
             self.shard.check_unchanged()
             text = f"sample {self.key}: {self.member} {error}"
-            raise damaged_sample(str(self.shard), text) from None
+            raise corrupt_sample(str(self.shard), text) from None
 
 
 def decode_picture(data: bytes) -> np.ndarray:
@@ -71,7 +71,7 @@ def decode_picture(data: bytes) -> np.ndarray:
         uint8 ``[height, width, 3]``, red, green, blue; transparency is left out.
 
     Raises:
-        DamagedSample: the file is damaged, of another format or too large.
+        CorruptSampleError: the file is damaged, of another format or too large.
     """
     operations = import_optional("PIL.ImageOps", "hf")
     return _open(data, lambda image: np.array(operations.exif_transpose(image).convert("RGB")))
@@ -81,7 +81,7 @@ def read_pixel_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the picture that ``decode_picture`` would decode.
 
     Raises:
-        DamagedSample: the header is damaged, of another format or announces too large a picture.
+        CorruptSampleError: the header is damaged, of another format, or of too large a picture.
     """
     return _open(data, _upright_size)
 
@@ -94,29 +94,29 @@ def _upright_size(image: "Image") -> tuple[int, int]:
 def _open(data: bytes, look: "Callable[[Image], _T]") -> _T:
     image_module = import_optional("PIL.Image", "hf")
     if data.count(_START_OF_SCAN) > _MAX_SCANS and data.startswith(_START_OF_JPEG):
-        raise DamagedSample(f"is a JPEG of more than {_MAX_SCANS} scans")
+        raise CorruptSampleError(f"is a JPEG of more than {_MAX_SCANS} scans")
     try:
         with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
             check_header(image)
             return look(image)
     except image_module.UnidentifiedImageError:
-        raise DamagedSample(f"is none of {', '.join(FORMATS)}") from None
+        raise CorruptSampleError(f"is none of {', '.join(FORMATS)}") from None
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes PIL raise much else than OSError
-        raise DamagedSample(f"is no picture that can be read ({error})") from None
+        raise CorruptSampleError(f"is no picture that can be read ({error})") from None
 
 
 def check_header(image: "Image") -> None:
     """Check an opened picture before its pixels are decoded.
 
     Raises:
-        DamagedSample: its format is not allowed, or it has too many pixels.
+        CorruptSampleError: its format is not allowed, or it has too many pixels.
     """
     if image.format not in FORMATS:
-        raise DamagedSample(f"its format {image.format} is none of {', '.join(FORMATS)}")
+        raise CorruptSampleError(f"its format {image.format} is none of {', '.join(FORMATS)}")
     if image.width * image.height > MAX_PIXELS:
-        raise DamagedSample(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
+        raise CorruptSampleError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
 
 
 def crop_to_square(image: "Image", side: int) -> "Image":

@@ -10,7 +10,7 @@ from megatron_aia.aia.roles import Task
 IMAGE_TAG = "<image>"
 
 
-class DamagedSample(ValueError):
+class CorruptSampleError(ValueError):
     """The content of one sample cannot be used: its JSON, its codes or a picture of it.
 
     Every other sample can be read all the same. A shard that cannot be read, or that changed, is
@@ -34,7 +34,7 @@ class Picture(Protocol):
         """Return its pixels, uint8 ``[height, width, 3]``, red, green, blue.
 
         Raises:
-            DamagedSample: the file is damaged or no picture that is allowed.
+            CorruptSampleError: the file is damaged or no picture that is allowed.
             ValueError: the shard changed.
         """
 
@@ -42,7 +42,7 @@ class Picture(Protocol):
         """Return (width, height) of its pixels, from its header.
 
         Raises:
-            DamagedSample: as ``decode``, but damage behind the header is not seen.
+            CorruptSampleError: as ``decode``, but damage behind the header is not seen.
             ValueError: the shard changed.
         """
 

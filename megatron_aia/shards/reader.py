@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.shards.checksum import check_json
-from megatron_aia.shards.damage import quote
-from megatron_aia.shards.raw_sample import IMAGE_TAG, DamagedSample, Turn
+from megatron_aia.shards.problems import quote
+from megatron_aia.shards.raw_sample import IMAGE_TAG, CorruptSampleError, Turn
 
 ROLES = ("human", "gpt")
 _MAX_SIDE = 1 << 16
@@ -55,16 +55,16 @@ def parse_description(data: bytes) -> Description:
     """Read the JSON member of a sample.
 
     Raises:
-        DamagedSample: it is not JSON, or not the JSON of a sample. The text names neither shard
-            nor sample; the caller does.
+        CorruptSampleError: it is not JSON, or not the JSON of a sample. The text names neither
+            shard nor sample; the caller does.
     """
     check_json(data)
     fields = _load_json(data)
     if not isinstance(fields, dict):
-        raise DamagedSample("its json is not an object")
+        raise CorruptSampleError("its json is not an object")
     turns = tuple(_parse_turn(turn) for turn in _list_of_objects(fields, "conversations"))
     if not turns:
-        raise DamagedSample("it has no conversations")
+        raise CorruptSampleError("it has no conversations")
     tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
     images = _parse_images(fields, tags)
     return Description(_parse_task(fields.get("task")), turns, images, _parse_checksums(fields))
@@ -75,7 +75,7 @@ def _load_json(data: bytes) -> object:
         # json.loads would guess the encoding of bytes, and let surrogates pass.
         return _DECODER.decode(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DamagedSample(f"its json does not parse ({error})") from None
+        raise CorruptSampleError(f"its json does not parse ({error})") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_co
 def _list_of_objects(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
     items = fields.get(name, [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise DamagedSample(f"{name!r} is not a list of objects")
+        raise CorruptSampleError(f"{name!r} is not a list of objects")
     return items
 
 
@@ -112,7 +112,7 @@ def _parse_images(fields: dict[str, Any], tags: int) -> tuple[CodesEntry | Pictu
         elif picture_entry is not None:
             images.append(_parse_picture(picture_entry))
     if len(images) < tags:
-        raise DamagedSample(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
+        raise CorruptSampleError(f"its text has {tags} {IMAGE_TAG} tags for {len(images)} images")
     return tuple(images)
 
 
@@ -122,25 +122,27 @@ def _entries_by_tag(fields: dict[str, Any], name: str, tags: int) -> list[dict[s
     if items is None or items == []:
         return [None] * tags
     if not isinstance(items, list) or not all(isinstance(item, dict | None) for item in items):
-        raise DamagedSample(f"{name!r} is not a list of objects")
+        raise CorruptSampleError(f"{name!r} is not a list of objects")
     if len(items) != tags:
-        raise DamagedSample(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
+        raise CorruptSampleError(f"its text has {tags} {IMAGE_TAG} tags for {len(items)} {name}")
     return items
 
 
 def _parse_task(name: object) -> Task:
     tasks = {task.name.lower(): task for task in Task}
     if not isinstance(name, str) or name not in tasks:
-        raise DamagedSample(f"task {quote(name)} is none of {', '.join(tasks)}")
+        raise CorruptSampleError(f"task {quote(name)} is none of {', '.join(tasks)}")
     return tasks[name]
 
 
 def _parse_turn(turn: dict[str, Any]) -> Turn:
     role, text = turn.get("from"), turn.get("value")
     if role not in ROLES:
-        raise DamagedSample(f"a turn is from {quote(role)}, which is none of {', '.join(ROLES)}")
+        raise CorruptSampleError(
+            f"a turn is from {quote(role)}, which is none of {', '.join(ROLES)}"
+        )
     if not isinstance(text, str):
-        raise DamagedSample("the value of a turn is not text")
+        raise CorruptSampleError("the value of a turn is not text")
     _check_unicode(text)
     return Turn(role, text)
 
@@ -150,13 +152,13 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DamagedSample("its text holds half a surrogate pair") from None
+        raise CorruptSampleError("its text holds half a surrogate pair") from None
 
 
 def _parse_codes(entry: dict[str, Any]) -> CodesEntry:
     height, width = entry.get("height"), entry.get("width")
     if not isinstance(entry.get("member"), str) or not _is_side(height) or not _is_side(width):
-        raise DamagedSample("an entry of 'codes' lacks member, height or width")
+        raise CorruptSampleError("an entry of 'codes' lacks member, height or width")
     return CodesEntry(entry["member"], entry["height"], entry["width"])
 
 
@@ -166,7 +168,7 @@ def _is_side(value: object) -> bool:
 
 def _parse_picture(entry: dict[str, Any]) -> PictureEntry:
     if not isinstance(entry.get("member"), str):
-        raise DamagedSample("an entry of 'images' lacks member")
+        raise CorruptSampleError("an entry of 'images' lacks member")
     return PictureEntry(entry["member"])
 
 
@@ -178,8 +180,8 @@ def _parse_checksums(fields: dict[str, Any]) -> dict[str, str]:
         if isinstance(entry, dict) and "crc32" in entry:
             member, value = entry.get("member"), entry["crc32"]
             if not isinstance(member, str):
-                raise DamagedSample("an entry with 'crc32' lacks member")
+                raise CorruptSampleError("an entry with 'crc32' lacks member")
             if not isinstance(value, str) or not _CHECKSUM.fullmatch(value):
-                raise DamagedSample(f"crc32 {quote(value)} is not eight hexadecimal digits")
+                raise CorruptSampleError(f"crc32 {quote(value)} is not eight hexadecimal digits")
             checksums[member] = value
     return checksums

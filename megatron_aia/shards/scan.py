@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from megatron_aia.shards.damage import Problem, ProblemKind, Report, printable, refuse
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.problems import Problem, ProblemKind, Report, printable, refuse
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import Description, parse_description
 from megatron_aia.shards.shard import Read, Shard
 from megatron_aia.shards.tar import list_members
@@ -95,7 +95,7 @@ class _Sample:
         data = self.read(members["json"].offset, members["json"].size)
         try:
             description = parse_description(data)
-        except DamagedSample as error:
+        except CorruptSampleError as error:
             self._report_sample("json", str(error))
             return None
         return self._find_images(data, description, members)

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_aia.shards.damage import Problem, ProblemKind, Report
+from megatron_aia.shards.problems import Problem, ProblemKind, Report
 from megatron_aia.shards.shard import Read, Shard
 
 _BLOCK = tarfile.BLOCKSIZE

@@ -10,7 +10,6 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.config.value_types import POSITIONAL
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 from megatron_aia.shards.cache import cache_folder
-from megatron_aia.shards.damage import Problem, quote
 from megatron_aia.shards.folder import (
     DESCRIPTION_FILE,
     list_shards,
@@ -18,6 +17,7 @@ from megatron_aia.shards.folder import (
     read_description,
 )
 from megatron_aia.shards.index import ShardIndex, save_index
+from megatron_aia.shards.problems import Problem, quote
 from megatron_aia.shards.shard import Shard
 from megatron_aia.shards.verify_shard import ShardJob, verify_shard
 from megatron_aia.shards.walk import combine, find_duplicates

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from megatron_aia.shards.checksum import fits, has_checksum
 from megatron_aia.shards.codes import decode_codes
-from megatron_aia.shards.damage import Problem, ProblemKind
 from megatron_aia.shards.pictures import decode_picture
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.problems import Problem, ProblemKind
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import CodesEntry, PictureEntry
 from megatron_aia.shards.scan import MAX_IMAGE_BYTES, Member, SampleEntry, scan_shard
 from megatron_aia.shards.shard import Read, Shard
@@ -96,7 +96,7 @@ def _decode(
             decode_codes(data, entry, job.codebook_size)
         elif job.decode:
             decode_picture(data)
-    except DamagedSample as error:
+    except CorruptSampleError as error:
         if isinstance(entry, CodesEntry):
             yield _problem(job, sample, "codes", str(error))
         else:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from megatron_aia.shards.damage import Problem
+from megatron_aia.shards.problems import Problem
 from megatron_aia.shards.scan import SampleEntry, scan_shard
 from megatron_aia.shards.shard import Shard
 from megatron_aia.shards.table import SampleTable

@@ -51,8 +51,8 @@ def format_record(record: LogRecord, eta_seconds: float) -> str:
     skipped = f"skipped {record.skipped_iterations}"
     if record.total_skipped:
         skipped += f" (total {record.total_skipped})"
-    if record.damaged_samples:
-        skipped += f"  damaged {record.damaged_samples}"
+    if record.corrupt_samples:
+        skipped += f"  corrupt {record.corrupt_samples}"
     groups = [
         [_format_progress(record), f"ETA {format_duration(eta_seconds):>7}"],
         [

@@ -54,8 +54,8 @@ class IntervalMetrics:
             counts = output.counts.of_term[term.name]
             self._weights[term.name] += term.weight_by_task(counts)
         self._grad_norm = grad_norm
-        for align in output.aligns:
-            self._tracker.add(align)
+        for aia in output.aia_contexts:
+            self._tracker.add(aia)
 
     def record(
         self,
@@ -64,12 +64,12 @@ class IntervalMetrics:
         consumed_samples: int,
         total_skipped: int,
         learning_rate: float,
-        damaged_samples: int = 0,
+        corrupt_samples: int = 0,
     ) -> LogRecord:
         """Reduce over data- and context-parallel ranks and pipeline stages; start a new interval.
 
         Every rank calls this; all get the same record but for the timings, which are their own,
-        and for the damaged samples, which rank 0 counts.
+        and for the corrupt samples, which rank 0 counts.
         """
         parts, losses = self._mean_losses(self._reduce())
         intensities = self._tracker.report()
@@ -93,7 +93,7 @@ class IntervalMetrics:
             intensity=intensities.intensity if self._targets is not None else {},
             target=self._target_curves(),
             padding_fraction=1 - self._tokens / self._positions,
-            damaged_samples=damaged_samples,
+            corrupt_samples=corrupt_samples,
         )
         self._clear()
         return record

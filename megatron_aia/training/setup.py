@@ -9,7 +9,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.analysis.records import AIA_TERM
 from megatron_aia.config import Config
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.open import open_batches
 from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.models.image_tokenizers import load_image_tokenizer
@@ -24,7 +24,7 @@ from megatron_aia.training.step import sum_gradients
 from megatron_aia.training.teacher import Teacher
 
 
-def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> GlobalBatches:
+def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> StepLoader:
     """Open the shards for this rank and check every sample against the row length.
 
     Raises:
@@ -48,7 +48,7 @@ def open_data(
     data_size: int = 1,
     micro_batch_multiple: int = 1,
     loads_images: bool = True,
-) -> GlobalBatches:
+) -> StepLoader:
     """As ``build_data``, for one of ``data_size`` ranks; without process groups.
 
     Raises:

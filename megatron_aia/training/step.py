@@ -10,12 +10,12 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import NUM_TASKS, Task, without_terms
 from megatron_aia.config import Config
-from megatron_aia.data.batch import MicroBatch, held_by_rank
+from megatron_aia.data.batch import MicroBatch, slice_for_rank
 from megatron_aia.models.layers import uses_own_attention
 from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.models.spec import ModelSpec
@@ -31,7 +31,7 @@ class StepInput:
 
     batch: MicroBatch
     """The tokens that this rank holds, with the segments of whole rows."""
-    align: AlignInput | None
+    aia: AIAContext | None
     """None where megatron-core's own attention runs."""
     coefficients: Mapping[str, torch.Tensor]
     """By loss term: fp32, one for each entry of its target that this rank holds."""
@@ -44,7 +44,7 @@ class StepOutput:
     """What one step leaves behind on this rank."""
 
     counts: StepCounts
-    aligns: tuple[AlignInput, ...]
+    aia_contexts: tuple[AIAContext, ...]
     """One a micro-batch, holding the intensities of this rank's layers; empty with AIA off."""
     losses: torch.Tensor
     """float64 ``[terms, 1 + NUM_TASKS]``, of the tokens that this rank holds: its part of each
@@ -73,28 +73,28 @@ def plan_step(
     objective = None if targets is None else _objective(config, counts, targets)
     inputs = []
     for batch in batches:
-        align = None
+        aia = None
         if objective is not None or uses_own_attention(config):
-            align = AlignInput(
+            aia = AIAContext(
                 segments=batch.segments if objective else without_terms(batch.segments),
                 objective=objective,
                 num_heads=config.model.num_attention_heads,
                 group=parallel.groups.tp_cp,
             )
-        held, entries = held_by_rank(batch, parallel.context_rank, parallel.context_size)
+        held, entries = slice_for_rank(batch, parallel.context_rank, parallel.context_size)
         coefficients = {
             term.name: _to_device(
                 term.coefficients(batch, counts.of_term[term.name])[entries[term.target]]
             )
             for term in terms
         }
-        inputs.append(StepInput(held.map(_to_device), align, coefficients))
+        inputs.append(StepInput(held.map(_to_device), aia, coefficients))
     return counts, inputs
 
 
-def _objective(config: Config, counts: StepCounts, targets: LayerTargets) -> AlignObjective:
+def _objective(config: Config, counts: StepCounts, targets: LayerTargets) -> AIALoss:
     inactive = counts.inactive if config.aia.aia_count_inactive else 0
-    return AlignObjective(
+    return AIALoss(
         targets=targets,
         lambdas={
             Task.GENERATION: config.aia.aia_lambda_generation,
@@ -150,8 +150,8 @@ def run_step(
     for report in reports:
         total += report
     measured = targets is not None
-    aligns = tuple(item.align for item in inputs if measured and item.align is not None)
-    return StepOutput(counts, aligns, total)
+    aia_contexts = tuple(item.aia for item in inputs if measured and item.aia is not None)
+    return StepOutput(counts, aia_contexts, total)
 
 
 def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs: Any) -> None:
@@ -169,7 +169,7 @@ def _forward_step(
     model: torch.nn.Module,
 ) -> tuple[torch.Tensor | Outputs, Any]:
     item = next(inputs)
-    output = spec.forward(model, item.batch, item.align)
+    output = spec.forward(model, item.batch, item.aia)
     return output, partial(_total_loss, terms, item)
 
 

@@ -10,7 +10,7 @@ import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.roles import without_terms
 from megatron_aia.checkpoint.folder import architecture
 from megatron_aia.checkpoint.io import load_weights
@@ -71,7 +71,7 @@ class Teacher:
         """
         asked = [self._with_asked_targets(batch) for batch in batches]
         kept = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, self._spec, self._align),
+            forward_step_func=partial(_forward_step, self._spec, self._aia),
             data_iterator=[iter(asked) for _ in self._chunks],
             model=self._chunks,
             num_microbatches=len(asked),
@@ -86,11 +86,11 @@ class Teacher:
         targets = {name: t for name, t in batch.targets.items() if name in self._targets}
         return replace(batch, targets=targets)
 
-    def _align(self, batch: MicroBatch) -> AlignInput | None:
+    def _aia(self, batch: MicroBatch) -> AIAContext | None:
         """Return what this project's attention needs to keep samples apart; nothing is measured."""
         if not uses_own_attention(self._config):
             return None
-        return AlignInput(
+        return AIAContext(
             segments=without_terms(batch.segments),
             objective=None,
             num_heads=self._config.model.num_attention_heads,
@@ -99,10 +99,10 @@ class Teacher:
 
 
 def _forward_step(
-    spec: ModelSpec, align: Any, batches: Iterator[MicroBatch], model: torch.nn.Module
+    spec: ModelSpec, aia: Any, batches: Iterator[MicroBatch], model: torch.nn.Module
 ) -> tuple[torch.Tensor | Outputs, Any]:
     batch = next(batches)
-    return spec.forward(model, batch, align(batch)), _keep
+    return spec.forward(model, batch, aia(batch)), _keep
 
 
 def _keep(outputs: Mapping[str, torch.Tensor], non_loss_data: bool) -> Outputs:

@@ -63,7 +63,7 @@ def _scalars(record: LogRecord) -> Iterator[tuple[str, float]]:
     yield "train/skipped_iterations", record.skipped_iterations
     yield "train/total_skipped", record.total_skipped
     yield "train/consumed_samples", record.consumed_samples
-    yield "train/damaged_samples", record.damaged_samples
+    yield "train/corrupt_samples", record.corrupt_samples
     yield "throughput/tokens_per_second", record.tokens_per_second
     yield "throughput/seconds_per_iteration", record.seconds_per_iteration
     yield "throughput/padding_fraction", record.padding_fraction

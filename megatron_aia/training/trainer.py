@@ -11,7 +11,7 @@ from megatron_aia.checkpoint.folder import RunState, architecture, has_checkpoin
 from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import CheckpointConfig, Config
 from megatron_aia.config.files import dump
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.log import configure_logging
 from megatron_aia.runtime.parallel import (
@@ -20,7 +20,6 @@ from megatron_aia.runtime.parallel import (
     initialize_process_group,
 )
 from megatron_aia.training.banner import describe_run
-from megatron_aia.training.feed import StepFeed
 from megatron_aia.training.metrics import IntervalMetrics
 from megatron_aia.training.optimizer import (
     apply_gradients,
@@ -32,6 +31,7 @@ from megatron_aia.training.reporter import Reporter
 from megatron_aia.training.setup import build_data, build_models, build_teacher, loss_terms
 from megatron_aia.training.step import run_step
 from megatron_aia.training.stop_signal import StopSignal
+from megatron_aia.training.synced_loader import SyncedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Trainer:
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data()
         self.terms = loss_terms(config, self.spec, self.data.encoder)
-        self.feed = StepFeed(config, self.data, self.parallel)
+        self.feed = SyncedLoader(config, self.data, self.parallel)
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
         self.teacher = build_teacher(config, self.spec, self.parallel, self.terms)
@@ -79,9 +79,9 @@ class Trainer:
         """Place of the next sample in the order of the data."""
         return self.consumed_samples - self.data_start
 
-    def _open_data(self) -> GlobalBatches:
+    def _open_data(self) -> StepLoader:
         """Open the data on rank 0 first: it fills the caches that the other ranks then read."""
-        data: GlobalBatches | None = None
+        data: StepLoader | None = None
         for opens_now in (dist.get_rank() == 0, dist.get_rank() != 0):
             error: Exception | None = None
             if opens_now:
@@ -165,7 +165,7 @@ class Trainer:
             consumed_samples=self.consumed_samples,
             total_skipped=self.total_skipped,
             learning_rate=self.step_learning_rate,
-            damaged_samples=self.feed.damaged_samples,
+            corrupt_samples=self.feed.corrupt_samples,
         )
         if self.reporter:
             self.reporter.write(record)

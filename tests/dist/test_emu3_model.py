@@ -16,7 +16,7 @@ from support.layouts import (
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.config import Config
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.models.emu3.model import vocabulary
@@ -118,8 +118,8 @@ def losses_of_both(data: Path) -> float:
     worst = 0.0
     for batch in tiny_batches(config, parallel).step(0):
         with torch.no_grad():
-            align = AlignInput(batch.segments, None, config.model.num_attention_heads)
-            nll = spec.forward(ours, predict_every_token(batch), align)["nll"]
+            aia = AIAContext(batch.segments, None, config.model.num_attention_heads)
+            nll = spec.forward(ours, predict_every_token(batch), aia)["nll"]
             for segment in batch.segments:
                 row = batch.tokens[segment.batch_index, segment.start : segment.stop]
                 logits = reference(input_ids=row[None]).logits[0, :-1]
@@ -148,10 +148,10 @@ def core_attention_classes(config: Config) -> set[str]:
 def test_without_aia_megatron_cores_own_attention_runs(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, Layout())
     off = replace(config, aia=replace(config.aia, aia=False))
-    assert spawn(core_attention_classes, 1, config) == {"AlignedCoreAttention"}
+    assert spawn(core_attention_classes, 1, config) == {"AIACoreAttention"}
     assert spawn(core_attention_classes, 1, off) == {"DotProductAttention"}
     shared_rows = replace(off, parallel=replace(off.parallel, context_parallel_size=2))
-    assert spawn(core_attention_classes, 2, shared_rows) == {"AlignedCoreAttention"}
+    assert spawn(core_attention_classes, 2, shared_rows) == {"AIACoreAttention"}
 
 
 def test_next_token_loss_is_the_same_without_aia(tmp_path: Path) -> None:

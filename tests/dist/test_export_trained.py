@@ -13,7 +13,7 @@ from support.layouts import Layout, predict_every_token
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.roles import Task
 from megatron_aia.checkpoint.folder import read_state
 from megatron_aia.config import Config
@@ -64,9 +64,9 @@ def measure(config: Config) -> list[TokenLosses]:
     assert len(unlike) == len(drawn), "the samples were trained on"
     losses = []
     for batch in trainer.data.step(first):
-        align = AlignInput(batch.segments, None, config.model.num_attention_heads)
+        aia = AIAContext(batch.segments, None, config.model.num_attention_heads)
         with torch.no_grad():
-            rows = trainer.spec.forward(trainer.models[0], predict_every_token(batch), align)["nll"]
+            rows = trainer.spec.forward(trainer.models[0], predict_every_token(batch), aia)["nll"]
         weights = torch.zeros(batch.tokens.shape)
         target = batch.targets[NEXT_TOKEN]
         weights.view(-1)[target.positions] = target.weights

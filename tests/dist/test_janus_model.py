@@ -151,12 +151,12 @@ def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, flo
     batch = build_micro_batch([written[:2], written[2:]], 64, 0, config.model.image_size)
     targets = load_profile("released_code").resolve(PUBLISHED_DEPTH, "stage")
     _, (item,) = plan_step([batch], spec.losses(config), config, parallel, targets)
-    assert item.align is not None and item.align.objective is not None
+    assert item.aia is not None and item.aia.objective is not None
     with torch.no_grad():
-        outputs = spec.forward(ours, item.batch, item.align)
+        outputs = spec.forward(ours, item.batch, item.aia)
     term = sum(
-        float(item.align.objective.loss(item.align.intensity(i), item.align.term_tasks, i).sum())
-        for _, i in item.align.measured
+        float(item.aia.objective.loss(item.aia.intensity(i), item.aia.term_tasks, i).sum())
+        for _, i in item.aia.measured
     )
     next_token = float(
         (NextToken().values(outputs, item.batch, {}) * item.coefficients["ntp"]).sum()

@@ -31,7 +31,7 @@ PP_INTERLEAVED = {
 
 def plant_differentiable_all_reduce() -> None:
     """The backward of an all-reduce sums what every rank has computed alike."""
-    original = inject.AlignInput.attach
+    original = inject.AIAContext.attach
 
     def attach(self: Any, output: Tensor, sums: Tensor, *place: int) -> Tensor:
         group, self.group = self.group, None  # it is reduced already
@@ -39,7 +39,7 @@ def plant_differentiable_all_reduce() -> None:
         self.group = group
         return output
 
-    inject.AlignInput.attach = attach  # type: ignore[method-assign]
+    inject.AIAContext.attach = attach  # type: ignore[method-assign]
 
 
 def plant_huber_before_reduction() -> None:

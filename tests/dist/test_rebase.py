@@ -19,7 +19,7 @@ from support.spawn import spawn
 from megatron_aia.analysis.records import LogRecord, read_records
 from megatron_aia.checkpoint.folder import RunState, find_checkpoint, read_state
 from megatron_aia.config import Config
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.runtime.parallel import destroy_parallel
 from megatron_aia.training.trainer import Trainer
 
@@ -47,18 +47,18 @@ def train(config: Config) -> Start:
     trainer, log = Trainer(config), io.StringIO()
     logging.getLogger("megatron_aia").addHandler(logging.StreamHandler(log))
     first, steps = trainer.iteration, []
-    original = GlobalBatches.step
+    original = StepLoader.step
 
-    def step(self: GlobalBatches, position: int) -> Any:
+    def step(self: StepLoader, position: int) -> Any:
         batches = original(self, position)
         steps.append([batch.tokens for batch in batches])
         return batches
 
-    GlobalBatches.step = step  # type: ignore[method-assign]
+    StepLoader.step = step  # type: ignore[method-assign]
     try:
         trainer.run()
     finally:
-        GlobalBatches.step = original  # type: ignore[method-assign]
+        StepLoader.step = original  # type: ignore[method-assign]
     dist.barrier()
     destroy_parallel()
     assert config.checkpoint.save

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron_aia.aia import inject
 from megatron_aia.attention import context_parallel, flash_ops
 from megatron_aia.models.janus_pro import network
-from megatron_aia.runtime.row_chunks import take_held
+from megatron_aia.runtime.context_parallel_slices import slice_tensor
 from megatron_aia.training import setup, step
 from support.layouts import Layout
 
@@ -20,13 +20,13 @@ CP = {"context_parallel_size": 2}
 
 def plant_sums_reduced_over_tensor_ranks_only() -> None:
     """A rank that judges its own rows alone sees a part of the intensity."""
-    original = step.AlignInput
+    original = step.AIAContext
 
-    def of_tensor_ranks(**kwargs: Any) -> inject.AlignInput:
+    def of_tensor_ranks(**kwargs: Any) -> inject.AIAContext:
         group = parallel_state.get_tensor_model_parallel_group()
         return original(**{**kwargs, "group": group})
 
-    step.AlignInput = of_tensor_ranks  # type: ignore[misc, assignment]
+    step.AIAContext = of_tensor_ranks  # type: ignore[misc, assignment]
 
 
 def plant_own_queries_gradient_of_keys() -> None:
@@ -34,14 +34,14 @@ def plant_own_queries_gradient_of_keys() -> None:
 
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         place = (ctx.group.rank(), ctx.group.size())
-        return (*(take_held(gradient, *place, dim=0) for gradient in gradients), None)
+        return (*(slice_tensor(gradient, *place, dim=0) for gradient in gradients), None)
 
     context_parallel._GatherRow.backward = staticmethod(backward)
 
 
 def plant_keys_in_the_order_of_ranks() -> None:
     """An all-gather returns the chunks rank by rank, which is not their order in the row."""
-    context_parallel.join_held = lambda parts, dim: torch.cat(list(parts), dim)
+    context_parallel.join_slices = lambda parts, dim: torch.cat(list(parts), dim)
 
 
 def plant_gradients_over_data_ranks_only() -> None:
@@ -65,7 +65,7 @@ def plant_labels_counted_by_every_rank_of_a_row() -> None:
 
 
 def plant_causal_mask_from_the_first_key() -> None:
-    """The CPU kernel aligns a causal mask of unequal lengths at the top left."""
+    """The CPU kernel aia_contexts a causal mask of unequal lengths at the top left."""
 
     def forward(query: Any, key: Any, value: Any, scale: float, *rest: Any) -> Any:
         output, lse, extras = flash_ops._forward(query, key, value, True, scale, rest[0])
@@ -76,14 +76,14 @@ def plant_causal_mask_from_the_first_key() -> None:
 
 def plant_positions_cut_unlike_tokens() -> None:
     """Rotary angles of the first half of a row, whichever chunks a rank holds."""
-    original = step.held_by_rank
+    original = step.slice_for_rank
 
     def first_half(batch: Any, *place: Any) -> Any:
         held, kept = original(batch, *place)
         positions = batch.position_ids[:, : held.tokens.shape[1]]
         return replace(held, position_ids=positions), kept
 
-    step.held_by_rank = first_half
+    step.slice_for_rank = first_half
 
 
 def plant_features_of_the_first_slots() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from attention_cases import Case
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS
 
@@ -21,11 +21,11 @@ def config(**changes: Any) -> Any:
     return SimpleNamespace(**{**fields, **sizes, **changes})
 
 
-def align_input(case: Case) -> AlignInput:
+def aia_context(case: Case) -> AIAContext:
     layers = {task: np.full(3, 0.1) for task in AIA_TASKS}
     lambdas = dict.fromkeys(AIA_TASKS, 40.0)
-    objective = AlignObjective(LayerTargets(layers, layers), lambdas, 3, num_active=2)
-    return AlignInput(case.segments, objective, HEADS)
+    objective = AIALoss(LayerTargets(layers, layers), lambdas, 3, num_active=2)
+    return AIAContext(case.segments, objective, HEADS)
 
 
 def sbhd(case: Case) -> list[Tensor]:

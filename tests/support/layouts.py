@@ -19,8 +19,8 @@ from megatron_aia.config import (
     TrainingConfig,
 )
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
@@ -139,10 +139,10 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
     )
 
 
-def tiny_batches(config: Config, parallel: Parallel) -> GlobalBatches:
+def tiny_batches(config: Config, parallel: Parallel) -> StepLoader:
     """Return the rows of this data-parallel rank."""
     spec = load_model_spec(config.model.model)
-    return build_global_batches(
+    return build_step_loader(
         config,
         spec.encoder(config, ByteTokenizer()),
         loads_images=parallel.has_embedding(0),
@@ -210,10 +210,10 @@ def _step_losses(
     """Return the sums of the loss terms, and by layer the sorted losses of all intensities."""
     losses = output.losses.clone()
     local: dict[int, list[float]] = {}
-    for align in output.aligns:
-        for branch, layer in align.measured:
-            assert align.objective is not None
-            loss = align.objective.loss(align.intensity(layer, branch), align.term_tasks, layer)
+    for aia in output.aia_contexts:
+        for branch, layer in aia.measured:
+            assert aia.objective is not None
+            loss = aia.objective.loss(aia.intensity(layer, branch), aia.term_tasks, layer)
             local.setdefault(layer, []).extend(loss.tolist())
     for group in (parallel.groups.dp_cp, parallel.groups.pp):
         dist.all_reduce(losses, group=group)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_aia.aia.loss import AlignObjective, huber, huber_gradient, mse, mse_gradient
+from megatron_aia.aia.loss import AIALoss, huber, huber_gradient, mse, mse_gradient
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Task
 
@@ -13,8 +13,8 @@ TARGETS = LayerTargets(
 LAMBDAS = {Task.GENERATION: 5.0, Task.UNDERSTANDING: 10.0}
 
 
-def objective(num_active: int = 3, penalty: str = "huber") -> AlignObjective:
-    return AlignObjective(TARGETS, LAMBDAS, num_layers=2, num_active=num_active, penalty=penalty)
+def objective(num_active: int = 3, penalty: str = "huber") -> AIALoss:
+    return AIALoss(TARGETS, LAMBDAS, num_layers=2, num_active=num_active, penalty=penalty)
 
 
 def test_huber_around_its_threshold() -> None:

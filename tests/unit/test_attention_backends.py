@@ -12,7 +12,7 @@ from attention_checks import check, num_terms, run
 
 from megatron_aia.attention import flash_ops, rectangle
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.runtime.row_chunks import held_slices
+from megatron_aia.runtime.context_parallel_slices import slices_of_rank
 
 FP32, BF16 = torch.float32, torch.bfloat16
 ROWS = [
@@ -80,7 +80,7 @@ def test_what_context_parallelism_cuts_is_not_joined() -> None:
     length = case.query.shape[2] // 4 * 4 + 4
     joined = 0
     for rank in range(2):
-        layout = AttentionLayout(case.segments, length, 1, held_slices(length, rank, 2))
+        layout = AttentionLayout(case.segments, length, 1, slices_of_rank(length, rank, 2))
         strips = layout.strips(joined=True)
         assert [p for strip in strips for p in strip.pieces] == list(layout.pieces)
         for strip in strips:

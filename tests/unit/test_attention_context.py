@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_aia.attention import flash_ops
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
-from megatron_aia.runtime.row_chunks import held_slices, join_held, take_held
+from megatron_aia.runtime.context_parallel_slices import join_slices, slice_tensor, slices_of_rank
 
 SIZES = [2, 3, 4]
 
@@ -41,12 +41,12 @@ def run(method: str, case: Case, size: int, grad_sums: Tensor, dtype: torch.dtyp
     b, _, s, _ = query.shape
     outputs, sums = [], []
     for rank in range(size):
-        layout = AttentionLayout(case.segments, s, b, held_slices(s, rank, size))
-        held = take_held(query, rank, size, dim=2)
+        layout = AttentionLayout(case.segments, s, b, slices_of_rank(s, rank, size))
+        held = slice_tensor(query, rank, size, dim=2)
         output, of_rank = METHODS[method](held, key, value, layout, case.scale)
         outputs.append(output)
         sums.append(of_rank)
-    output, total = join_held(outputs, dim=2), torch.stack(sums).sum(0)
+    output, total = join_slices(outputs, dim=2), torch.stack(sums).sum(0)
     ((output * case.grad_output.to(dtype)).sum() + (total * grad_sums.to(total)).sum()).backward()
     return [output.detach(), total.detach(), *(x.grad for x in inputs)]
 
@@ -111,8 +111,8 @@ def test_ranks_draw_the_rows_of_one_probe(size: int) -> None:
     whole = probe.sums(case.query, case.key, AttentionLayout(case.segments, s, b), case.scale)
     of_ranks = []
     for rank in range(size):
-        layout = AttentionLayout(case.segments, s, b, held_slices(s, rank, size))
-        held = take_held(case.query, rank, size, dim=2)
+        layout = AttentionLayout(case.segments, s, b, slices_of_rank(s, rank, size))
+        held = slice_tensor(case.query, rank, size, dim=2)
         of_ranks.append(probe.sums(held, case.key, layout, case.scale))
     torch.testing.assert_close(torch.stack(of_ranks).sum(0), whole)
 
@@ -121,7 +121,7 @@ def test_pieces_of_a_sample_and_of_a_term() -> None:
     case = make_case([[cases.TEXT, cases.GENERATION]], padding=1)
     (term,) = case.segments[1].terms
     assert case.query.shape[2] == 24 and term.rows[0] == 13 and term.keys[-1] == 11
-    layout = AttentionLayout(case.segments, 24, 1, held_slices(24, 1, 2))
+    layout = AttentionLayout(case.segments, 24, 1, slices_of_rank(24, 1, 2))
     assert [(p.rows, p.keys, p.offset) for p in layout.pieces] == [
         (slice(0, 1), slice(0, 7), 6),
         (slice(1, 6), slice(7, 12), 0),

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.attention import probe, rectangle
@@ -225,25 +225,25 @@ def test_loss_and_gradients_of_a_step(method: str) -> None:
     expected_loss = reference.aia_loss(by_layer, tasks, TARGETS.target, TARGETS.delta, LAMBDAS)
     (total + expected_loss).backward()
 
-    objective = AlignObjective(TARGETS, LAMBDAS, num_layers, num_active=len(tasks))
+    objective = AIALoss(TARGETS, LAMBDAS, num_layers, num_active=len(tasks))
     loss = 0.0
     first = 0
     for layers, inputs in zip(batches, leaves, strict=True):
-        align = AlignInput(layers[0].segments, objective, num_heads=4)
-        last = first + len(align.term_tasks)
+        aia = AIAContext(layers[0].segments, objective, num_heads=4)
+        last = first + len(aia.term_tasks)
         b, _, s, _ = layers[0].query.shape
-        layout = AttentionLayout(align.segments, s, b)
+        layout = AttentionLayout(aia.segments, s, b)
         for layer, (case, leaf) in enumerate(zip(layers, inputs, strict=True)):
             ours = case.inputs()
             output, sums = METHODS[method](*ours, layout, case.scale)
-            attached = align.attach(output, sums, layer)
+            attached = aia.attach(output, sums, layer)
             assert torch.equal(attached, output)
             (attached * case.grad_output).sum().backward()
             for a, b_ in zip(ours, leaf, strict=True):
                 torch.testing.assert_close(a.grad, b_.grad, rtol=1e-9, atol=1e-9)
-            intensity = align.intensity(layer)
+            intensity = aia.intensity(layer)
             expected = torch.stack(by_layer[layer][first:last]).detach()
             torch.testing.assert_close(intensity, expected, rtol=1e-12, atol=1e-12)
-            loss += objective.loss(intensity, align.term_tasks, layer).sum().item()
+            loss += objective.loss(intensity, aia.term_tasks, layer).sum().item()
         first = last
     assert loss == pytest.approx(expected_loss.item(), rel=1e-12)

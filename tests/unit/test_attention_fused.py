@@ -14,9 +14,9 @@ from attention_checks import check, num_terms, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_aia.attention import dense, fused
+from megatron_aia.attention import eager, fused
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.runtime.row_chunks import held_slices, join_held, take_held
+from megatron_aia.runtime.context_parallel_slices import join_slices, slice_tensor, slices_of_rank
 
 pytest.importorskip("triton", reason="comes with the extra dev, on Linux")
 pytestmark = [
@@ -71,16 +71,16 @@ def test_ranks_that_share_rows_together_are_the_whole() -> None:
     case = make_case(PACKED[:2], heads=2, groups=1, padding=5)
     s, size = case.query.shape[2], 2
     strength = torch.ones(num_terms(case))
-    whole = run(dense.attend, case, strength, torch.float64)
+    whole = run(eager.attend, case, strength, torch.float64)
     query, key, value = inputs = case.inputs(FP32)
     outputs, sums = [], torch.zeros(num_terms(case))
     for rank in range(size):
-        layout = AttentionLayout(case.segments, s, 2, held_slices(s, rank, size))
-        held = take_held(query, rank, size, dim=2)
+        layout = AttentionLayout(case.segments, s, 2, slices_of_rank(s, rank, size))
+        held = slice_tensor(query, rank, size, dim=2)
         output, of_rank = fused.attend(held, key, value, layout, case.scale)
         outputs.append(output)
         sums = sums + of_rank
-    output = join_held(outputs, dim=2)
+    output = join_slices(outputs, dim=2)
     ((output * case.grad_output.float()).sum() + sums.sum()).backward()
     got = [output, sums, *(x.grad for x in inputs)]
     for ours, expected in zip(got, whole, strict=True):
@@ -103,7 +103,7 @@ def test_only_the_sums_or_only_the_output_are_used() -> None:
     layout = AttentionLayout(case.segments, case.query.shape[2], 1)
     for use in (0, 1):
         by_method = []
-        for method, dtype in ((fused, FP32), (dense, torch.float64)):
+        for method, dtype in ((fused, FP32), (eager, torch.float64)):
             inputs = case.inputs(dtype)
             method.attend(*inputs, layout, case.scale)[use].sum().backward()
             by_method.append([x.grad for x in inputs])
@@ -117,7 +117,7 @@ def test_without_terms_and_without_samples() -> None:
         case = make_case(rows)
         output, sums, *_ = run(fused.attend, case, torch.zeros(0), FP32)
         assert sums.shape == (0,)
-        expected = run(dense.attend, case, torch.zeros(0), torch.float64)[0]
+        expected = run(eager.attend, case, torch.zeros(0), torch.float64)[0]
         torch.testing.assert_close(output, expected.float())
     inputs = [torch.ones(1, 2, 4, 16, requires_grad=True) for _ in range(3)]
     output, _ = fused.attend(*inputs, AttentionLayout((), 4, 1), 1.0)

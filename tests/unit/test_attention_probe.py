@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.attention import dense, rectangle
+from megatron_aia.attention import eager, rectangle
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
 
@@ -33,7 +33,7 @@ def layout_of(case: Case) -> AttentionLayout:
 
 def row_masses(case: Case) -> list[Tensor]:
     """Masses ``[h, rows]`` of each term, by the dense map."""
-    probability = dense._probability(case.query, case.key, layout_of(case), case.scale)
+    probability = eager._probability(case.query, case.key, layout_of(case), case.scale)
     terms = [(s.batch_index, term) for s in case.segments for term in s.terms]
     return [
         probability[b][:, torch.from_numpy(t.rows)][:, :, torch.from_numpy(t.keys)].sum(-1)

@@ -24,8 +24,8 @@ from attention_checks import ALL_ROWS, METHODS, run, run_reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_aia.attention import dense, flash_ops, rectangle
-from megatron_aia.attention.core_attention import AlignedCoreAttention
+from megatron_aia.attention import eager, flash_ops, rectangle
+from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
 
@@ -87,7 +87,7 @@ def test_the_flash_kernel_runs_and_no_map_is_made(method: str, dtype: torch.dtyp
     assert attention == {flash, f"{flash}_backward"}
     assert watch.largest < map_elements / 2
     with Watch() as watch:
-        run(dense.attend, case, torch.ones(1), dtype)
+        run(eager.attend, case, torch.ones(1), dtype)
     assert watch.largest >= map_elements, "the watch sees a map where there is one"
 
 
@@ -123,7 +123,7 @@ def test_attention_sinks_are_refused() -> None:
         softmax_type="learnable",
     )
     with pytest.raises(AssertionError, match="attention sink: learnable"):
-        AlignedCoreAttention(config, layer_number=1)  # type: ignore[arg-type]
+        AIACoreAttention(config, layer_number=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_gradient_of_a_real_run_vanishes_in_float16(dtype: torch.dtype, surv
     case = make_case([[SAMPLE]])
     case.grad_output = torch.zeros_like(case.grad_output)
     strength = torch.tensor([40 * 0.2 / (32 * 64 * 32 * 8100)])
-    _, _, grad_query, grad_key, _ = run(dense.attend, case, strength, dtype)
+    _, _, grad_query, grad_key, _ = run(eager.attend, case, strength, dtype)
     for gradient in (grad_query, grad_key):
         assert (gradient.abs().max() > 0) == survives
 

@@ -73,8 +73,8 @@ def test_broken_values_and_skipped_steps_are_seen():
     assert line.endswith("skipped 2 (total 7)")
 
 
-def test_damaged_samples_are_seen():
-    assert format_record(make_record(damaged_samples=3), 1).endswith("skipped 0  damaged 3")
+def test_corrupt_samples_are_seen():
+    assert format_record(make_record(corrupt_samples=3), 1).endswith("skipped 0  corrupt 3")
 
 
 def test_other_tasks_appear_when_they_have_a_loss():
@@ -145,9 +145,9 @@ def test_resumed_run_replaces_what_it_repeats(tmp_path):
 
 
 def test_record_of_an_older_program_is_read():
-    values = json.loads(make_record(damaged_samples=3).to_json())
-    del values["damaged_samples"]
-    assert LogRecord.from_json(json.dumps(values)).damaged_samples == 0
+    values = json.loads(make_record(corrupt_samples=3).to_json())
+    del values["corrupt_samples"]
+    assert LogRecord.from_json(json.dumps(values)).corrupt_samples == 0
 
 
 @pytest.mark.parametrize("cut", [1, 10, 300])

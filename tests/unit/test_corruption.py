@@ -11,7 +11,7 @@ from support.corruption import DAMAGES, Damage, unpack, write_sealed_shards
 from support.tiny_data import CODEBOOK_SIZE
 
 from megatron_aia.shards.index import ShardIndex, open_index
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.verify import VerifyOptions, verify_folder
 
 pytest.importorskip("PIL.Image")
@@ -40,7 +40,7 @@ def read_all(index: ShardIndex) -> dict[str, Reading]:
         try:
             sample = index.read(number, CODEBOOK_SIZE)
             images = [i if isinstance(i, np.ndarray) else i.decode() for i in sample.images]
-        except DamagedSample as error:
+        except CorruptSampleError as error:
             assert len(str(error).splitlines()) == 1 and sample_name(index, number) in str(error)
             continue
         pixels = tuple((image.shape, image.tobytes()) for image in images)

@@ -23,11 +23,11 @@ from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import build_micro_batch
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.data.packing import truncate
+from megatron_aia.data.replacements import CorruptSamplesFound
 from megatron_aia.data.sample import ImageSource, TokenizedSample
-from megatron_aia.data.stand_ins import DamageFound
 from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import Picture, RawSample
 from megatron_aia.training.setup import build_data
@@ -89,9 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data"), samples)
 
 
-def batches(
-    folder: Path, rank: int = 0, loads_images: bool = True, **changes: Any
-) -> GlobalBatches:
+def batches(folder: Path, rank: int = 0, loads_images: bool = True, **changes: Any) -> StepLoader:
     config = Config()
     config.data.data_path = (str(folder),)
     config.data.seq_length = 64
@@ -101,9 +99,7 @@ def batches(
         assert hasattr(config.data, name)
         setattr(config.data, name, value)
     config.model.codebook_size = CODEBOOK_SIZE
-    return build_global_batches(
-        config, looking_encoder, loads_images, data_rank=rank, data_size=ranks
-    )
+    return build_step_loader(config, looking_encoder, loads_images, data_rank=rank, data_size=ranks)
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -169,7 +165,7 @@ def test_a_damaged_picture_is_named_by_the_step_that_needs_it(tmp_path: Path) ->
     folder = write_folder(tmp_path, [broken, *toy_samples("generation", 1)])
     loader = batches(folder)
     loader.check()
-    with pytest.raises(DamageFound, match=r"part-00000\.tar: sample s10: 0\.png.*rebuild"):
+    with pytest.raises(CorruptSamplesFound, match=r"part-00000\.tar: sample s10: 0\.png.*rebuild"):
         loader.step(0)
 
 

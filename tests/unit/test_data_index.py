@@ -22,7 +22,7 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.data.lengths import token_lengths
 from megatron_aia.shards import index as index_module
 from megatron_aia.shards.index import open_index
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.shard import LocalShard
 
 
@@ -83,7 +83,7 @@ def test_index_is_kept_until_a_shard_changes(folder: Path, monkeypatch: pytest.M
     assert changed.fingerprint != first.fingerprint
     with pytest.raises(ValueError, match="changed since it was indexed") as caught:
         first.read(9, CODEBOOK_SIZE)
-    assert not isinstance(caught.value, DamagedSample)
+    assert not isinstance(caught.value, CorruptSampleError)
 
     for kept in (folder / ".index").glob("table-*.npz"):
         kept.write_bytes(kept.read_bytes()[:100])
@@ -256,7 +256,7 @@ def test_bad_codes_are_found_by_reading(tmp_path: Path, content: bytes, words: s
     sample = {**toy_sample("bad", "understanding", "<image>q", "a"), "emu3.npy": content}
     write_shard(tmp_path / "a.tar", [sample])
     index = open_index(tmp_path)
-    with pytest.raises(DamagedSample) as caught:
+    with pytest.raises(CorruptSampleError) as caught:
         index.read(0, CODEBOOK_SIZE)
     for word in ("a.tar: sample bad", "emu3.npy", words, "rebuild or delete the shard"):
         assert word in str(caught.value)

@@ -11,8 +11,8 @@ from toy_data import CODEBOOK_SIZE, PAD, toy_encoder, toy_sample, toy_samples, w
 
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import PADDING_SEGMENT, MicroBatch
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.data.targets import NEXT_TOKEN
 
 SEQ_LENGTH = 48
@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return str(write_folder(root / "a", first)), str(write_folder(root / "b", second))
 
 
-def batches(folders: tuple[str, ...], rank: int = 0, **changes: Any) -> GlobalBatches:
+def batches(folders: tuple[str, ...], rank: int = 0, **changes: Any) -> StepLoader:
     layout = {"data_size": 1, "micro_batch_multiple": 1}
     layout |= {name: changes.pop(name) for name in list(layout) if name in changes}
     config = Config()
@@ -51,7 +51,7 @@ def batches(folders: tuple[str, ...], rank: int = 0, **changes: Any) -> GlobalBa
         assert hasattr(config.data, name)
         setattr(config.data, name, value)
     config.model.codebook_size = CODEBOOK_SIZE
-    return build_global_batches(config, toy_encoder, data_rank=rank, **layout)
+    return build_step_loader(config, toy_encoder, data_rank=rank, **layout)
 
 
 def samples_of(micro_batches: list[MicroBatch]) -> Counter:
@@ -145,7 +145,7 @@ def test_variable_rows_hold_the_same_samples(
 
 
 def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None:
-    def padding(loader: GlobalBatches) -> float:
+    def padding(loader: StepLoader) -> float:
         return float(loader.describe()[-1].split("% of")[0].split()[-1])
 
     for layout in ({"micro_batch_size": 2}, {"data_size": 3, "packing": True}):

@@ -12,7 +12,7 @@ from toy_data import CODEBOOK_SIZE, npy, toy_encoder, toy_sample, toy_samples, w
 from megatron_aia.shards import pictures
 from megatron_aia.shards.index import open_index
 from megatron_aia.shards.pictures import crop_to_square, decode_picture, read_pixel_size
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import CodesEntry, PictureEntry, parse_description
 
 image_module = pytest.importorskip("PIL.Image")
@@ -124,7 +124,7 @@ def test_a_broken_picture_fails_when_it_is_decoded(
     tmp_path: Path, contents: bytes, words: str
 ) -> None:
     (picture,) = read_only(tmp_path, seen_sample(contents=contents)).images
-    with pytest.raises(DamagedSample) as caught:
+    with pytest.raises(CorruptSampleError) as caught:
         picture.decode()
     for word in ("a.tar: sample a: png", words, "rebuild or delete the shard"):
         assert word in str(caught.value)

@@ -225,7 +225,7 @@ def test_named_functions_exist(document: str) -> None:
 @pytest.mark.parametrize(
     ("code", "is_there"),
     [
-        *(("AlignInput.attach", True), ("AlignInput.segments", True), ("AlignInput.locate", False)),
+        *(("AIAContext.attach", True), ("AIAContext.segments", True), ("AIAContext.locate", False)),
         *(("Trainer._step", True), ("Trainer.huber_gradient", False), ("Trainee.run", False)),
         *(("counts.count_step", True), ("counts.count_stop(batches)", False)),
         *(("find_terms(sample)", True), ("run_everything(x)", False)),

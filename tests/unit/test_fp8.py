@@ -9,10 +9,10 @@ import torch
 from attention_cases import Case, make_case
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import build_module
-from support.core_attention import LAYER, align_input, config, gradients, sbhd
+from support.core_attention import LAYER, aia_context, config, gradients, sbhd
 from torch.utils.checkpoint import checkpoint
 
-from megatron_aia.attention.core_attention import AlignedCoreAttention
+from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
 from megatron_aia.attention.probed_attention import ProbedCoreAttention
 from megatron_aia.config import fit_layout, validate
@@ -161,19 +161,19 @@ def test_fp8_attention_is_wrapped_and_fp8_products_alone_are_not() -> None:
     module = build_module(spec, config=config(), layer_number=3, attn_mask_type=None)
     assert isinstance(module, ProbedCoreAttention) and isinstance(module.inner, CausalAttention)
     assert (module.probe.layer, module.probe.rows_per_head) == (2, 64)
-    assert chosen_attention(ON).module is AlignedCoreAttention
+    assert chosen_attention(ON).module is AIACoreAttention
     # AIA off is the kernel alone.
     assert chosen_attention({**ATTENTION, "aia": False}) is CausalAttention
 
 
 def test_all_rows_beside_another_attention_are_exact(unpacked: Case) -> None:
     results = []
-    exact = AlignedCoreAttention(config(), LAYER + 1, method=Method("eager", "under test"))
+    exact = AIACoreAttention(config(), LAYER + 1, method=Method("eager", "under test"))
     for module in (exact, probed(rows=1000)):
-        align, inputs = align_input(unpacked), sbhd(unpacked)
-        output = module(*inputs, attention_mask=None, attention_bias=align)
+        aia, inputs = aia_context(unpacked), sbhd(unpacked)
+        output = module(*inputs, attention_mask=None, attention_bias=aia)
         found = gradients(unpacked, inputs, output)
-        results.append([align.intensity(LAYER), *found])
+        results.append([aia.intensity(LAYER), *found])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert results[0][0].abs().min() > 0
@@ -182,18 +182,18 @@ def test_all_rows_beside_another_attention_are_exact(unpacked: Case) -> None:
 def test_recompute_measures_once_and_loses_no_gradient(unpacked: Case) -> None:
     results = []
     for again in (False, True):
-        align, inputs = align_input(unpacked), sbhd(unpacked)
+        aia, inputs = aia_context(unpacked), sbhd(unpacked)
 
-        def run(*tensors: torch.Tensor, align: Any = align) -> torch.Tensor:
-            output: torch.Tensor = probed(8)(*tensors, attention_mask=None, attention_bias=align)
+        def run(*tensors: torch.Tensor, aia: Any = aia) -> torch.Tensor:
+            output: torch.Tensor = probed(8)(*tensors, attention_mask=None, attention_bias=aia)
             return output
 
         output = checkpoint(run, *inputs, use_reentrant=True) if again else run(*inputs)
-        results.append([align.intensity(LAYER), *gradients(unpacked, inputs, output)])
+        results.append([aia.intensity(LAYER), *gradients(unpacked, inputs, output)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_packed_rows_are_a_programmers_error() -> None:
     packed = make_case([[cases.GENERATION, cases.TEXT]])
     with pytest.raises(AssertionError, match="a row holds one sample"):
-        probed(8)(*sbhd(packed), attention_mask=None, attention_bias=align_input(packed))
+        probed(8)(*sbhd(packed), attention_mask=None, attention_bias=aia_context(packed))

@@ -19,7 +19,7 @@ from megatron_aia.shards.checksum import dump_with_checksum
 from megatron_aia.shards.codes import decode_codes
 from megatron_aia.shards.index import open_index
 from megatron_aia.shards.pictures import decode_picture, read_pixel_size
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import CodesEntry, parse_description
 
 MEGABYTE = 1 << 20
@@ -205,7 +205,7 @@ def nested(depth: int) -> bytes:
     ids=lambda value: None if isinstance(value, str) else "",
 )
 def test_json_that_is_not_a_samples(tmp_path: Path, data: bytes, words: str) -> None:
-    with pytest.raises(DamagedSample) as caught:
+    with pytest.raises(CorruptSampleError) as caught:
         parse_description(data)
     assert words in str(caught.value) and len(str(caught.value)) < 300
     write_shard(tmp_path / "a.tar", [{"__key__": "bad", "json": data}])
@@ -281,7 +281,7 @@ def header_of(shape: str, descr: str = "'<u2'") -> str:
 )
 def test_arrays_that_lie(data: bytes) -> None:
     tracemalloc.start()
-    with pytest.raises(DamagedSample, match=r"emu3\.npy is"):
+    with pytest.raises(CorruptSampleError, match=r"emu3\.npy is"):
         decode_codes(data, CodesEntry("emu3.npy", 2, 3), CODEBOOK_SIZE)
     assert tracemalloc.get_traced_memory()[1] < 4 * MEGABYTE
     tracemalloc.stop()
@@ -332,7 +332,7 @@ def test_pictures_that_lie(name: str) -> None:
     make, words = HOSTILE_PICTURES[name]
     data = make()
     tracemalloc.start()
-    with pytest.raises(DamagedSample, match=words):
+    with pytest.raises(CorruptSampleError, match=words):
         decode_picture(data)
     assert tracemalloc.get_traced_memory()[1] < 16 * MEGABYTE
     tracemalloc.stop()
@@ -340,12 +340,12 @@ def test_pictures_that_lie(name: str) -> None:
 
 def test_the_size_of_a_huge_picture_is_refused_too() -> None:
     pytest.importorskip("PIL.Image")
-    with pytest.raises(DamagedSample):
+    with pytest.raises(CorruptSampleError):
         read_pixel_size(png(60_000, 60_000, b"\0" * 1000))
 
 
 def test_a_sample_that_lies_about_its_checksum(tmp_path: Path) -> None:
     whole = dump_with_checksum(text_sample())
     assert parse_description(whole).turns[1].text == "answer"
-    with pytest.raises(DamagedSample, match="does not fit its checksum"):
+    with pytest.raises(CorruptSampleError, match="does not fit its checksum"):
         parse_description(whole.replace(b"answer", b"answes"))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Segment, Task, Term
 
@@ -17,13 +17,13 @@ SUMS = [4.5, 1.2]
 INTENSITY = [4.5 / (3 * 3), 1.2 / (3 * 1)]
 
 
-def objective() -> AlignObjective:
+def objective() -> AIALoss:
     layers = {task: np.full(5, 0.3) for task in AIA_TASKS}
-    return AlignObjective(LayerTargets(layers, layers), dict.fromkeys(AIA_TASKS, 40.0), 5, 7)
+    return AIALoss(LayerTargets(layers, layers), dict.fromkeys(AIA_TASKS, 40.0), 5, 7)
 
 
-def align(with_objective: bool = True, segments: tuple[Segment, ...] = SEGMENTS) -> AlignInput:
-    return AlignInput(segments, objective() if with_objective else None, NUM_HEADS)
+def aia(with_objective: bool = True, segments: tuple[Segment, ...] = SEGMENTS) -> AIAContext:
+    return AIAContext(segments, objective() if with_objective else None, NUM_HEADS)
 
 
 def leaves() -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,13 +32,13 @@ def leaves() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_terms_are_numbered_over_the_segments() -> None:
-    assert align().term_tasks == (Task.GENERATION, Task.UNDERSTANDING)
-    assert align().row_counts == (3, 1)
+    assert aia().term_tasks == (Task.GENERATION, Task.UNDERSTANDING)
+    assert aia().row_counts == (3, 1)
 
 
 def test_attach_is_the_identity_and_adds_the_gradient_of_the_sums() -> None:
     output, sums = leaves()
-    given = align()
+    given = aia()
     attached = given.attach(output * 1, sums * 1, layer=2)
     assert attached.tolist() == output.tolist()
     (attached * torch.arange(6.0)).sum().backward()
@@ -52,7 +52,7 @@ def test_attach_is_the_identity_and_adds_the_gradient_of_the_sums() -> None:
 
 def test_the_gradient_uses_the_reduced_sums_and_not_the_local_ones() -> None:
     output, sums = leaves()
-    given = align()
+    given = aia()
     attached = given.attach(output * 1, sums * 1, layer=0)
     given.intensities[0, 0].wait().mul_(2)  # what another rank's equal share does
     attached.sum().backward()
@@ -62,10 +62,10 @@ def test_the_gradient_uses_the_reduced_sums_and_not_the_local_ones() -> None:
 
 def test_a_layer_that_runs_twice_counts_once() -> None:
     output, sums = leaves()
-    given = align()
+    given = aia()
     given.attach(output * 1, sums * 1, layer=0)
     given.attach(output * 1, sums * 1, layer=0).sum().backward()
-    once = align()
+    once = aia()
     once_output, once_sums = leaves()
     once.attach(once_output * 1, once_sums * 1, layer=0).sum().backward()
     assert sums.grad.tolist() == once_sums.grad.tolist()
@@ -74,7 +74,7 @@ def test_a_layer_that_runs_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("with_objective", [True, False])
 def test_measuring_without_gradient(with_objective: bool) -> None:
-    given = align(with_objective)
+    given = aia(with_objective)
     with torch.no_grad():
         output, sums = leaves()
         assert given.attach(output, sums, layer=0) is output
@@ -83,11 +83,11 @@ def test_measuring_without_gradient(with_objective: bool) -> None:
 
 def test_without_objective_nothing_is_injected() -> None:
     output, sums = leaves()
-    assert align(with_objective=False).attach(output, sums, layer=0) is output
+    assert aia(with_objective=False).attach(output, sums, layer=0) is output
 
 
 def test_without_terms_the_output_is_untouched() -> None:
-    given = align(segments=(Segment(0, 0, 4),))
+    given = aia(segments=(Segment(0, 0, 4),))
     output = torch.ones(3, requires_grad=True)
     assert given.attach(output, torch.zeros(0, requires_grad=True), layer=0) is output
     assert given.measured == ()
@@ -104,7 +104,7 @@ def test_without_terms_the_output_is_untouched() -> None:
 def test_sums_are_stored_apart_and_at_least_in_float32(
     dtype: torch.dtype, stored: torch.dtype
 ) -> None:
-    given = align()
+    given = aia()
     sums = torch.tensor(SUMS, dtype=dtype)
     given.attach(torch.ones(1), sums, layer=0)
     sums.zero_()
@@ -114,4 +114,4 @@ def test_sums_are_stored_apart_and_at_least_in_float32(
 
 def test_a_layer_that_did_not_run_has_no_intensity() -> None:
     with pytest.raises(KeyError):
-        align().intensity(0)
+        aia().intensity(0)

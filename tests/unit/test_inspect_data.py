@@ -211,7 +211,7 @@ def test_pictures_are_saved_as_they_are(folders, tmp_path):
     assert line == f"picture of {picture.width} x {picture.height} pixels, to look at"
 
 
-def test_stand_ins_are_shown_as_a_run_reads_them(folders, tmp_path):
+def test_replacements_are_shown_as_a_run_reads_them(folders, tmp_path):
     """Damage behind the header of a picture shows when it is decoded."""
     folder = tmp_path / "data"
     shutil.copytree(folders["janus_pro"], folder, ignore=shutil.ignore_patterns(".index"))
@@ -225,7 +225,7 @@ def test_stand_ins_are_shown_as_a_run_reads_them(folders, tmp_path):
     _, before, _ = inspect(folders, "janus_pro", "--count", NUM_POSITIONS * 2)
     changed = {"janus_pro": folder}
     code, after, error = inspect(changed, "janus_pro", "--count", NUM_POSITIONS * 2)
-    assert code == 0 and error.startswith("damaged: ") and error.count("\n") == 1
+    assert code == 0 and error.startswith("corrupt: ") and error.count("\n") == 1
     assert damaged in before.split() and damaged not in after.split()
     for old, new in zip(blocks_of(before), blocks_of(after), strict=True):
         assert (old[2:] == new[2:]) or damaged in old[1]

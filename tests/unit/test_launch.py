@@ -230,7 +230,7 @@ def test_a_mistake_the_trainer_finds_is_one_line_too(monkeypatch, tmp_path, caps
 
 @pytest.fixture
 def built(tmp_path, monkeypatch):
-    """Work in an empty folder, with a stand-in for the builder that notes its calls."""
+    """Work in an empty folder, with a replacement for the builder that notes its calls."""
     monkeypatch.chdir(tmp_path)
     calls = []
 

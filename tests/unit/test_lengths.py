@@ -7,7 +7,7 @@ import pytest
 from toy_data import CODEBOOK_SIZE, member_ends, toy_encoder, toy_samples, write_folder
 
 from megatron_aia.data import lengths as module
-from megatron_aia.data.lengths import DAMAGED, token_lengths
+from megatron_aia.data.lengths import CORRUPT, token_lengths
 from megatron_aia.shards.index import open_index
 
 
@@ -56,12 +56,12 @@ def test_lengths_are_those_of_the_prompt_and_damage_has_none(folder: Path) -> No
     for i in range(len(index)):
         if i != number:
             assert found[i] == len(toy_encoder(index.read(i, CODEBOOK_SIZE), False))
-    assert np.flatnonzero(found == DAMAGED).tolist() == [number]
+    assert np.flatnonzero(found == CORRUPT).tolist() == [number]
 
 
 def test_a_repaired_sample_is_counted_again(folder: Path) -> None:
     number, old = spoil_codes(folder)
-    assert count(folder)[number] == DAMAGED
+    assert count(folder)[number] == CORRUPT
     shard = sorted(folder.glob("*.tar"))[1]
     content = bytearray(shard.read_bytes())
     (start,) = [

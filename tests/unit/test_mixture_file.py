@@ -102,7 +102,7 @@ def test_a_source_has_only_its_samples_once_an_epoch(folder: Path) -> None:
 
 
 def test_peers_are_of_the_same_source_and_task(folder: Path) -> None:
-    """Of them stand-ins are drawn for damaged samples."""
+    """Of them replacements are drawn for corrupt samples."""
     mixture = open_file(folder)
     for position in range(60):
         address = mixture.locate(position)

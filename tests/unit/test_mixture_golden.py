@@ -9,8 +9,8 @@ from megatron_aia.data.mix_sources import mix_sources
 from megatron_aia.data.mixture import Mixture, SampleAddress
 from megatron_aia.data.mixture_plan import MixturePlan, MixtureSource, plan_blend, plan_tasks
 from megatron_aia.data.phases import Phase
+from megatron_aia.data.replacements import locate_usable
 from megatron_aia.data.sample_reader import SampleReader
-from megatron_aia.data.stand_ins import locate_usable
 
 SEED = 1234
 FIRST = fake_index("first", [Task.GENERATION, Task.UNDERSTANDING] * 9 + [Task.TEXT] * 4)
@@ -114,7 +114,7 @@ def test_order_of_a_folder_that_is_named_twice() -> None:
     )
 
 
-def test_replacements_of_damaged_samples() -> None:
+def test_replacements_of_corrupt_samples() -> None:
     """Two of three samples are damaged."""
     mixture = by_task("1:1")
     found = [locate_usable(mixture, p, lambda a: a.sample_number % 3 != 0) for p in range(30)]

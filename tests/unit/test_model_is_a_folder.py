@@ -13,7 +13,7 @@ NAMES = re.compile("emu3|janus", re.IGNORECASE)
 MAY_NAME = {
     # Commands of the examples, shown to users.
     "tools/inspect_data.py",
-    "tools/prepare_data.py",
+    "tools/index_data.py",
     # Names of earlier versions.
     "megatron_aia/config/renames.py",
     # What the paper measured, on the models it measured.

@@ -23,8 +23,8 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.config import Config, DataConfig
 from megatron_aia.config.validate import validate
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.stand_ins import DamageFound
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.replacements import CorruptSamplesFound
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.models import load_model_spec
 from megatron_aia.shards.index import ShardIndex
@@ -102,7 +102,7 @@ def with_data(config: Config, **values: Any) -> Config:
     return replace(config, data=replace(config.data, **values))
 
 
-def open_data(config: Config) -> GlobalBatches:
+def open_data(config: Config) -> StepLoader:
     return build_data(config, load_model_spec(config.model.model), PARALLEL)
 
 
@@ -169,7 +169,7 @@ def test_rows_are_planned_without_decoding_a_picture(
             data.step(0)
     for number in range(len(index)):
         raw = index.read(number, CODEBOOK_SIZE)
-        written, outline = data.encoder(raw, False), data.encoder.outline(raw)
+        written, outline = data.encoder(raw, False), data.encoder.dry_run(raw)
         assert lengths[number] == len(written) == len(outline)
         np.testing.assert_array_equal(written.roles, outline.roles)
         np.testing.assert_array_equal(written.label_weights, outline.label_weights)
@@ -264,9 +264,9 @@ def test_an_image_that_no_codes_fill(janus: Config, tmp_path: Path) -> None:
 def test_a_damaged_picture_is_named_once(janus: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_data(with_data(janus, task_ratio="1:0"))
     monkeypatch.setattr("megatron_aia.shards.pictures.MAX_PIXELS", 50)
-    with pytest.raises(DamageFound) as caught:
+    with pytest.raises(CorruptSamplesFound) as caught:
         data.step(0)
-    for damage in caught.value.damages:
+    for damage in caught.value.samples:
         assert re.search(r"shard-000000\.tar: sample 0+\d+: .*rebuild", damage.reason)
         assert damage.reason.count("sample") == 1
 

@@ -15,9 +15,9 @@ from toy_data import ToyEncoder, toy_batches, toy_encoder, toy_samples, write_fo
 
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.prefetch import Prefetcher
+from megatron_aia.data.replacements import CorruptSamplesFound
 from megatron_aia.data.sample import TokenizedSample
-from megatron_aia.data.stand_ins import DamageFound
-from megatron_aia.shards.raw_sample import DamagedSample, RawSample
+from megatron_aia.shards.raw_sample import CorruptSampleError, RawSample
 
 GBS = 12
 
@@ -97,13 +97,13 @@ def test_an_error_has_the_words_it_has_without_workers(folder: Path, error: Exce
 
 
 def test_all_damage_of_a_step_is_found_at_once(folder: Path) -> None:
-    prompt = spoiled(("1", "3", "5", "7"), DamagedSample("bad"))
+    prompt = spoiled(("1", "3", "5", "7"), CorruptSampleError("bad"))
     found = []
     for num_workers in (0, 2):
         prefetcher = Prefetcher(toy_batches(folder, prompt), num_workers)
-        with pytest.raises(DamageFound) as caught:
+        with pytest.raises(CorruptSamplesFound) as caught:
             prefetcher.step(0)
-        found.append(sorted(caught.value.damages))
+        found.append(sorted(caught.value.samples))
     assert found[0] == found[1]
     assert len(found[0]) > 1
 
@@ -115,13 +115,13 @@ def test_steps_read_ahead_are_read_anew_after_damage(folder: Path, num_workers: 
     prefetcher = Prefetcher(batches, num_workers)
     prefetcher.step(0)
     address = batches.mixture.locate(GBS)
-    damage = batches.find_damage(address.index_number, address.sample_number)
+    damage = batches.find_corrupt(address.index_number, address.sample_number)
     assert damage is None
-    batches.found_damaged.add((address.index_number, address.sample_number))
+    batches.found_corrupt.add((address.index_number, address.sample_number))
     prefetcher.restart()
     expected = toy_batches(folder)
     before = values(expected.step(GBS))
-    expected.found_damaged.update(batches.found_damaged)
+    expected.found_corrupt.update(batches.found_corrupt)
     assert values(prefetcher.step(GBS)) == values(expected.step(GBS)) != before
 
 

@@ -17,13 +17,13 @@ from toy_data import toy_encoder, toy_samples, write_folder, write_shard
 
 from megatron_aia.config import Config, validate
 from megatron_aia.config.files import with_values
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.shards import index as index_module
 from megatron_aia.shards import object_store, remote
 from megatron_aia.shards.folder import read_description
 from megatron_aia.shards.index import ShardIndex, open_index
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("PIL.Image")
@@ -201,7 +201,7 @@ def test_a_changed_object_stops_the_run(
     rewrite(shard_of(server))
     with pytest.raises(ValueError, match="changed since it was indexed") as caught:
         index.read(0, CODEBOOK_SIZE)
-    assert not isinstance(caught.value, DamagedSample)
+    assert not isinstance(caught.value, CorruptSampleError)
 
 
 def test_a_folder_that_cannot_be_listed(server: RangeServer, cache: Path) -> None:
@@ -232,7 +232,7 @@ def test_damage_behind_a_url_is_that_of_the_sample(server: RangeServer, cache: P
     contents[place + 130] ^= 1
     shard.write_bytes(contents)
     index = open_index(server.url, cache)
-    with pytest.raises(DamagedSample, match=r"http://.*: sample .*checksum"):
+    with pytest.raises(CorruptSampleError, match=r"http://.*: sample .*checksum"):
         for number in range(len(index)):
             index.read(number, CODEBOOK_SIZE)
     code, out, _ = run_tool("verify_shards", server.url, "--num-workers", 2)
@@ -254,7 +254,7 @@ def test_a_run_gets_the_batches_of_the_files(tmp_path: Path, num_workers: int) -
             config.data.data_cache_path = str(tmp_path / "cache")
             config.model.codebook_size = 100
             config.data.seq_length, config.data.global_batch_size = 64, 6
-            data = build_global_batches(config, toy_encoder)
+            data = build_step_loader(config, toy_encoder)
             prefetcher = Prefetcher(data, num_workers)
             tokens = [batch.tokens for i in range(3) for batch in prefetcher.step(6 * i)]
             prefetcher.close()
@@ -305,7 +305,7 @@ def test_a_store_is_asked_now_and_then(
     store.pipe_file(path, (shard * 99)[: index.shards[0].size])
     with pytest.raises(ValueError, match="changed since it was indexed") as caught:
         index.read(0, CODEBOOK_SIZE)
-    assert not isinstance(caught.value, DamagedSample), "before damage is told, it asks"
+    assert not isinstance(caught.value, CorruptSampleError), "before damage is told, it asks"
     index = open_index_of_whole(tmp_path, store, path, stored, cache)
     monkeypatch.setattr(remote, "_SECONDS_BETWEEN_CHECKS", 0)
     store.pipe_file(path, store.cat_file(path))

@@ -9,7 +9,7 @@ from support.tiny_data import CODEBOOK_SIZE
 
 from megatron_aia.shards import object_store
 from megatron_aia.shards.index import open_index
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -50,4 +50,4 @@ def test_a_folder_in_s3(tmp_path: Path, bucket: object) -> None:
     bucket.put_object(Bucket="bucket", Key="data/shard-000000.tar", Body=shard[::-1])
     with pytest.raises(ValueError, match="changed since it was indexed") as caught:
         index.read(0, CODEBOOK_SIZE)
-    assert not isinstance(caught.value, DamagedSample)
+    assert not isinstance(caught.value, CorruptSampleError)

@@ -57,7 +57,7 @@ def test_scalars_that_exist_are_written_and_no_others(tmp_path):
         "train/skipped_iterations": 1,
         "train/total_skipped": 1,
         "train/consumed_samples": 80,
-        "train/damaged_samples": 0,
+        "train/corrupt_samples": 0,
         "throughput/tokens_per_second": 2000.0,
         "throughput/seconds_per_iteration": 0.5,
         "throughput/padding_fraction": 0.25,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_aia.aia.inject import AlignInput
-from megatron_aia.aia.loss import AlignObjective
+from megatron_aia.aia.inject import AIAContext
+from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Segment, Task, Term
 from megatron_aia.aia.tracker import IntensityTracker
@@ -12,9 +12,9 @@ GENERATION, UNDERSTANDING = AIA_TASKS
 NUM_LAYERS = 4
 
 
-def objective() -> AlignObjective:
+def objective() -> AIALoss:
     layers = {task: np.full(NUM_LAYERS, 0.25) for task in AIA_TASKS}
-    return AlignObjective(
+    return AIALoss(
         LayerTargets(layers, layers), dict.fromkeys(AIA_TASKS, 8.0), NUM_LAYERS, num_active=2
     )
 
@@ -22,15 +22,15 @@ def objective() -> AlignObjective:
 def measured(
     intensity: dict[int, list[float]],
     tasks: tuple[Task, ...] = (GENERATION, UNDERSTANDING),
-    step: AlignObjective | None = None,
-) -> AlignInput:
+    step: AIALoss | None = None,
+) -> AIAContext:
     """A micro-batch of one-row, one-head terms, run through the layers of ``intensity``."""
     one = np.array([0])
     segments = tuple(Segment(0, i, i + 1, (Term(task, one, one),)) for i, task in enumerate(tasks))
-    align = AlignInput(segments, step, num_heads=1)
+    aia = AIAContext(segments, step, num_heads=1)
     for layer, values in intensity.items():
-        align.attach(torch.zeros(1), torch.tensor(values, dtype=torch.float64), layer)
-    return align
+        aia.attach(torch.zeros(1), torch.tensor(values, dtype=torch.float64), layer)
+    return aia
 
 
 def test_means_over_micro_batches() -> None:
@@ -95,7 +95,7 @@ def test_empty_and_cleared_trackers_report_nothing() -> None:
     tracker = IntensityTracker(NUM_LAYERS)
     tracker.add(measured({0: [0.5, 0.5]}, step=objective()))
     tracker.clear()
-    tracker.add(AlignInput((Segment(0, 0, 3),), objective(), num_heads=1))
+    tracker.add(AIAContext((Segment(0, 0, 3),), objective(), num_heads=1))
     report = tracker.report()
     assert report.count == {GENERATION: 0, UNDERSTANDING: 0}
     assert report.loss == {GENERATION: 0.0, UNDERSTANDING: 0.0}

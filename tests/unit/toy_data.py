@@ -12,8 +12,8 @@ import webdataset
 
 from megatron_aia.aia.roles import Task, key_code, row_code
 from megatron_aia.config import Config, DataConfig
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.data.open import build_global_batches
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import build_step_loader
 from megatron_aia.data.sample import SampleEncoder, TokenizedSample
 from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
@@ -104,7 +104,7 @@ class ToyEncoder(SampleEncoder):
     def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         return self._write(sample, drop_prompt)
 
-    def outline(self, sample: RawSample) -> TokenizedSample:
+    def dry_run(self, sample: RawSample) -> TokenizedSample:
         return self._write(sample, False)
 
 
@@ -135,10 +135,10 @@ def toy_encoder(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
 
 def toy_batches(
     folder: Path, encoder: Any = toy_encoder, *, size: int = 1, rank: int = 0, **data: Any
-) -> GlobalBatches:
+) -> StepLoader:
     """Return the steps of a run on one folder, of 12 samples each in rows of 48 tokens."""
     config = Config()
     config.model.codebook_size = CODEBOOK_SIZE
     defaults = {"seq_length": 48, "global_batch_size": 12, "cfg_drop_prob": 0.3, "num_workers": 0}
     config.data = DataConfig(data_path=(str(folder),), **{**defaults, **data})
-    return build_global_batches(config, encoder, data_rank=rank, data_size=size)
+    return build_step_loader(config, encoder, data_rank=rank, data_size=size)

@@ -38,12 +38,12 @@ class Emu3Names:
     tokeniser: str = ""
     """Prefix of the image tokeniser's tensors; "" if it has no place."""
 
-    def kept_as(self, name: str) -> str | None:
+    def passthrough_name(self, name: str) -> str | None:
         """Return the name to keep a tensor of the image tokeniser under."""
         is_kept = bool(self.tokeniser) and name.startswith(self.tokeniser)
         return _KEPT + name.removeprefix(self.tokeniser) if is_kept else None
 
-    def written_as(self, kept: str) -> str | None:
+    def export_name(self, kept: str) -> str | None:
         """Return the name of a kept tensor here."""
         return self.tokeniser + kept.removeprefix(_KEPT) if self.tokeniser else None
 

@@ -56,7 +56,7 @@ def document(target: HFTarget) -> JSON:
     """
     model, base = target.model, target.base
     whole = base is not None and "text_config" in base
-    if target.layout == "transformers" and target.carried and not whole:
+    if target.layout == "transformers" and target.passthrough and not whole:
         raise ValueError("the image tokeniser has no config.json beside it")
     if target.layout == "original" and model.kv_channels:
         raise ValueError("the original layout has no head size of its own (--hf-layout original)")
@@ -69,7 +69,7 @@ def document(target: HFTarget) -> JSON:
         }
         return {"auto_map": classes, **dropout, **(base or {}), **text, "model_type": "Emu3"}
     text |= {"model_type": "emu3_text_model", **newer_fields(model, target.dtype)}
-    if not target.carried:
+    if not target.passthrough:
         return {**dropout, **(base if base and not whole else {}), **text}
     assert base is not None
     inner = {**base["text_config"], **text}

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
@@ -32,21 +32,21 @@ def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTMo
 
 
 def forward(
-    model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None
+    model: torch.nn.Module, batch: MicroBatch, aia: AIAContext | None
 ) -> torch.Tensor | Outputs:
     """Run one chunk on a micro-batch that is on the model's device.
 
     Args:
         model: the chunk, wrapped for mixed precision and data parallelism or not.
         batch: every stage needs positions; the first also tokens, the last also targets.
-        align: travels to every layer's core attention; None runs megatron-core's own.
+        aia: travels to every layer's core attention; None runs megatron-core's own.
     """
     output: torch.Tensor = model(
         batch.tokens,
         batch.position_ids,
-        packed_causal_mask(batch.segment_ids) if align is None else None,
+        packed_causal_mask(batch.segment_ids) if aia is None else None,
         labels=batch.next_token_labels(fill=0),
-        extra_block_kwargs=None if align is None else {"attention_bias": align},
+        extra_block_kwargs=None if aia is None else {"attention_bias": aia},
     )
     return {"nll": output} if is_last_chunk(model) else output
 

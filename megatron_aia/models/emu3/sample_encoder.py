@@ -21,9 +21,11 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.data.sample import SampleEncoder, TokenizedSample
 from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.draft import (
-    Draft,
+from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.picture_codes import PictureCodes
+from megatron_aia.models.sample_builder import (
     Kind,
+    SampleBuilder,
     Sets,
     check_codes,
     check_turns,
@@ -32,8 +34,6 @@ from megatron_aia.models.draft import (
     join_texts,
     split_at_tags,
 )
-from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
-from megatron_aia.models.picture_codes import PictureCodes
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import RawSample
 
@@ -101,7 +101,7 @@ class Emu3SampleEncoder(SampleEncoder):
         check_turns(sample)
         return self._write(self._codes.encode(sample), drop_prompt)
 
-    def outline(self, sample: RawSample) -> TokenizedSample:
+    def dry_run(self, sample: RawSample) -> TokenizedSample:
         """See ``SampleEncoder``."""
         check_turns(sample)
         return self._write(self._codes.stand_in(sample), drop_prompt=False)
@@ -126,54 +126,58 @@ class Emu3SampleEncoder(SampleEncoder):
         for codes in sample.codes:
             check_codes(sample, codes, self.vocabulary.codebook_size)
         if sample.task == Task.GENERATION:
-            draft = self._write_generation(sample, drop_prompt)
+            builder = self._write_generation(sample, drop_prompt)
         else:
-            draft = self._write_chat(sample)
+            builder = self._write_chat(sample)
         is_dropped = drop_prompt and sample.task == Task.GENERATION
-        return draft.finish(sample, self.sets, is_active=not is_dropped)
+        return builder.finish(sample, self.sets, is_active=not is_dropped)
 
-    def _write_generation(self, sample: RawSample, drop_prompt: bool) -> Draft:
-        draft = Draft()
-        draft.add([self.vocabulary.bos], Kind.PROMPT)
+    def _write_generation(self, sample: RawSample, drop_prompt: bool) -> SampleBuilder:
+        builder = SampleBuilder()
+        builder.add([self.vocabulary.bos], Kind.PROMPT)
         if not drop_prompt:
-            draft.add(self._tokenizer.encode(sample.turns[0].text), Kind.PROMPT)
-        self._write_image(draft, sample.codes[0], Kind.DRAWN)
-        return draft
+            builder.add(self._tokenizer.encode(sample.turns[0].text), Kind.PROMPT)
+        self._write_image(builder, sample.codes[0], Kind.OUTPUT_IMAGE)
+        return builder
 
-    def _write_chat(self, sample: RawSample) -> Draft:
-        draft = Draft()
-        draft.add([self.vocabulary.bos], Kind.PROMPT)
+    def _write_chat(self, sample: RawSample) -> SampleBuilder:
+        builder = SampleBuilder()
+        builder.add([self.vocabulary.bos], Kind.PROMPT)
         codes = iter(sample.codes)
         lead = _FIRST_LEAD
         for human, gpt in zip(sample.turns[::2], sample.turns[1::2], strict=True):
             question = images_first(split_at_tags(human.text, codes))
             for piece in join_texts([lead, *question, _ANSWER_LEAD]):
-                self._write_piece(draft, piece, Kind.PROMPT, Kind.SEEN)
+                self._write_piece(builder, piece, Kind.PROMPT, Kind.INPUT_IMAGE)
             answer = split_at_tags(gpt.text, codes)
             for piece in answer:
-                self._write_piece(draft, piece, Kind.ANSWER, Kind.DRAWN)
+                self._write_piece(builder, piece, Kind.ANSWER, Kind.OUTPUT_IMAGE)
             ends_in_image = bool(answer) and not isinstance(answer[-1], str)
-            draft.add([self.vocabulary.eos], Kind.FRAME if ends_in_image else Kind.ANSWER)
+            builder.add(
+                [self.vocabulary.eos], Kind.IMAGE_DELIMITER if ends_in_image else Kind.ANSWER
+            )
             lead = _LATER_LEAD
-        return draft
+        return builder
 
     def _write_piece(
-        self, draft: Draft, piece: str | np.ndarray, text_kind: Kind, image_kind: Kind
+        self, builder: SampleBuilder, piece: str | np.ndarray, text_kind: Kind, image_kind: Kind
     ) -> None:
         if isinstance(piece, str):
-            draft.add(self._tokenizer.encode(piece), text_kind)
+            builder.add(self._tokenizer.encode(piece), text_kind)
         else:
-            self._write_image(draft, piece, image_kind)
+            self._write_image(builder, piece, image_kind)
 
-    def _write_image(self, draft: Draft, codes: np.ndarray, kind: Kind) -> None:
+    def _write_image(self, builder: SampleBuilder, codes: np.ndarray, kind: Kind) -> None:
         height, width = codes.shape
         ids = self.vocabulary
         size = self._tokenizer.encode(f"{height}*{width}")
-        draft.add([ids.boi, *size, ids.img], Kind.PROMPT)
+        builder.add([ids.boi, *size, ids.img], Kind.PROMPT)
         block = np.full((height, width + 1), ids.eol, np.int64)
         block[:, :width] = codes.astype(np.int64) + ids.first_visual
         kinds = np.full(block.shape, kind, np.uint8)
-        if kind == Kind.DRAWN:
-            kinds[:, width] = Kind.FRAME
-        draft.add(block.ravel(), kinds.ravel())
-        draft.add([ids.eof, ids.eoi], Kind.FRAME if kind == Kind.DRAWN else Kind.PROMPT)
+        if kind == Kind.OUTPUT_IMAGE:
+            kinds[:, width] = Kind.IMAGE_DELIMITER
+        builder.add(block.ravel(), kinds.ravel())
+        builder.add(
+            [ids.eof, ids.eoi], Kind.IMAGE_DELIMITER if kind == Kind.OUTPUT_IMAGE else Kind.PROMPT
+        )

@@ -126,18 +126,18 @@ def _mlp_ratio(width: int, ffn: int) -> float:
 def _tokeniser_sizes(target: HFTarget) -> JSON:
     """Read the sizes of the image tokeniser's network off its tensors."""
     prefix = "gen_vision_model.encoder."
-    if f"{prefix}conv_in.weight" not in target.carried:
+    if f"{prefix}conv_in.weight" not in target.passthrough:
         return {}
-    base_channels = target.carried[f"{prefix}conv_in.weight"][0]
+    base_channels = target.passthrough[f"{prefix}conv_in.weight"][0]
     first_of_level = f"{prefix}conv_blocks.{{}}.res.0.conv1.weight"
     widths: list[int] = []
-    while first_of_level.format(len(widths)) in target.carried:
-        widths.append(target.carried[first_of_level.format(len(widths))][0])
+    while first_of_level.format(len(widths)) in target.passthrough:
+        widths.append(target.passthrough[first_of_level.format(len(widths))][0])
     blocks = f"{prefix}conv_blocks.0.res.{{}}.conv1.weight"
-    num_blocks = sum(blocks.format(i) in target.carried for i in range(len(target.carried)))
+    num_blocks = sum(blocks.format(i) in target.passthrough for i in range(len(target.passthrough)))
     return {
         "base_channels": base_channels,
         "channel_multiplier": [width // base_channels for width in widths],
         "num_res_blocks": num_blocks,
-        "latent_channels": target.carried[f"{prefix}conv_out.weight"][0],
+        "latent_channels": target.passthrough[f"{prefix}conv_out.weight"][0],
     }

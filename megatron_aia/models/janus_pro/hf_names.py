@@ -37,7 +37,7 @@ class JanusNames:
     code_head: tuple[str, str]
     tokeniser: str
 
-    def kept_as(self, name: str) -> str | None:
+    def passthrough_name(self, name: str) -> str | None:
         """Return the authors' name of a tensor that only travels."""
         if name.startswith(_UNUSED_HEAD):
             return name
@@ -48,7 +48,7 @@ class JanusNames:
             suffix if self.layout == "original" else _renamed(suffix, _TO_ORIGINAL)
         )
 
-    def written_as(self, kept: str) -> str | None:
+    def export_name(self, kept: str) -> str | None:
         """Return the name of a kept tensor here; Transformers takes the tokeniser's weights."""
         if self.layout == "original":
             return kept

@@ -17,7 +17,7 @@ _NORMALISE: JSON = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_fa
 def processor_files(target: HFTarget) -> dict[str, JSON]:
     """Return the files of the other layout's processor by name."""
     files = (_original if target.layout == "original" else _transformers)(target.model)
-    settings = _read(target.aside / "tokenizer_config.json")
+    settings = _read(target.hf_assets / "tokenizer_config.json")
     if settings:
         if target.layout == "transformers":
             settings["extra_special_tokens"] = {
@@ -74,7 +74,7 @@ def _transformers(model: JanusModelConfig) -> dict[str, JSON]:
 
 def find_image_token_id(target: HFTarget) -> int:
     """Return the id that stands for an image; the last id where no tokeniser says one."""
-    tokens = _read(target.aside / "tokenizer.json").get("added_tokens", [])
+    tokens = _read(target.hf_assets / "tokenizer.json").get("added_tokens", [])
     ids = [token["id"] for token in tokens if token.get("content") == _IMAGE]
     return int(ids[0]) if ids else target.model.text_vocab_size - 1
 

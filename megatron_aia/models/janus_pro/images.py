@@ -17,7 +17,7 @@ def load_square(picture: Picture, size: int) -> np.ndarray:
     """Read a picture and fit it, see ``fit_square``.
 
     Raises:
-        DamagedSample: the picture is damaged.
+        CorruptSampleError: the picture is damaged.
     """
     return fit_square(picture.decode(), size)
 

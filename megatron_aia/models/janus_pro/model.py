@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
@@ -24,18 +24,16 @@ def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTMo
     return JanusModel(config, parallel, virtual_stage)
 
 
-def forward(
-    model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None
-) -> Tensor | Outputs:
+def forward(model: torch.nn.Module, batch: MicroBatch, aia: AIAContext | None) -> Tensor | Outputs:
     """Run one chunk on a micro-batch that is on the model's device; see ``ModelSpec``."""
     output: Tensor = model(
         batch.tokens,
         batch.position_ids,
-        packed_causal_mask(batch.segment_ids) if align is None else None,
+        packed_causal_mask(batch.segment_ids) if aia is None else None,
         images=batch.images,
         row_tokens=batch.row_tokens,
         labels=batch.next_token_labels(fill=NO_LABEL),
-        extra_block_kwargs=None if align is None else {"attention_bias": align},
+        extra_block_kwargs=None if aia is None else {"attention_bias": aia},
     )
     return {"nll": output} if is_last_chunk(model) else output
 

@@ -28,8 +28,8 @@ from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
 from megatron_aia.models.janus_pro.settings import JanusModelConfig, janus_model
 from megatron_aia.models.janus_pro.siglip import SiglipTower
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.runtime.context_parallel_slices import slice_tensor
 from megatron_aia.runtime.parallel import Parallel
-from megatron_aia.runtime.row_chunks import take_held
 
 NO_LABEL = -1
 
@@ -163,7 +163,7 @@ class JanusModel(PackedGPTModel):
         place = (self.pg_collection.cp.rank(), self.pg_collection.cp.size())
         is_slot = row_tokens == self.vocabulary.image_slot
         number = is_slot.flatten().cumsum(0).view_as(is_slot) - 1
-        held = take_held(number, *place, dim=1)[take_held(is_slot, *place, dim=1)]
+        held = slice_tensor(number, *place, dim=1)[slice_tensor(is_slot, *place, dim=1)]
         return features[held]
 
     @property

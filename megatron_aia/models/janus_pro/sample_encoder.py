@@ -30,9 +30,13 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.data.sample import ImageSource, SampleEncoder, TokenizedSample
 from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.draft import (
-    Draft,
+from megatron_aia.models.janus_pro.images import load_square
+from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
+from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.models.picture_codes import PictureCodes
+from megatron_aia.models.sample_builder import (
     Kind,
+    SampleBuilder,
     Sets,
     check_codes,
     check_turns,
@@ -41,10 +45,6 @@ from megatron_aia.models.draft import (
     join_texts,
     split_at_tags,
 )
-from megatron_aia.models.janus_pro.images import load_square
-from megatron_aia.models.janus_pro.special_tokens import NAMES, JanusSpecialTokens
-from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
-from megatron_aia.models.picture_codes import PictureCodes
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import Picture, RawSample
 
@@ -125,7 +125,7 @@ class JanusSampleEncoder(SampleEncoder):
         check_turns(sample)
         return self._write(self._codes.encode(sample), drop_prompt)
 
-    def outline(self, sample: RawSample) -> TokenizedSample:
+    def dry_run(self, sample: RawSample) -> TokenizedSample:
         """See ``SampleEncoder``; not even the header of a picture is read."""
         check_turns(sample)
         return self._write(self._codes.stand_in(sample), drop_prompt=False)
@@ -146,70 +146,76 @@ class JanusSampleEncoder(SampleEncoder):
         )
 
     def _write(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
-        draft = Draft()
-        draft.add([self.special_tokens.bos], Kind.PROMPT)
+        builder = SampleBuilder()
+        builder.add([self.special_tokens.bos], Kind.PROMPT)
         if sample.task == Task.GENERATION:
-            self._write_generation(draft, sample, drop_prompt)
+            self._write_generation(builder, sample, drop_prompt)
         else:
-            self._write_chat(draft, sample)
+            self._write_chat(builder, sample)
         is_dropped = drop_prompt and sample.task == Task.GENERATION
-        return draft.finish(sample, self.sets, is_active=not is_dropped)
+        return builder.finish(sample, self.sets, is_active=not is_dropped)
 
-    def _write_generation(self, draft: Draft, sample: RawSample, drop_prompt: bool) -> None:
-        self._write_question(draft, sample, sample.turns[0].text, iter(()))
+    def _write_generation(
+        self, builder: SampleBuilder, sample: RawSample, drop_prompt: bool
+    ) -> None:
+        self._write_question(builder, sample, sample.turns[0].text, iter(()))
         if drop_prompt:
-            draft.tokens[1:] = [np.full(len(draft) - 1, self.special_tokens.pad)]
-        self._write_drawn(draft, sample, sample.images[0])
+            builder.tokens[1:] = [np.full(len(builder) - 1, self.special_tokens.pad)]
+        self._write_drawn(builder, sample, sample.images[0])
 
-    def _write_chat(self, draft: Draft, sample: RawSample) -> None:
+    def _write_chat(self, builder: SampleBuilder, sample: RawSample) -> None:
         images = iter(sample.images)
         for human, gpt in zip(sample.turns[::2], sample.turns[1::2], strict=True):
-            self._write_question(draft, sample, human.text, images)
-            self._write_answer(draft, sample, gpt.text, images)
+            self._write_question(builder, sample, human.text, images)
+            self._write_answer(builder, sample, gpt.text, images)
 
     def _write_question(
-        self, draft: Draft, sample: RawSample, text: str, images: Iterator[Image]
+        self, builder: SampleBuilder, sample: RawSample, text: str, images: Iterator[Image]
     ) -> None:
         """Write a turn of the user and the assistant's mark."""
         pieces = images_first(split_at_tags(text.strip(), images))
         if sum(isinstance(piece, str) for piece in pieces) <= 1:
             pieces = _one_a_line(pieces)
         framed: list[str | Image] = [": ", *pieces, "\n\n"] if pieces else [":"]
-        draft.add([self.special_tokens.user], Kind.PROMPT)
+        builder.add([self.special_tokens.user], Kind.PROMPT)
         for piece in join_texts(framed):
             if isinstance(piece, str):
-                draft.add(self._tokenizer.encode(piece), Kind.PROMPT)
+                builder.add(self._tokenizer.encode(piece), Kind.PROMPT)
             else:
-                self._write_seen(draft, sample, piece)
-        draft.add([self.special_tokens.assistant], Kind.PROMPT)
-        draft.add(self._tokenizer.encode(":"), Kind.PROMPT)
+                self._write_seen(builder, sample, piece)
+        builder.add([self.special_tokens.assistant], Kind.PROMPT)
+        builder.add(self._tokenizer.encode(":"), Kind.PROMPT)
 
     def _write_answer(
-        self, draft: Draft, sample: RawSample, text: str, images: Iterator[Image]
+        self, builder: SampleBuilder, sample: RawSample, text: str, images: Iterator[Image]
     ) -> None:
         pieces = split_at_tags(text.strip(), images)
         for number, piece in enumerate(pieces):
             if isinstance(piece, str):
                 answer = piece if number else f" {piece}"
-                draft.add(self._tokenizer.encode(answer), Kind.ANSWER)
+                builder.add(self._tokenizer.encode(answer), Kind.ANSWER)
             else:
-                self._write_drawn(draft, sample, piece)
-                draft.add([self.special_tokens.eoi], Kind.FRAME)
+                self._write_drawn(builder, sample, piece)
+                builder.add([self.special_tokens.eoi], Kind.IMAGE_DELIMITER)
         ends_in_image = bool(pieces) and not isinstance(pieces[-1], str)
-        draft.add([self.special_tokens.eos], Kind.FRAME if ends_in_image else Kind.ANSWER)
+        builder.add(
+            [self.special_tokens.eos], Kind.IMAGE_DELIMITER if ends_in_image else Kind.ANSWER
+        )
 
-    def _write_seen(self, draft: Draft, sample: RawSample, picture: Image) -> None:
+    def _write_seen(self, builder: SampleBuilder, sample: RawSample, picture: Image) -> None:
         if isinstance(picture, np.ndarray):
             raise ValueError(
                 f"sample {sample.key}: an image to look at is stored as codes, and Janus-Pro looks "
                 "at pictures; build the shards again with --understanding-images pictures"
             )
-        draft.add([self.special_tokens.boi], Kind.PROMPT)
-        draft.add(np.full(self.grid * self.grid, self.vocabulary.image_slot), Kind.SEEN)
-        draft.images.append(ImageSource(len(draft), partial(load_square, picture, self.image_size)))
-        draft.add([self.special_tokens.eoi], Kind.PROMPT)
+        builder.add([self.special_tokens.boi], Kind.PROMPT)
+        builder.add(np.full(self.grid * self.grid, self.vocabulary.image_slot), Kind.INPUT_IMAGE)
+        builder.images.append(
+            ImageSource(len(builder), partial(load_square, picture, self.image_size))
+        )
+        builder.add([self.special_tokens.eoi], Kind.PROMPT)
 
-    def _write_drawn(self, draft: Draft, sample: RawSample, codes: Image) -> None:
+    def _write_drawn(self, builder: SampleBuilder, sample: RawSample, codes: Image) -> None:
         if not isinstance(codes, np.ndarray):
             raise ValueError(
                 f"sample {sample.key}: an image to draw is stored as a picture; pass "
@@ -222,8 +228,8 @@ class JanusSampleEncoder(SampleEncoder):
                 f"the model draws {self.grid} x {self.grid}; build the shards again with "
                 f"--image-area {self.image_size * self.image_size}"
             )
-        draft.add([self.special_tokens.boi], Kind.PROMPT)
-        draft.add(codes.ravel() + self.vocabulary.first_code, Kind.DRAWN)
+        builder.add([self.special_tokens.boi], Kind.PROMPT)
+        builder.add(codes.ravel() + self.vocabulary.first_code, Kind.OUTPUT_IMAGE)
 
 
 def _one_a_line(pieces: list[str | Image]) -> list[str | Image]:

@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_aia.aia.inject import AlignInput
+from megatron_aia.aia.inject import AIAContext
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
@@ -143,16 +143,14 @@ def build(config: Config, parallel: Parallel, virtual_stage: int) -> PackedGPTMo
     return ToyModel(config, parallel, virtual_stage)
 
 
-def forward(
-    model: torch.nn.Module, batch: MicroBatch, align: AlignInput | None
-) -> Tensor | Outputs:
+def forward(model: torch.nn.Module, batch: MicroBatch, aia: AIAContext | None) -> Tensor | Outputs:
     output: Any = model(
         batch.tokens,
         batch.position_ids,
-        packed_causal_mask(batch.segment_ids) if align is None else None,
+        packed_causal_mask(batch.segment_ids) if aia is None else None,
         lane=batch.lane,
         targets=batch.targets if is_last_chunk(model) else None,
-        extra_block_kwargs=None if align is None else {"attention_bias": align},
+        extra_block_kwargs=None if aia is None else {"attention_bias": aia},
     )
     return output
 

@@ -9,7 +9,7 @@ from megatron_aia.data.sample import SampleEncoder, TokenizedSample
 from megatron_aia.data.targets import NEXT_TOKEN, Target
 from megatron_aia.data.token_names import TokenNames
 from megatron_aia.data.tokenizer import TextTokenizer
-from megatron_aia.models.draft import Draft, Kind, split_at_tags
+from megatron_aia.models.sample_builder import Kind, SampleBuilder, split_at_tags
 from megatron_aia.shards.raw_sample import RawSample
 
 VECTOR = "vector"
@@ -44,22 +44,22 @@ class ToySampleEncoder(SampleEncoder):
         return int(task == Task.GENERATION)
 
     def __call__(self, sample: RawSample, drop_prompt: bool) -> TokenizedSample:
-        draft = Draft()
-        draft.add([self.pad_id], Kind.PROMPT)
+        builder = SampleBuilder()
+        builder.add([self.pad_id], Kind.PROMPT)
         codes = iter(sample.codes)
         for turn in sample.turns:
             is_answer = turn.role == "gpt"
             for piece in split_at_tags(turn.text, codes):
                 if isinstance(piece, str):
                     kind = Kind.ANSWER if is_answer else Kind.PROMPT
-                    draft.add(self._tokenizer.encode(piece), kind)
+                    builder.add(self._tokenizer.encode(piece), kind)
                 else:
-                    kind = Kind.DRAWN if is_answer else Kind.SEEN
-                    draft.add(piece.ravel().astype(np.int64) + self._text_size, kind)
-        written = draft.finish(sample, "paper", is_active=True)
+                    kind = Kind.OUTPUT_IMAGE if is_answer else Kind.INPUT_IMAGE
+                    builder.add(piece.ravel().astype(np.int64) + self._text_size, kind)
+        written = builder.finish(sample, "paper", is_active=True)
         return replace(written, targets=self._targets(written.targets[NEXT_TOKEN]))
 
-    def outline(self, sample: RawSample) -> TokenizedSample:
+    def dry_run(self, sample: RawSample) -> TokenizedSample:
         return self(sample, drop_prompt=False)
 
     def _targets(self, labels: Target) -> dict[str, Target]:

@@ -35,11 +35,11 @@ class Kind(IntEnum):
 
     PROMPT = 0
     """Text and special tokens that the model is given."""
-    SEEN = 1
+    INPUT_IMAGE = 1
     """An image the model is given."""
-    DRAWN = 2
+    OUTPUT_IMAGE = 2
     """Codes of an image the model makes: labelled."""
-    FRAME = 3
+    IMAGE_DELIMITER = 3
     """What follows from an image's size alone (and eos after a drawn image). Generation forces
     these, so they have no label."""
     ANSWER = 4
@@ -47,7 +47,7 @@ class Kind(IntEnum):
 
 
 @dataclass
-class Draft:
+class SampleBuilder:
     """A sample while it is written."""
 
     tokens: list[np.ndarray] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Draft:
     def finish(self, sample: RawSample, sets: Sets, is_active: bool) -> TokenizedSample:
         """Return the sample; it has no roles unless it is active."""
         kinds, tokens = np.concatenate(self.kinds), np.concatenate(self.tokens)
-        weights = ((kinds == Kind.DRAWN) | (kinds == Kind.ANSWER)).astype(np.float32)
+        weights = ((kinds == Kind.OUTPUT_IMAGE) | (kinds == Kind.ANSWER)).astype(np.float32)
         return TokenizedSample(
             key=sample.key,
             task=sample.task,
@@ -84,7 +84,7 @@ def _roles(kinds: np.ndarray, sets: Sets) -> np.ndarray:
     the model was given. A drawn image is never a key.
     """
     position = np.arange(len(kinds))
-    drawn, seen = kinds == Kind.DRAWN, kinds == Kind.SEEN
+    drawn, seen = kinds == Kind.OUTPUT_IMAGE, kinds == Kind.INPUT_IMAGE
     drawing_rows, seeing_keys = drawn, seen
     last_drawn = position[drawn].max(initial=-1)
     is_text = (kinds == Kind.PROMPT) | (kinds == Kind.ANSWER)
@@ -106,9 +106,9 @@ def _roles(kinds: np.ndarray, sets: Sets) -> np.ndarray:
 
 def _ends_of_images(kinds: np.ndarray) -> np.ndarray:
     """Return a mask of the last code of every drawn image."""
-    codes = np.flatnonzero(kinds == Kind.DRAWN)
+    codes = np.flatnonzero(kinds == Kind.OUTPUT_IMAGE)
     # Nothing but codes and frame stands in an image; the number of its first token names it.
-    image_of = np.cumsum(~np.isin(kinds, (Kind.DRAWN, Kind.FRAME)))[codes]
+    image_of = np.cumsum(~np.isin(kinds, (Kind.OUTPUT_IMAGE, Kind.IMAGE_DELIMITER)))[codes]
     ends = np.zeros(len(kinds), bool)
     ends[codes[np.append(np.diff(image_of) > 0, True)[: len(codes)]]] = True
     return ends

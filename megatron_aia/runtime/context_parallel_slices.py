@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def held_slices(length: int, rank: int, size: int) -> tuple[slice, ...]:
+def slices_of_rank(length: int, rank: int, size: int) -> tuple[slice, ...]:
     """Return the positions of a row of ``length`` tokens that a rank holds, in ascending order.
 
     ``length`` must be a multiple of 2 * size; a single rank holds the whole row in one slice.
@@ -23,7 +23,9 @@ def held_slices(length: int, rank: int, size: int) -> tuple[slice, ...]:
     return tuple(slice(n * chunk, (n + 1) * chunk) for n in (rank, 2 * size - 1 - rank))
 
 
-def held_positions(positions: Tensor, length: int, rank: int, size: int) -> tuple[Tensor, Tensor]:
+def positions_of_rank(
+    positions: Tensor, length: int, rank: int, size: int
+) -> tuple[Tensor, Tensor]:
     """Find which of some places of whole rows a rank holds.
 
     Args:
@@ -48,16 +50,16 @@ def held_positions(positions: Tensor, length: int, rank: int, size: int) -> tupl
     return held, row[held] * (2 * chunk) + start + place[held] % chunk
 
 
-def take_held(whole: Tensor, rank: int, size: int, dim: int) -> Tensor:
+def slice_tensor(whole: Tensor, rank: int, size: int, dim: int) -> Tensor:
     """Return the part of ``whole`` that a rank holds; ``dim`` counts the tokens of a row."""
     if size == 1:
         return whole
-    slices = held_slices(whole.shape[dim], rank, size)
+    slices = slices_of_rank(whole.shape[dim], rank, size)
     return torch.cat([whole.narrow(dim, s.start, s.stop - s.start) for s in slices], dim)
 
 
-def join_held(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Return the whole of which ``parts[r]`` is what rank r holds: ``take_held`` undone."""
+def join_slices(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the whole of which ``parts[r]`` is what rank r holds: ``slice_tensor`` undone."""
     if len(parts) == 1:
         return parts[0]
     early, late = zip(*(part.chunk(2, dim) for part in parts), strict=True)

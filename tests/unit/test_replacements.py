@@ -1,4 +1,4 @@
-"""Stand-ins: pure, of the same folder and task, and of true damage alone."""
+"""Replacements: pure, of the same folder and task, and of true damage alone."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from toy_data import CODEBOOK_SIZE, toy_batches, toy_encoder, toy_samples, write_folder
 
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.mixture import SampleAddress
-from megatron_aia.data.stand_ins import Damage, locate_usable
+from megatron_aia.data.replacements import CorruptSample, locate_usable
 
 GBS = 12
 POSITIONS = range(8 * GBS)
@@ -24,17 +24,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def batches(folder: Path) -> GlobalBatches:
+def batches(folder: Path) -> StepLoader:
     return toy_batches(folder)
 
 
-def marked(batches: GlobalBatches, numbers: Iterable[int]) -> GlobalBatches:
-    batches.found_damaged.clear()
-    batches.mark_damaged(Damage(0, number, "") for number in numbers)
+def marked(batches: StepLoader, numbers: Iterable[int]) -> StepLoader:
+    batches.found_corrupt.clear()
+    batches.mark_corrupt(CorruptSample(0, number, "") for number in numbers)
     return batches
 
 
-def located(batches: GlobalBatches, numbers: set[int], position: int) -> SampleAddress:
+def located(batches: StepLoader, numbers: set[int], position: int) -> SampleAddress:
     return locate_usable(batches.mixture, position, lambda a: a.sample_number in numbers)
 
 
@@ -46,8 +46,8 @@ no_deadline = settings(deadline=None)
 
 @no_deadline
 @given(damaged_numbers, st.sampled_from(POSITIONS))
-def test_a_stand_in_is_usable_and_of_the_same_kind(
-    batches: GlobalBatches, numbers: set[int], position: int
+def test_a_replacement_is_usable_and_of_the_same_kind(
+    batches: StepLoader, numbers: set[int], position: int
 ) -> None:
     wanted = batches.mixture.locate(position)
     found = located(batches, numbers, position)
@@ -61,7 +61,7 @@ def test_a_stand_in_is_usable_and_of_the_same_kind(
 @no_deadline
 @given(damaged_numbers, st.randoms(use_true_random=False))
 def test_it_does_not_matter_when_damage_is_found(
-    batches: GlobalBatches, numbers: set[int], random: object
+    batches: StepLoader, numbers: set[int], random: object
 ) -> None:
     """A rank that knows all damage, and one that meets it sample by sample."""
     for position in range(GBS):
@@ -71,7 +71,7 @@ def test_it_does_not_matter_when_damage_is_found(
         assert located(batches, known, position) == located(batches, numbers, position)
 
 
-def test_stand_ins_of_one_sample_differ(batches: GlobalBatches) -> None:
+def test_replacements_of_one_sample_differ(batches: StepLoader) -> None:
     """Else one sample would be learnt twice as often as the others."""
     positions = [p for p in range(400) if batches.mixture.locate(p).sample_number == 3]
     assert len({located(batches, {3}, p).sample_number for p in positions}) > 4
@@ -86,7 +86,7 @@ def tokens_by_position(step: list[MicroBatch]) -> dict[int, list[int]]:
 
 
 @pytest.mark.parametrize("layout", [{}, {"size": 2}, {"micro_batch_size": 2, "packing": False}])
-def test_a_step_holds_the_stand_ins_themselves(folder: Path, layout: dict[str, int]) -> None:
+def test_a_step_holds_the_replacements_themselves(folder: Path, layout: dict[str, int]) -> None:
     numbers = {0, 1, 2, 7, 8}
     size = layout.pop("size", 1)
     found: dict[int, list[int]] = {}
@@ -114,7 +114,7 @@ def test_other_steps_stay_as_they_are(folder: Path) -> None:
         assert same != holds
 
 
-def test_a_folder_without_any_usable_sample_of_a_task_is_told(batches: GlobalBatches) -> None:
+def test_a_folder_without_any_usable_sample_of_a_task_is_told(batches: StepLoader) -> None:
     with pytest.raises(ValueError, match="all are damaged; rebuild the shards"):
         marked(batches, range(16)).step(0)
-    batches.found_damaged.clear()
+    batches.found_corrupt.clear()

@@ -10,15 +10,15 @@ import torch.distributed as dist
 
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
-from megatron_aia.data.loader import GlobalBatches
+from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.prefetch import Prefetcher
-from megatron_aia.data.stand_ins import Damage, DamageFound, UnreadableStep
+from megatron_aia.data.replacements import CorruptSample, CorruptSamplesFound, UnreadableStep
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure
-from megatron_aia.training.damage_list import DamageList
+from megatron_aia.training.corrupt_list import CorruptList
 
 
-class StepFeed:
-    """Reads steps ahead, and gives damaged samples their stand-ins on all ranks together.
+class SyncedLoader:
+    """Reads steps ahead, and gives corrupt samples their replacements on all ranks together.
 
     Only some ranks decode a picture, so only they see that it is damaged; but all ranks plan the
     rows of a step. Hence one number is reduced over all ranks before each step.
@@ -32,27 +32,27 @@ class StepFeed:
         ValueError: on every rank, if more samples are damaged than the run allows.
     """
 
-    def __init__(self, config: Config, batches: GlobalBatches, parallel: Parallel) -> None:
+    def __init__(self, config: Config, batches: StepLoader, parallel: Parallel) -> None:
         self._batches = batches
         self._control = parallel.control
         self._timeout = datetime.timedelta(minutes=config.parallel.distributed_timeout_minutes)
         # The workers' copy of an image tokeniser could not use the GPU, nor as many threads.
         workers = 0 if config.data.image_tokenizer else config.data.num_workers
         self._prefetcher = Prefetcher(batches, workers)
-        self._damage_list = DamageList(config, batches.mixture) if dist.get_rank() == 0 else None
-        self._max_damaged = config.data.max_corrupt_samples
-        known: list[Damage] = []
+        self._corrupt_list = CorruptList(config, batches.mixture) if dist.get_rank() == 0 else None
+        self._max_corrupt = config.data.max_corrupt_samples
+        known: list[CorruptSample] = []
         error: Exception | None = None
         try:
-            known = self._known_damage()
+            known = self._known_corrupt()
         except (ValueError, OSError) as caught:
             error = caught
-        self._share_damage(known, error, None)
+        self._share_corrupt(known, error, None)
 
     @property
-    def damaged_samples(self) -> int:
-        """Damaged samples of which the run knows; counted on rank 0, 0 elsewhere."""
-        return 0 if self._damage_list is None else len(self._damage_list)
+    def corrupt_samples(self) -> int:
+        """Corrupt samples of which the run knows; counted on rank 0, 0 elsewhere."""
+        return 0 if self._corrupt_list is None else len(self._corrupt_list)
 
     def step(self, position: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of the step whose first sample is at ``position``.
@@ -65,18 +65,18 @@ class StepFeed:
         """
         while True:
             batches: list[MicroBatch] = []
-            damages: tuple[Damage, ...] = ()
+            corrupt: tuple[CorruptSample, ...] = ()
             error: Exception | None = None
             try:
                 batches = self._prefetcher.step(position)
-            except DamageFound as found:
-                damages = found.damages
+            except CorruptSamplesFound as found:
+                corrupt = found.samples
             except (ValueError, OSError) as caught:
                 error = caught
-            if not self._any_rank(bool(damages or error)):
+            if not self._any_rank(bool(corrupt or error)):
                 return batches
             try:
-                self._share_damage(damages, error, position)
+                self._share_corrupt(corrupt, error, position)
             except ValueError as stop:
                 raise UnreadableStep(str(stop)) from error
             self._prefetcher.restart()
@@ -92,28 +92,28 @@ class StepFeed:
         work.wait(self._timeout)
         return bool(flag)
 
-    def _share_damage(
-        self, damages: Sequence[Damage], error: Exception | None, position: int | None
+    def _share_corrupt(
+        self, corrupt: Sequence[CorruptSample], error: Exception | None, position: int | None
     ) -> None:
         """Tell all ranks what each found; every rank raises if one passed an error."""
         broadcast_failure(error and ValueError(str(error)), self._control)
         found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, damages, group=self._control)
-        everywhere = sorted({damage for part in found for damage in part})
-        self._batches.mark_damaged(everywhere)
+        dist.all_gather_object(found, corrupt, group=self._control)
+        everywhere = sorted({sample for part in found for sample in part})
+        self._batches.mark_corrupt(everywhere)
         failure: Exception | None = None
-        if self._damage_list is not None:
+        if self._corrupt_list is not None:
             try:
-                self._damage_list.add(everywhere, position)
+                self._corrupt_list.add(everywhere, position)
             except (ValueError, OSError) as caught:
                 failure = ValueError(str(caught))
         broadcast_failure(failure, self._control)
 
-    def _known_damage(self) -> list[Damage]:
+    def _known_corrupt(self) -> list[CorruptSample]:
         """Return what is known before the first step: by counting tokens, and from the list."""
-        if self._damage_list is None:
+        if self._corrupt_list is None:
             return []
-        earlier = [self._batches.find_damage(*place) for place in self._damage_list.earlier()]
+        earlier = [self._batches.find_corrupt(*place) for place in self._corrupt_list.earlier()]
         # One above the limit is enough to stop the run, and there may be millions.
-        counted = islice(self._batches.counted_damage(), self._max_damaged + 1)
-        return [damage for damage in earlier if damage] + list(counted)
+        counted = islice(self._batches.counted_corrupt(), self._max_corrupt + 1)
+        return [sample for sample in earlier if sample] + list(counted)

@@ -2,7 +2,7 @@
 
 Takes the flags of a run and prints what it would log of its data:
 
-    python tools/prepare_data.py --preset emu3_8b --data-path shards --tokenizer-model Emu3-Chat-hf
+    python tools/index_data.py --preset emu3_8b --data-path shards --tokenizer-model Emu3-Chat-hf
 """
 
 import sys
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         config = command_line.config
         configure_logging()
         data = open_data(config, load_model_spec(config.model.model))
-        for damage in data.counted_damage():
-            print("damaged:", damage.reason)
+        for sample in data.counted_corrupt():
+            print("corrupt:", sample.reason)
     except (ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

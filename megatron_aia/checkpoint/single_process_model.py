@@ -23,7 +23,7 @@ from megatron_aia.runtime.parallel import (
 )
 
 
-class UnsplitWeights:
+class SingleProcessModel:
     """Parameters of a model by name, without storage until they are set or read.
 
     Use it as a context: a process can hold one layout of process groups at a time.
@@ -44,7 +44,7 @@ class UnsplitWeights:
         )
         self._filled: dict[str, Any] = {}
 
-    def __enter__(self) -> "UnsplitWeights":
+    def __enter__(self) -> "SingleProcessModel":
         initialize_process_group(self._config.parallel.distributed_timeout_minutes)
         self._parallel: Parallel = create_parallel(
             self._config.parallel, self._config.model.num_layers, self._config.run.seed

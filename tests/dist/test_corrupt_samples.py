@@ -1,4 +1,4 @@
-"""A damaged sample gets the same stand-in in every layout, however and whenever it is found."""
+"""A corrupt sample gets the same replacement in every layout, however and whenever it is found."""
 
 import json
 import multiprocessing
@@ -18,8 +18,8 @@ from support.spawn import spawn
 
 from megatron_aia.analysis.records import LogRecord
 from megatron_aia.config import Config
-from megatron_aia.data.loader import GlobalBatches
-from megatron_aia.training.damage_list import DAMAGE_FILE
+from megatron_aia.data.loader import StepLoader
+from megatron_aia.training.corrupt_list import CORRUPT_FILE
 from megatron_aia.training.trainer import Trainer
 
 STOP, END = 2, 4
@@ -86,33 +86,33 @@ def test_the_same_numbers_in_every_layout(name: str, runs: Any) -> None:
 
 @pytest.mark.parametrize("name", [*ONE_PROCESS, *TWO_PROCESSES])
 def test_every_damaged_sample_is_listed_once(name: str, data: Any, runs: Any) -> None:
-    lines = (runs[0] / name / DAMAGE_FILE).read_text().splitlines()
+    lines = (runs[0] / name / CORRUPT_FILE).read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     met = [entry["sample"] for entry in entries if entry["step_position"] is not None]
     counted = [entry["sample"] for entry in entries if entry["step_position"] is None]
     assert sorted(counted) == sorted(data[1])
     assert sorted(met) == sorted(data[2])
     assert {entry["folder"] for entry in entries} == {str(data[0])}
-    assert runs[1][name][-1].damaged_samples == len(entries)
+    assert runs[1][name][-1].corrupt_samples == len(entries)
 
 
 @pytest.mark.parametrize(
     ("name", "keeps_list"), [("DP 2, workers", False), ("PP 2, workers", True)]
 )
-def test_a_resumed_run_has_the_same_stand_ins(
+def test_a_resumed_run_has_the_same_replacements(
     name: str, keeps_list: bool, data: Any, runs: Any, tmp_path: Path
 ) -> None:
     folder, records = runs
     if keeps_list:
-        shutil.copy(folder / "PP 2" / DAMAGE_FILE, tmp_path)
+        shutil.copy(folder / "PP 2" / CORRUPT_FILE, tmp_path)
     layout, values = TWO_PROCESSES[name]
     load = str(folder / "PP 2" / f"iter_{STOP:07d}")
     resumed = spawn(train, 2, config(data[0], tmp_path, layout, values, load=load))
     assert_equal(resumed, records["reference"][STOP:])
-    lines = (tmp_path / DAMAGE_FILE).read_text().splitlines()
+    lines = (tmp_path / CORRUPT_FILE).read_text().splitlines()
     assert len(lines) == len({json.loads(line)["sample"] for line in lines})
     if keeps_list:
-        assert {record.damaged_samples for record in resumed} == {len(data[1] + data[2])}
+        assert {record.corrupt_samples for record in resumed} == {len(data[1] + data[2])}
 
 
 def failure_of(config: Config) -> list[str]:
@@ -144,14 +144,14 @@ def test_more_damage_than_allowed_stops_all_ranks(
 def test_a_disk_that_fails_is_no_damage(data: Any, tmp_path: Path) -> None:
     messages = spawn(fail_to_read, 2, config(data[0], tmp_path, Layout(family="janus_pro"), {}))
     assert messages == ["UnreadableStep: the disk went away"] * 2
-    assert "disk" not in (tmp_path / DAMAGE_FILE).read_text()
+    assert "disk" not in (tmp_path / CORRUPT_FILE).read_text()
 
 
 def fail_to_read(config: Config) -> list[str]:
     """Let the disk of one rank fail in the second step."""
-    step = GlobalBatches._read_raw
+    step = StepLoader._read_raw
 
-    def fail(batches: GlobalBatches, index_number: int, sample_number: int) -> Any:
+    def fail(batches: StepLoader, index_number: int, sample_number: int) -> Any:
         if dist.get_rank() == 1 and failing.is_set():
             raise OSError("the disk went away")
         return step(batches, index_number, sample_number)
@@ -159,7 +159,7 @@ def fail_to_read(config: Config) -> list[str]:
     failing = Event()
     log = Trainer._log
     with MonkeyPatch.context() as patch:
-        patch.setattr(GlobalBatches, "_read_raw", fail)
+        patch.setattr(StepLoader, "_read_raw", fail)
         patch.setattr(Trainer, "_log", lambda trainer: (failing.set(), log(trainer)))
         return failure_of(config)
 

@@ -1,7 +1,7 @@
 """What is read in the place of a sample whose content is damaged.
 
 A run of weeks must not end with one bad picture, and must not depend on when, or by which rank, it
-was found. So a stand-in is a pure function of the seed, the position and of which samples of its
+was found. So a replacement is a pure function of the seed, the position and of which samples of its
 source are damaged: the same in every layout, and again after a resume.
 """
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, order=True)
-class Damage:
+class CorruptSample:
     """A sample whose content cannot be used."""
 
     index_number: int
@@ -28,15 +28,15 @@ class Damage:
     """One line that names shard and sample."""
 
 
-class DamageFound(Exception):
+class CorruptSamplesFound(Exception):
     """Samples of a step turned out to be damaged; with these known, the step is another one."""
 
-    def __init__(self, damages: tuple[Damage, ...]) -> None:
-        super().__init__(damages)
-        self.damages = damages
+    def __init__(self, samples: tuple[CorruptSample, ...]) -> None:
+        super().__init__(samples)
+        self.samples = samples
 
     def __str__(self) -> str:
-        return "; ".join(damage.reason for damage in self.damages)
+        return "; ".join(sample.reason for sample in self.samples)
 
 
 class UnreadableStep(ValueError):
@@ -44,41 +44,41 @@ class UnreadableStep(ValueError):
 
 
 def collect(makers: Iterable[Callable[[], _T]]) -> list[_T]:
-    """Call all ``makers``, so that the damage which several of them find is found at once.
+    """Call all ``makers``, so that the corrupt samples of all of them are found at once.
 
     Raises:
-        DamageFound: of all damage that was found.
+        CorruptSamplesFound: of all that were found.
     """
     results: list[_T] = []
-    damages: list[Damage] = []
+    corrupt: list[CorruptSample] = []
     for make in makers:
         try:
             results.append(make())
-        except DamageFound as found:
-            damages += found.damages
-    if damages:
-        raise DamageFound(tuple(damages))
+        except CorruptSamplesFound as found:
+            corrupt += found.samples
+    if corrupt:
+        raise CorruptSamplesFound(tuple(corrupt))
     return results
 
 
 def locate_usable(
-    mixture: Mixture, position: int, is_damaged: Callable[[SampleAddress], bool]
+    mixture: Mixture, position: int, is_corrupt: Callable[[SampleAddress], bool]
 ) -> SampleAddress:
     """Return the sample at ``position``, or the one that stands in for it.
 
-    Stand-ins are of the same source, folder and task, so a mixture keeps its shares.
+    Replacements are of the same source, folder and task, so a mixture keeps its shares.
 
     Args:
         mixture: the samples of the run.
         position: place in the run.
-        is_damaged: tells the samples that cannot be used.
+        is_corrupt: tells the samples that cannot be used.
 
     Raises:
         ValueError: no usable sample of this folder and task was found.
     """
     address = wanted = mixture.locate(position)
     for attempt in range(_MAX_ATTEMPTS):
-        if not is_damaged(address):
+        if not is_corrupt(address):
             return address
         peers = mixture.peers(wanted)
         drawn = hash_integers(mixture.seed, Stream.REPLACEMENT, position, attempt) % len(peers)

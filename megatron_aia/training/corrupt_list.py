@@ -1,4 +1,4 @@
-"""The damaged samples of a run, listed where people will look."""
+"""The corrupt samples of a run, listed where people will look."""
 
 import json
 import logging
@@ -8,9 +8,10 @@ from pathlib import Path
 from megatron_aia.analysis.records import end_lines
 from megatron_aia.config import Config
 from megatron_aia.data.mixture import Mixture
-from megatron_aia.data.stand_ins import Damage
+from megatron_aia.data.replacements import CorruptSample
 
-DAMAGE_FILE = "damaged_samples.jsonl"
+CORRUPT_FILE = "corrupt_samples.jsonl"
+_EARLIER_NAME = "damaged_samples.jsonl"
 
 _Name = tuple[str, str]
 """Data folder, and key of the sample there."""
@@ -18,8 +19,8 @@ _Name = tuple[str, str]
 logger = logging.getLogger(__name__)
 
 
-class DamageList:
-    """Names every damaged sample once: in the log, and in a file beside the checkpoints.
+class CorruptList:
+    """Names every corrupt sample once: in the log, and in a file beside the checkpoints.
 
     Args:
         config: of the run; its ``save`` folder, else the TensorBoard folder, gets the file.
@@ -30,11 +31,12 @@ class DamageList:
         self._mixture = mixture
         self._limit = config.data.max_corrupt_samples
         folder = config.checkpoint.save or config.logging.tensorboard_dir
-        self._file = Path(folder) / DAMAGE_FILE if folder else None
+        self._file = Path(folder) / CORRUPT_FILE if folder else None
         self._written: dict[_Name, int] = {}
-        if self._file and self._file.exists():
-            end_lines(self._file)
-            self._written = _read(self._file)
+        for file in (self._file.with_name(_EARLIER_NAME), self._file) if self._file else ():
+            if file.exists():
+                end_lines(file)
+                self._written |= _read(file)
         self._known: set[_Name] = set()
 
     def __len__(self) -> int:
@@ -50,40 +52,40 @@ class DamageList:
                 if number < len(index) and index.key(number) == key:
                     yield index_number, number
 
-    def add(self, damages: Iterable[Damage], position: int | None) -> None:
+    def add(self, samples: Iterable[CorruptSample], position: int | None) -> None:
         """Name the samples that are not on the list yet.
 
         Args:
-            damages: what was found.
+            samples: what was found.
             position: of the first sample of the step that met them; None before the first step.
 
         Raises:
             ValueError: the list holds more than ``--max-corrupt-samples``.
             OSError: the file cannot be written.
         """
-        for damage in damages:
-            index = self._mixture.indexes[damage.index_number]
-            name = (str(index.folder), index.key(damage.sample_number))
+        for sample in samples:
+            index = self._mixture.indexes[sample.index_number]
+            name = (str(index.folder), index.key(sample.sample_number))
             if name not in self._known:
                 self._known.add(name)
-                logger.info("a stand-in takes the place of a damaged sample: %s", damage.reason)
+                logger.info("a replacement takes the place of a corrupt sample: %s", sample.reason)
                 if name not in self._written:
-                    self._write(name, damage, position)
+                    self._write(name, sample, position)
             if len(self._known) > self._limit:
                 raise ValueError(
-                    f"more than --max-corrupt-samples {self._limit} samples are damaged, the last: "
-                    f"{damage.reason}; or allow more"
+                    f"more than --max-corrupt-samples {self._limit} samples are corrupt, the last: "
+                    f"{sample.reason}; or allow more"
                 )
 
-    def _write(self, name: _Name, damage: Damage, position: int | None) -> None:
+    def _write(self, name: _Name, sample: CorruptSample, position: int | None) -> None:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         entry = {
             "folder": name[0],
             "sample": name[1],
-            "number": damage.sample_number,
-            "reason": damage.reason,
+            "number": sample.sample_number,
+            "reason": sample.reason,
             "step_position": position,
         }
         with self._file.open("a", encoding="utf-8") as file:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from megatron_aia.shards.raw_sample import DamagedSample
+from megatron_aia.shards.raw_sample import CorruptSampleError
 
 ProblemKind = Literal[
     "cut",
@@ -72,17 +72,17 @@ def refuse(problem: Problem) -> NoReturn:
     Raises:
         ValueError: always.
     """
-    raise damaged(problem.shard, problem.text)
+    raise corrupt_shard(problem.shard, problem.text)
 
 
-def damaged(shard: str, what: str) -> ValueError:
+def corrupt_shard(shard: str, what: str) -> ValueError:
     """Return the error of a shard that cannot be used: file, what is wrong, remedy."""
     return ValueError(f"{shard}: {what}; {_REMEDY}")
 
 
-def damaged_sample(shard: str, what: str) -> DamagedSample:
+def corrupt_sample(shard: str, what: str) -> CorruptSampleError:
     """Return the error of one sample that cannot be used: file, sample and damage, remedy."""
-    return DamagedSample(f"{shard}: {what}; {_REMEDY}")
+    return CorruptSampleError(f"{shard}: {what}; {_REMEDY}")
 
 
 def quote(value: object) -> str:
