@@ -28,7 +28,7 @@ def measure(shape: str, length: int, options: argparse.Namespace) -> dict[str, R
     layer = Layer(shape, length, options)
     steps = {
         name: partial(layer.step, run)
-        for name, run in methods(shape, length, options.probe_rows).items()
+        for name, run in methods(shape, length, options.sampled_queries).items()
     }
     memory = {name: peak_bytes(step) for name, step in steps.items()}  # also the warm-up
     rounds = options.rounds or max(3, min(15, 8192 // length))

@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_aia.cli import one_line_errors
 from megatron_aia.config.flags import parse_options
-from megatron_aia.data.packing import deal_like_rows, plan_rows, row_length
+from megatron_aia.data.packing import deal_equal_lengths, plan_sequences, sequence_length
 
 
 @dataclass
@@ -61,16 +61,16 @@ def count_positions(
     lengths: list[int], model: Model, micro_batch: int, variable: bool
 ) -> list[int]:
     """Return the positions of the rows of each rank in a step, padding included."""
-    rows = plan_rows(lengths, model.seq_length, model.packing, RANKS * micro_batch)
+    rows = plan_sequences(lengths, model.seq_length, model.packing, RANKS * micro_batch)
     if not variable:
         return [len(rows) * model.seq_length // RANKS] * RANKS
     return [
         sum(
             micro_batch
-            * row_length(
+            * sequence_length(
                 [sum(lengths[n] for n in row) for row in batch], MULTIPLE, model.seq_length
             )
-            for batch in deal_like_rows(rows, rank, RANKS, micro_batch)
+            for batch in deal_equal_lengths(rows, rank, RANKS, micro_batch)
         )
         for rank in range(RANKS)
     ]

@@ -110,14 +110,14 @@ class Side:
         self.batch = make_batch(tuple(SHAPES[options.shape](options.length)), options.length)
         self.targets = load_profile("paper").resolve(options.layers, "stage")
 
-    def steps(self, probe_rows: int) -> dict[str, Callable[[], None]]:
+    def steps(self, sampled_queries: int) -> dict[str, Callable[[], None]]:
         """Return what runs in a round, in order."""
         found: dict[str, Callable[[], None]] = {"AIA off": partial(self.step, None, False)}
         if self.config.training.fp8_dot_product_attention:
             return {"AIA, sampled": partial(self.step, None, True)}
         found["AIA off again"] = found["AIA off"]
         for name in ("flash", "sampled"):
-            method = Method(name, "under test", probe_rows)
+            method = Method(name, "under test", sampled_queries)
             found[f"AIA, {method.name}"] = partial(self.step, method, True)
         return found
 
@@ -180,7 +180,7 @@ def report(sides: dict[str, Side], options: argparse.Namespace) -> None:
     steps = {
         f"{step}, {precision}" if options.fp8 else step: run
         for precision, side in sides.items()
-        for step, run in side.steps(options.probe_rows).items()
+        for step, run in side.steps(options.sampled_queries).items()
     }
     for run in steps.values():
         run()  # the first step makes the optimizer's state

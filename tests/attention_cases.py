@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.roles import Segment, Task, find_terms, key_code, row_code
+from megatron_aia.aia.roles import Segment, Task, find_terms, key_code, query_code
 
 PLAIN = 0
-GEN_KEY, GEN_ROW = key_code(Task.GENERATION), row_code(Task.GENERATION)
-UND_KEY, UND_ROW = key_code(Task.UNDERSTANDING), row_code(Task.UNDERSTANDING)
+GEN_KEY, GEN_ROW = key_code(Task.GENERATION), query_code(Task.GENERATION)
+UND_KEY, UND_ROW = key_code(Task.UNDERSTANDING), query_code(Task.UNDERSTANDING)
 
 GENERATION = [GEN_KEY] * 5 + [PLAIN] + [GEN_ROW] * 4 + [PLAIN] + [GEN_ROW] * 4 + [PLAIN]
 UNDERSTANDING = [PLAIN] + [UND_KEY] * 6 + [PLAIN] * 3 + [UND_ROW] * 4

@@ -47,7 +47,7 @@ def run_reference(case: Case, grad_sums: Tensor) -> list[Tensor]:
     inputs = case.inputs()
     output, intensities = reference.attention(*inputs, case.segments, case.scale)
     terms = [term for segment in case.segments for term in segment.terms]
-    pairs = [case.query.shape[1] * len(term.rows) for term in terms]
+    pairs = [case.query.shape[1] * len(term.queries) for term in terms]
     sums = torch.stack([i * n for i, n in zip(intensities, pairs, strict=True)] or [])
     ((output * case.grad_output).sum() + (sums * grad_sums).sum()).backward()
     return [output.detach(), sums.detach(), *(x.grad for x in inputs)]
@@ -55,7 +55,7 @@ def run_reference(case: Case, grad_sums: Tensor) -> list[Tensor]:
 
 def errors(case: Case, got: list[Tensor], expected: list[Tensor], strength: float) -> list[float]:
     """Norm of each error over the norm of the result, or of its summands where they cancel."""
-    num_rows = sum(len(term.rows) for segment in case.segments for term in segment.terms)
+    num_rows = sum(len(term.queries) for segment in case.segments for term in segment.terms)
     grad_probability = case.grad_output.norm() * case.value.norm(dim=-1).max()
     grad_probability += strength * (num_rows * case.query.shape[1]) ** 0.5
     summands = [

@@ -1,7 +1,7 @@
 """The AIA loss as its definition reads: dense, slow, float64, by autograd. Shares no code with us.
 
 A sample is anything with ``batch_index``, ``start``, ``stop`` and ``terms``; a term has ``task``,
-``rows`` and ``keys``, positions in the row of the batch.
+``rows`` and ``keys``, positions in the sequence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def attention(
         padded[b, :, start : segment.stop] = torch.stack(heads)
         output = output + padded
         for term in segment.terms:
-            rows, keys = term.rows - start, term.keys - start
+            rows, keys = term.queries - start, term.keys - start
             masses = [p[rows][:, keys].sum(dim=1) for p in maps]
             intensities.append(torch.stack(masses).mean())
     return output, intensities

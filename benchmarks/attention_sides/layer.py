@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
-from megatron_aia.aia.roles import AIA_TASKS, Segment, Task, Term
+from megatron_aia.aia.roles import AIA_TASKS, AIATerm, Segment, Task
 from megatron_aia.attention import fused, rectangle
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.probe import Probe
@@ -61,7 +61,7 @@ def eager(
     sums = []
     for segment in layout.segments:
         for term in segment.terms:
-            rows = slice(int(term.rows[0]), int(term.rows[-1]) + 1)
+            rows = slice(int(term.queries[0]), int(term.queries[-1]) + 1)
             keys = slice(int(term.keys[0]), int(term.keys[-1]) + 1)
             sums.append(probability[segment.batch_index, :, rows, keys].float().sum())
     return probability @ v, torch.stack(sums)
@@ -70,13 +70,13 @@ def eager(
 def generation(start: int, length: int, prompt: int = PROMPT) -> Segment:
     keys = np.arange(start, start + prompt)
     rows = np.arange(start + prompt, start + length - 1)
-    return Segment(0, start, start + length, (Term(Task.GENERATION, rows, keys),), start)
+    return Segment(0, start, start + length, (AIATerm(Task.GENERATION, rows, keys),), start)
 
 
 def understanding(start: int, length: int, answer: int = ANSWER) -> Segment:
     keys = np.arange(start + 1, start + length - answer)
     rows = np.arange(start + length - answer, start + length)
-    return Segment(0, start, start + length, (Term(Task.UNDERSTANDING, rows, keys),), start)
+    return Segment(0, start, start + length, (AIATerm(Task.UNDERSTANDING, rows, keys),), start)
 
 
 def packed(length: int) -> list[Segment]:
@@ -127,14 +127,14 @@ class Layer:
             x.grad = None
 
 
-def methods(shape: str, length: int, probe_rows: int) -> dict[str, Run]:
+def methods(shape: str, length: int, sampled_queries: int) -> dict[str, Run]:
     """Return what runs in a round, in order; the first is what the others are compared with."""
     found: dict[str, Run] = {}
     for backend in (CUDNN, FLASH) if has_cuda() else (FLASH,):
         found[f"plain ({backend.name.split('_')[0].lower()})"] = partial(plain, backend)
     found["plain again"] = next(iter(found.values()))
     found["AIA, flash"] = rectangle.attend
-    found[f"AIA, sampled, {probe_rows} rows"] = Probe(probe_rows, 0, 0).attend
+    found[f"AIA, sampled, {sampled_queries} rows"] = Probe(sampled_queries, 0, 0).attend
     if has_cuda() and has_triton():
         found["AIA, fused"] = fused.attend
     if length <= LONGEST_EAGER and shape != "packed":

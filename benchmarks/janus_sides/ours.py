@@ -2,7 +2,7 @@
 
 from janus_sides.task import ROW, Losses, Sizes, make_config, make_samples, make_targets
 from megatron_aia.data.batch import MicroBatch, build_micro_batch
-from megatron_aia.data.packing import plan_rows
+from megatron_aia.data.packing import plan_sequences
 from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
@@ -29,14 +29,14 @@ class Ours:
     def _pack(self, samples: list[TokenizedSample]) -> list[MicroBatch]:
         """Lay samples out in the shortest rows that are as few as rows of ``ROW`` would be."""
         lengths = [len(sample) for sample in samples]
-        rows = plan_rows(lengths, ROW, True, 1)
+        rows = plan_sequences(lengths, ROW, True, 1)
         for seq_length in range(max(lengths), ROW, 64):
-            if len(plan_rows(lengths, seq_length, True, 1)) == len(rows):
+            if len(plan_sequences(lengths, seq_length, True, 1)) == len(rows):
                 break
         size = self.config.model.image_size
         return [
             build_micro_batch([[samples[i] for i in row]], seq_length, 0, size)
-            for row in plan_rows(lengths, seq_length, True, 1)
+            for row in plan_sequences(lengths, seq_length, True, 1)
         ]
 
     def positions(self, case: str) -> int:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_aia.aia.loss import AIALoss
-from megatron_aia.aia.roles import Segment, Task, Term
+from megatron_aia.aia.roles import AIATerm, Segment, Task
 
 BranchLayer = tuple[int, int]
 """Branch, 0 in a model that does not fork, and 0-based layer of the whole model."""
@@ -53,14 +53,14 @@ class AIAContext:
     num_heads: int
     """Query heads of the whole model, on all tensor-parallel ranks."""
     group: Optional[dist.ProcessGroup] = None
-    """Ranks that hold heads or rows of the same samples; None in a single process."""
+    """Ranks that hold heads or tokens of the same samples; None in a single process."""
     intensities: dict[BranchLayer, PendingSum] = field(default_factory=dict, init=False, repr=False)
     """Recorded sums; read them with :meth:`intensity`."""
     cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
     """What kernels derive from the segments, such as index tensors; lives with the micro-batch."""
 
     @cached_property
-    def terms(self) -> tuple[Term, ...]:
+    def terms(self) -> tuple[AIATerm, ...]:
         """All terms of the micro-batch."""
         return tuple(term for segment in self.segments for term in segment.terms)
 
@@ -70,9 +70,9 @@ class AIAContext:
         return tuple(term.task for term in self.terms)
 
     @cached_property
-    def row_counts(self) -> tuple[int, ...]:
-        """Rows |Q| of each term."""
-        return tuple(len(term.rows) for term in self.terms)
+    def query_counts(self) -> tuple[int, ...]:
+        """Queries |Q| of each term."""
+        return tuple(len(term.queries) for term in self.terms)
 
     @property
     def measured(self) -> tuple[BranchLayer, ...]:
@@ -86,7 +86,7 @@ class AIAContext:
 
         Args:
             output: attention output of the layer, any shape.
-            sums: ``[n]``, attention probability summed over this rank's heads and rows and over
+            sums: ``[n]``, attention probability summed over this rank's heads and queries and over
                 the keys of each term (the triple sum of Eq. 1).
             layer: 0-based layer of the whole model: layers that a token passes before it.
             branch: number among the layers of that depth, where the model forks.
@@ -126,7 +126,7 @@ class AIAContext:
         """H |Q| of each term, ``[n]``."""
         key = ("head_row_pairs", like.device, like.dtype)
         if key not in self.cache:
-            pairs = [self.num_heads * rows for rows in self.row_counts]
+            pairs = [self.num_heads * queries for queries in self.query_counts]
             self.cache[key] = torch.tensor(pairs, dtype=like.dtype, device=like.device)
         value: Tensor = self.cache[key]
         return value

@@ -1,7 +1,7 @@
-"""Which tokens are rows and keys of an intensity (Eq. 1), as one integer a token.
+"""Which tokens are queries and keys of an intensity (Eq. 1), as one integer a token.
 
 A model's sample encoder writes the codes; everything after it works on the codes alone. Codes are
-cut and packed like the tokens, so no code has to know where in a row its sample stands.
+cut and packed like the tokens, so no code has to know where in a sequence its sample stands.
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,24 @@ class Task(IntEnum):
 NUM_TASKS = len(Task)
 AIA_TASKS = (Task.GENERATION, Task.UNDERSTANDING)
 
-_ROW_BITS = 0b0011
+_QUERY_BITS = 0b0011
 _KEY_SHIFT = 2
 
 
-def row_code(task: Task) -> int:
-    """Return the code of a row (query) token of ``task``."""
+def query_code(task: Task) -> int:
+    """Return the code of a query token of ``task``."""
     return int(task)
 
 
 def key_code(task: Task) -> int:
-    """Return the code of a key token of ``task``; add it to a row code for a token that is both."""
+    """Return the code of a key token of ``task``; add it to a query code for a token that is
+    both."""
     return int(task) << _KEY_SHIFT
 
 
-def row_task(roles: np.ndarray) -> np.ndarray:
-    """Return the task of which each token is a row; 0 for none."""
-    return roles & _ROW_BITS
+def query_task(roles: np.ndarray) -> np.ndarray:
+    """Return the task of which each token is a query; 0 for none."""
+    return roles & _QUERY_BITS
 
 
 def key_task(roles: np.ndarray) -> np.ndarray:
@@ -48,25 +49,25 @@ def key_task(roles: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Term:
-    """One intensity I[s, .]: the rows and keys of one task in one packed sample.
+class AIATerm:
+    """One intensity I[s, .]: the queries and keys of one task in one packed sample.
 
-    ``rows`` and ``keys`` are ascending int64 positions in the row of the batch; neither is empty.
+    ``queries`` and ``keys`` are ascending int64 positions in the sequence; neither is empty.
     """
 
     task: Task
-    rows: np.ndarray
+    queries: np.ndarray
     keys: np.ndarray
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One packed sample: positions ``[start, stop)`` of batch row ``batch_index``, its terms."""
+    """One packed sample: positions ``[start, stop)`` of sequence ``batch_index``, its terms."""
 
     batch_index: int
     start: int
     stop: int
-    terms: tuple[Term, ...] = ()
+    terms: tuple[AIATerm, ...] = ()
     position: int = 0
     """Of the sample in the order of the run; seeds what is drawn at random for it."""
 
@@ -76,21 +77,21 @@ def without_terms(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     return tuple(replace(segment, terms=()) for segment in segments)
 
 
-def find_terms(roles: np.ndarray, start: int = 0) -> tuple[Term, ...]:
+def find_terms(roles: np.ndarray, start: int = 0) -> tuple[AIATerm, ...]:
     """Read the terms of one sample from its role codes.
 
     Args:
         roles: uint8 ``[n]``, one code a token of the sample.
-        start: position of the sample's first token in the row; added to every index.
+        start: position of the sample's first token in the sequence; added to every index.
 
     Returns:
-        A term for each task with at least one row and at least one key that the causal mask lets
-        one of the rows see. A task without such a pair is inactive and has no term.
+        A term for each task with at least one query and at least one key that the causal mask lets
+        one of the queries see. A task without such a pair is inactive and has no term.
     """
     terms = []
     for task in AIA_TASKS:
-        rows = np.flatnonzero(row_task(roles) == task)
+        queries = np.flatnonzero(query_task(roles) == task)
         keys = np.flatnonzero(key_task(roles) == task)
-        if len(rows) and len(keys) and keys[0] <= rows[-1]:
-            terms.append(Term(task, rows + start, keys + start))
+        if len(queries) and len(keys) and keys[0] <= queries[-1]:
+            terms.append(AIATerm(task, queries + start, keys + start))
     return tuple(terms)

@@ -1,4 +1,4 @@
-"""Figures of a run's data: lengths of samples, and padding of rows."""
+"""Figures of a run's data: lengths of samples, and padding of sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ _BINS = 40
 
 @dataclass(frozen=True)
 class StepUse:
-    """What the samples of one step take of its rows."""
+    """What the samples of one step take of its sequences."""
 
     lengths: tuple[int, ...]
     """Tokens of each sample."""
     tasks: tuple[Task, ...]
     num_positions: int
-    """Positions of all rows."""
+    """Positions of all sequences."""
 
     @property
     def padding(self) -> float:
@@ -48,7 +48,7 @@ def plot_data(steps: Sequence[StepUse], seq_length: int) -> "Figure":
 
     Args:
         steps: at least one.
-        seq_length: tokens of a row, drawn as a line.
+        seq_length: tokens of a sequence, drawn as a line.
     """
     figure = new_figure(9.0, 4.0)
     lengths_axes, padding_axes = figure.subplots(1, 2)
@@ -62,13 +62,13 @@ def plot_data(steps: Sequence[StepUse], seq_length: int) -> "Figure":
         color=[TASK_COLORS[task] for task in used],
         label=[f"{task_name(task)} ({len(by_task[task])})" for task in used],
     )
-    lengths_axes.axvline(seq_length, color="black", linestyle="--", label="row")
+    lengths_axes.axvline(seq_length, color="black", linestyle="--", label="sequence")
     lengths_axes.set_xlabel("tokens of a sample")
     lengths_axes.set_ylabel("samples")
     lengths_axes.legend(frameon=False)
     padding = [100 * step.padding for step in steps]
     padding_axes.hist(padding, bins=np.linspace(0, 100, _BINS + 1), color="#8C8C8C")
-    padding_axes.set_xlabel("padding of a step (% of the positions of its rows)")
+    padding_axes.set_xlabel("padding of a step (% of the positions of its sequences)")
     padding_axes.set_ylabel("steps")
     for axes in (lengths_axes, padding_axes):
         style(axes)

@@ -57,7 +57,7 @@ class LogRecord:
     target: dict[Task, np.ndarray]
     """Intensity the profile asks of each decoder layer, ``[L]`` in 0..1."""
     padding_fraction: float
-    """Share of the positions of the interval's rows that hold no real token, in 0..1."""
+    """Share of the positions of the interval's sequences that hold no real token, in 0..1."""
     corrupt_samples: int = 0
     """Corrupt samples known so far; replacements are read in their place."""
 

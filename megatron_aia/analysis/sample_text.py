@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from megatron_aia.aia.roles import Task, key_task, row_task
+from megatron_aia.aia.roles import Task, key_task, query_task
 from megatron_aia.analysis.records import task_name
 from megatron_aia.data.sample import TokenizedSample
 from megatron_aia.data.sample_reader import PlacedSample
@@ -16,7 +16,7 @@ from megatron_aia.models.spec import SampleEncoder
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
 
 _COLORS = {Task.GENERATION: "34", Task.UNDERSTANDING: "33"}
-_ROW_STYLE = "1"
+_QUERY_STYLE = "1"
 _LABEL_STYLE = "4"
 
 
@@ -61,7 +61,7 @@ def format_sample(
         origin: folder and source of the sample.
         prompt: wrote the tokens.
         in_color: for a terminal: blue for roles of generation and yellow for those of
-            understanding, rows bold, labels underlined.
+            understanding, queries bold, labels underlined.
     """
     sample = placed.tokens
     lines = [
@@ -114,7 +114,7 @@ def _marks(sample: TokenizedSample, span: TokenSpan) -> str:
     is_label = sample.label_weights[span.start : span.stop] > 0
     masks = {"label": is_label}
     for task in _COLORS:
-        masks[f"row {task_name(task)}"] = row_task(roles) == task
+        masks[f"query {task_name(task)}"] = query_task(roles) == task
         masks[f"key {task_name(task)}"] = key_task(roles) == task
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     whole = span.stop - span.start
@@ -128,8 +128,8 @@ def _paint(sample: TokenizedSample, span: TokenSpan, text: str) -> str:
     styles = [
         color
         for task, color in _COLORS.items()
-        if ((row_task(roles) == task) | (key_task(roles) == task)).any()
+        if ((query_task(roles) == task) | (key_task(roles) == task)).any()
     ][:1]
-    styles += [_ROW_STYLE] * bool(row_task(roles).any())
+    styles += [_QUERY_STYLE] * bool(query_task(roles).any())
     styles += [_LABEL_STYLE] * bool((sample.label_weights[span.start : span.stop] > 0).any())
     return f"\x1b[{';'.join(styles)}m{text}\x1b[0m" if styles else text

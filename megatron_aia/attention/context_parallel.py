@@ -1,8 +1,8 @@
-"""Rows shared by several ranks: every rank attends from its own tokens to the keys of whole rows.
+"""Context parallelism: a rank attends from its own tokens to the keys of whole sequences.
 
 Keys and values are gathered, queries stay. With grouped queries keys and values are the small part
 (``benchmarks/context_parallel.md`` compares the bytes with a ring's), a rank then sees every key
-that an intensity may name, and one log-sum-exp covers a row, as the exact methods need it.
+that an intensity may name, and one log-sum-exp covers a sequence, as the exact methods need it.
 
 Gathered keys and values live until the backward pass; ``--recompute-granularity selective`` drops
 them and gathers again.
@@ -21,8 +21,10 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def gather_row(key: Tensor, value: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Gather the keys and values of whole rows, in the order of their tokens.
+def gather_keys_values(
+    key: Tensor, value: Tensor, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """Gather the keys and values of whole sequences, in the order of their tokens.
 
     One all-gather; the backward is one reduce-scatter: a token's gradient is the sum of what the
     queries of all ranks give it. No factor of the group's size appears.
@@ -35,11 +37,11 @@ def gather_row(key: Tensor, value: Tensor, group: dist.ProcessGroup) -> tuple[Te
     Returns:
         Keys and values, each ``[s, b, g, d]``.
     """
-    gathered: tuple[Tensor, Tensor] = _GatherRow.apply(key, value, group)
+    gathered: tuple[Tensor, Tensor] = _GatherKeysValues.apply(key, value, group)
     return gathered
 
 
-class _GatherRow(torch.autograd.Function):
+class _GatherKeysValues(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, key: Tensor, value: Tensor, group: dist.ProcessGroup

@@ -10,14 +10,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_aia.aia.inject import AIAContext
-from megatron_aia.attention.context_parallel import gather_row
+from megatron_aia.attention.context_parallel import gather_keys_values
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import DEFAULT_METHOD, Method
 from megatron_aia.runtime.context_parallel_slices import slices_of_rank
 
 
 class AIACoreAttention(MegatronModule):
-    """Causal attention inside each sample of a packed row, with the intensities of its terms.
+    """Causal attention inside each sample of a packed sequence, with the intensities of its terms.
 
     Built and called by megatron-core as ``core_attention``. The micro-batch comes as
     ``attention_bias``; its segments are the mask, so ``attention_mask`` is not read.
@@ -56,7 +56,7 @@ class AIACoreAttention(MegatronModule):
         self.attend = method.build(self.layer, first_head(config, pg_collection))
         self.context_group: Optional[dist.ProcessGroup] = None
         if config.context_parallel_size > 1:
-            assert pg_collection is not None, "ranks that share rows need their group"
+            assert pg_collection is not None, "ranks that share sequences need their group"
             self.context_group = pg_collection.cp
 
     def forward(
@@ -79,7 +79,7 @@ class AIACoreAttention(MegatronModule):
             attention_mask: not read.
             attn_mask_type: not read.
             attention_bias: the micro-batch.
-            packed_seq_params: must be None; the segments say how rows are packed.
+            packed_seq_params: must be None; the segments say how sequences are packed.
 
         Returns:
             ``[s, b, h * d]``.
@@ -93,7 +93,7 @@ class AIACoreAttention(MegatronModule):
         assert packed_seq_params is None, "packing is described by the segments"
         s, b, h, d = query.shape
         if self.context_group is not None:
-            key, value = gather_row(key, value, self.context_group)
+            key, value = gather_keys_values(key, value, self.context_group)
         measure = not is_first_pass_of_recompute()
         layout = shared_layout(attention_bias, key.shape[0], b, measure, self.context_group)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))

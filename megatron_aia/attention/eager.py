@@ -21,8 +21,8 @@ def attend(
 
     Returns:
         The output ``[b, h, held, d]``, zero in padding; and for each term the probability summed
-        over heads, rows and keys (the triple sum of Eq. 1), ``[n]``, float32 (float64 for float64
-        inputs). Both are differentiable.
+        over heads, queries and keys (the triple sum of Eq. 1), ``[n]``, float32 (float64 for
+        float64 inputs). Both are differentiable.
     """
     probability = _probability(query, key, layout, scale)
     b, h, held, d = query.shape

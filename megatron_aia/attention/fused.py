@@ -1,4 +1,4 @@
-"""Exact intensities from inside the attention kernel, for rows and keys of any shape.
+"""Exact intensities from inside the attention kernel, for queries and keys of any shape.
 
 The forward carries the row masses beside the softmax. The backward adds their gradient g_i where
 the pair counts, and lowers each row by rowsum(dO * O) + g_i s_i:
@@ -72,7 +72,7 @@ def _arrays(layout: AttentionLayout) -> tuple[np.ndarray, ...]:
     stop, row_bits, key_bits = (np.zeros(shape, np.int32) for _ in range(3))
     term_of_row = np.full(shape, layout.num_terms, np.int64)
     held = np.concatenate([np.arange(part.start, part.stop) for part in layout.held])
-    # How many rows of this rank stand before a position of the whole row.
+    # How many rows of this rank stand before a position of the whole sequence.
     before = np.searchsorted(held, np.arange(length + 1)).astype(np.int32)
     number = 0
     for segment in layout.segments:
@@ -82,10 +82,10 @@ def _arrays(layout: AttentionLayout) -> tuple[np.ndarray, ...]:
         stop[b, inside] = before[segment.stop]
         assert len(segment.terms) <= _MAX_TERMS
         for bit, term in enumerate(segment.terms):
-            assert not row_bits[b, term.rows].any(), "a row belongs to one term"
-            row_bits[b, term.rows] = 1 << bit
+            assert not row_bits[b, term.queries].any(), "a row belongs to one term"
+            row_bits[b, term.queries] = 1 << bit
             key_bits[b, term.keys] |= 1 << bit
-            term_of_row[b, term.rows] = number
+            term_of_row[b, term.queries] = number
             number += 1
     start = np.broadcast_to(before[:-1], shape).copy()
     of_rows = [np.ascontiguousarray(x[:, held]) for x in (first, last, row_bits, term_of_row)]

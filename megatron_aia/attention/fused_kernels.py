@@ -4,7 +4,7 @@ A row i sees the keys ``First[i] <= j <= Last[i]``, a key j is seen by rows ``St
 Stop[j]`` only. ``RowBits[i] & KeyBits[j]`` says whether the pair counts for the term of the row.
 Scores are in base 2: the softmax is ``exp2(q . k * scale * log2(e) - lse)``. Tensors ``[b, heads,
 tokens, d]`` come with their strides, the last of which is 1; what there is one of for each row or
-key is contiguous. Rows are the queries of this rank, keys those of whole rows of the batch.
+key is contiguous. Rows are the queries of this rank, keys those of whole sequences of the batch.
 """
 
 # Triton reads these functions as its own language: no docstrings inside arguments, no annotations

@@ -14,7 +14,7 @@ from megatron_aia.attention.pieces import Piece, Strip, cut_pieces, lay_strips
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Rows x keys of one term in one piece, in positions of the piece: part of what Eq. 1 sums."""
+    """Queries x keys of one term in one piece, in its positions: part of what Eq. 1 sums."""
 
     term: int
     """Number of the term in the micro-batch."""
@@ -29,7 +29,7 @@ class Rectangle:
 
 
 class AttentionLayout:
-    """Samples of ``batch_size`` rows of ``seq_length`` tokens; built once a micro-batch.
+    """Samples of ``batch_size`` sequences of ``seq_length`` tokens; built once a micro-batch.
 
     Tensors are made on first use on a device and kept. A causal mask of a rectangle is not kept:
     it follows from the indices, and few rectangles need one.
@@ -42,10 +42,11 @@ class AttentionLayout:
         batch_size: int,
         held: Optional[Sequence[slice]] = None,
     ) -> None:
-        """Segments must lie inside the rows without overlap.
+        """Segments must lie inside the sequences without overlap.
 
-        ``held`` are the positions of a row whose queries this rank has, ascending; None means all.
-        The keys are always those of the whole row.
+        ``held`` are the positions of a sequence whose queries this rank has, ascending; None means
+        all.
+        The keys are always those of the whole sequence.
         """
         for segment in segments:
             assert 0 <= segment.start < segment.stop <= seq_length, segment
@@ -109,7 +110,7 @@ def _rectangles(piece: Piece, device: torch.device) -> Iterator[Rectangle]:
         return torch.from_numpy(positions - start).to(device)
 
     for number, term in piece.terms:
-        rows = term.rows[(term.rows >= first) & (term.rows < stop)]
+        rows = term.queries[(term.queries >= first) & (term.queries < stop)]
         keys = term.keys[term.keys < stop]
         if len(rows) and len(keys):
             crosses = bool(keys[-1] > rows[0])

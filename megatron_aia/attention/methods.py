@@ -64,7 +64,7 @@ class Method:
     """One of :data:`METHODS`."""
     reason: str
     """Why it was taken; for the log."""
-    probe_rows: int = 64
+    sampled_queries: int = 64
     """Rows a head and term that ``sampled`` measures."""
     seed: int = 0
     """Of the rows that ``sampled`` draws."""
@@ -72,7 +72,7 @@ class Method:
     """Kernel that ``flash`` and ``sampled`` attend with."""
 
     def __str__(self) -> str:
-        rows = f", {self.probe_rows} rows a head" if self.name == "sampled" else ""
+        rows = f", {self.sampled_queries} rows a head" if self.name == "sampled" else ""
         return f"{self.name}{rows}: {self.reason}"
 
     def build(self, layer: int, first_head: int) -> Attend:
@@ -91,7 +91,7 @@ class Method:
     def build_probe(self, layer: int, first_head: int) -> Probe:
         """Return the probe of one layer, for an attention that is not this project's."""
         assert self.name == "sampled", self.name
-        return Probe(self.probe_rows, self.seed, layer, first_head, self.backend)
+        return Probe(self.sampled_queries, self.seed, layer, first_head, self.backend)
 
 
 DEFAULT_METHOD = Method("flash", "the default")
@@ -100,7 +100,7 @@ DEFAULT_METHOD = Method("flash", "the default")
 def choose_method(
     name: str,
     machine: Machine,
-    probe_rows: int = 64,
+    sampled_queries: int = 64,
     seed: int = 0,
     backend: AskedBackend = "auto",
 ) -> Method:
@@ -109,7 +109,7 @@ def choose_method(
     Args:
         name: ``auto`` or a name of :data:`METHODS`.
         machine: what it has to run on.
-        probe_rows: ``--aia-probe-rows``.
+        sampled_queries: ``--aia-sampled-queries``.
         seed: ``--seed``.
         backend: ``--attention-backend``.
 
@@ -133,20 +133,20 @@ def choose_method(
                 "pass sampled"
             )
         because = "rows are measured beside Transformer Engine's FP8 attention"
-        return Method("sampled", because, probe_rows, seed)
+        return Method("sampled", because, sampled_queries, seed)
     if name != "auto":
         obstacle = _obstacle(name, machine)
         if obstacle:
             raise ValueError(f"--aia-attention {name} {obstacle}")
         kernel = _choose_backend(backend, machine)
-        return Method(name, "asked for by --aia-attention", probe_rows, seed, kernel)
+        return Method(name, "asked for by --aia-attention", sampled_queries, seed, kernel)
     obstacle = _obstacle("flash", machine)
     if obstacle is None:
         kernel = _choose_backend(backend, machine)
         where = (
             "cuDNN's kernel" if kernel == "cudnn" else f"the flash kernel of {machine.device_type}"
         )
-        return Method("flash", f"exact beside {where}", probe_rows, seed, kernel)
+        return Method("flash", f"exact beside {where}", sampled_queries, seed, kernel)
     because = f"because flash {obstacle.split(';')[0]}"
     if _obstacle("fused", machine) is None:
         return Method("fused", f"exact in one kernel, {because}")

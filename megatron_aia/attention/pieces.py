@@ -6,22 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.roles import Segment, Term
+from megatron_aia.aia.roles import AIATerm, Segment
 
 
 @dataclass(frozen=True)
 class Piece:
     """Consecutive queries of one sample, and the keys from its start up to the last of them.
 
-    It is a whole sample, unless context parallelism has cut the row inside it.
+    It is a whole sample, unless context parallelism has cut the sequence inside it.
     """
 
     batch_index: int
     rows: slice
-    """Positions among the queries of the row that this rank holds."""
+    """Positions among the queries of the sequence that this rank holds."""
     keys: slice
-    """Positions in the whole row."""
-    terms: tuple[tuple[int, Term], ...]
+    """Positions in the whole sequence."""
+    terms: tuple[tuple[int, AIATerm], ...]
     """Terms of the sample, each with its number in the micro-batch."""
     position: int
     """Of the sample in the order of the run."""
@@ -41,7 +41,7 @@ class Piece:
 
 
 class Strip:
-    """Pieces of one batch row that one kernel call attends to.
+    """Pieces of one sequence that one kernel call attends to.
 
     It is a single piece, or several whole ones that follow each other among the queries and among
     the keys.
@@ -66,7 +66,7 @@ class Strip:
 
     @property
     def keys(self) -> slice:
-        """Positions in the whole row."""
+        """Positions in the whole sequence."""
         return slice(self.pieces[0].keys.start, self.pieces[-1].keys.stop)
 
     def of_rows(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Probe:
     same in every layout, in a second forward for recompute, and in a resumed run.
     """
 
-    rows_per_head: int
+    queries_per_head: int
     """R, of each term."""
     seed: int
     layer: int
@@ -83,8 +83,8 @@ class Probe:
             terms = dict(piece.terms)
             for of_term in rectangles:
                 term = terms[of_term.term]
-                drawn = self.choose(len(term.rows), num_heads, piece.position, term.task)
-                rows, weights, stops = _in_piece(piece, term.rows, *drawn)
+                drawn = self.choose(len(term.queries), num_heads, piece.position, term.task)
+                rows, weights, stops = _in_piece(piece, term.queries, *drawn)
                 is_key = torch.zeros(piece.keys.stop - piece.keys.start, device=device)
                 samples.append(
                     _Sample(
@@ -113,7 +113,7 @@ class Probe:
             Numbers of rows int64 ``[num_heads, R]``, ascending and distinct for a head; and rows of
             each stratum int64 ``[R]``, the weights. R is at most ``num_rows``.
         """
-        bounds = np.linspace(0, num_rows, min(self.rows_per_head, num_rows) + 1).astype(np.int64)
+        bounds = np.linspace(0, num_rows, min(self.queries_per_head, num_rows) + 1).astype(np.int64)
         sizes = np.diff(bounds)
         generator = np.random.default_rng([self.seed, position, self.layer, int(task)])
         # Heads of the ranks before this one are drawn and left out: the draw of a head does not

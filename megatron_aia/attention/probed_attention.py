@@ -19,10 +19,10 @@ from megatron_aia.attention.methods import Method
 class ProbedCoreAttention(MegatronModule):
     """Another core attention, and beside it the probe's intensities from the same inputs.
 
-    The other attention must be causal over the whole row, so a row holds one sample, from its first
-    token on. Padding after it sees the sample and is seen by none of its tokens. Queries and keys
-    reach the probe as the layer made them, in bfloat16: it does not see what the other attention
-    rounds them to.
+    The other attention must be causal over the whole sequence, so one holds a single sample, from
+    its first token on. Padding after it sees the sample and is seen by none of its tokens. Queries
+    and keys reach the probe as the layer made them, in bfloat16: it does not see what the other
+    attention rounds them to.
 
     Built and called by megatron-core as ``core_attention``. The micro-batch comes as
     ``attention_bias``.
@@ -51,7 +51,7 @@ class ProbedCoreAttention(MegatronModule):
             branch: see ``AIAContext``.
         """
         super().__init__(config=config)
-        assert config.context_parallel_size == 1, "the other attention cannot share rows"
+        assert config.context_parallel_size == 1, "the other attention cannot share sequences"
         self.layer, self.branch = layer_number - 1, branch
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
@@ -85,15 +85,15 @@ class ProbedCoreAttention(MegatronModule):
             value: ``[s, b, g, d]``.
             attention_mask: not read; the other attention is causal.
             attn_mask_type: not read.
-            attention_bias: the micro-batch, of rows with at most one sample.
+            attention_bias: the micro-batch, of sequences with at most one sample.
             packed_seq_params: must be None.
 
         Returns:
             ``[s, b, h * d]``.
         """
         assert isinstance(attention_bias, AIAContext), f"no micro-batch: {type(attention_bias)}"
-        assert packed_seq_params is None, "rows are not packed"
-        _check_rows(attention_bias)
+        assert packed_seq_params is None, "sequences are not packed"
+        _check_sequences(attention_bias)
         output: Tensor = self.inner(
             query, key, value, attention_mask=None, attn_mask_type=AttnMaskType.causal
         )
@@ -106,8 +106,9 @@ class ProbedCoreAttention(MegatronModule):
         return attention_bias.attach(output, sums, self.layer, self.branch)
 
 
-def _check_rows(aia: AIAContext) -> None:
-    """Check what a causal mask over whole rows takes for granted."""
-    rows = [segment.batch_index for segment in aia.segments]
+def _check_sequences(aia: AIAContext) -> None:
+    """Check what a causal mask over whole sequences takes for granted."""
+    sequences = [segment.batch_index for segment in aia.segments]
     starts = {segment.start for segment in aia.segments}
-    assert len(set(rows)) == len(rows) and starts <= {0}, "a row holds one sample, from its start"
+    is_single = len(set(sequences)) == len(sequences) and starts <= {0}
+    assert is_single, "a sequence holds one sample, from its start"

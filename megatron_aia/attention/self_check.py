@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_aia.aia.roles import Segment, Task, Term
+from megatron_aia.aia.roles import AIATerm, Segment, Task
 from megatron_aia.attention import eager
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Attend, Method
@@ -40,8 +40,8 @@ class AttentionSetting:
     """Key heads of this rank."""
     head_size: int
     """Channels of a head."""
-    shares_rows: bool = False
-    """Context parallelism cuts rows: a rank has the first and the last quarter of one."""
+    context_parallel: bool = False
+    """Context parallelism cuts sequences: a rank has the first and the last quarter of one."""
 
 
 def check_method(method: Method, setting: AttentionSetting, may_change_backend: bool) -> Method:
@@ -71,11 +71,11 @@ def check_method(method: Method, setting: AttentionSetting, may_change_backend: 
 
 @lru_cache
 def largest_error(method: Method, setting: AttentionSetting) -> float:
-    """Return the largest relative error of output, sums and gradients on a small packed row.
+    """Return the largest relative error of output, sums and gradients on a small packed sequence.
 
     A probe measures all rows.
     """
-    place = (0, 2 if setting.shares_rows else 1)
+    place = (0, 2 if setting.context_parallel else 1)
     layout = AttentionLayout(_segments(), _TOKENS, 1, slices_of_rank(_TOKENS, *place))
     generator = torch.Generator().manual_seed(0)
     heads, groups = setting.heads, setting.groups
@@ -86,7 +86,7 @@ def largest_error(method: Method, setting: AttentionSetting) -> float:
     grad_output[::7] = 0  # rows whose output nobody looks at
     held = [slice_tensor(x, *place, dim=0) for x in (query, grad_output)]
     inputs = [x.to(setting.device, setting.dtype) for x in (held[0], key, value, held[1])]
-    attend = replace(method, probe_rows=_TOKENS).build(0, 0)
+    attend = replace(method, sampled_queries=_TOKENS).build(0, 0)
     found = _run(attend, inputs, layout)
     exact = _run(eager.attend, [x.to(_reference_dtype(setting.dtype)) for x in inputs], layout)
     errors = [_error(*pair) for pair in zip(found, exact, strict=True)]
@@ -96,11 +96,11 @@ def largest_error(method: Method, setting: AttentionSetting) -> float:
 def _segments() -> tuple[Segment, ...]:
     """Return a sample of each task, one without a term, and padding behind them."""
 
-    def segment(start: int, stop: int, *terms: Term) -> Segment:
+    def segment(start: int, stop: int, *terms: AIATerm) -> Segment:
         return Segment(0, start, stop, terms, start)
 
-    def term(task: Task, rows: tuple[int, int], keys: tuple[int, int]) -> Term:
-        return Term(task, np.arange(*rows), np.arange(*keys))
+    def term(task: Task, queries: tuple[int, int], keys: tuple[int, int]) -> AIATerm:
+        return AIATerm(task, np.arange(*queries), np.arange(*keys))
 
     return (
         segment(0, 70, term(Task.GENERATION, (20, 69), (0, 19))),

@@ -54,7 +54,7 @@ def _schedule(config: Config, given: Set[str]) -> dict[str, Any]:
 
 
 def _lengths(config: Config, given: Set[str]) -> dict[str, Any]:
-    """A longer sequence stretches the positions of a preset, fewer positions shorten its rows."""
+    """A longer sequence stretches the positions of a preset, fewer positions shorten it."""
     length, positions = config.data.seq_length, config.model.max_position_embeddings
     if length <= positions:
         return {}
@@ -81,7 +81,7 @@ def _layout(config: Config, given: Set[str], world_size: int) -> dict[str, Any]:
         free //= max(size, 1)
         if name.startswith("tensor"):
             tensor = size
-    splits_rows = config.parallel.sequence_parallel and "sequence_parallel" not in given
-    if splits_rows and config.data.seq_length % max(tensor, 1):
+    splits_sequence = config.parallel.sequence_parallel and "sequence_parallel" not in given
+    if splits_sequence and config.data.seq_length % max(tensor, 1):
         changes["sequence_parallel"] = False
     return changes

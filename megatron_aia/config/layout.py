@@ -6,7 +6,7 @@ from dataclasses import replace
 from megatron_aia.config.tree import Config, ModelConfig, ParallelConfig
 
 _ROW_STEP = 64
-"""Variable rows grow by so many tokens: whole tiles of the kernels, and few shapes of tensors."""
+"""Variable lengths grow by so many tokens: whole tiles of kernels, and few shapes of tensors."""
 
 
 def fit_layout(config: Config, world_size: int) -> Config:
@@ -37,10 +37,10 @@ def data_parallel_size(config: Config, world_size: int) -> int:
     return world_size // (tensor * pipeline * context)
 
 
-def row_multiple(config: Config) -> int:
-    """Return what the length of a variable row is a multiple of, in tokens.
+def length_multiple(config: Config) -> int:
+    """Return what the length of a variable-length sequence is a multiple of, in tokens.
 
-    The processes that share a row, or the residuals of a row, split it evenly then.
+    The processes that share a sequence, or the residuals of a sequence, split it evenly then.
     """
     tensor, _, context = config.parallel.layout
     shares = tensor if config.parallel.sequence_parallel else 1

@@ -7,6 +7,7 @@ from megatron_aia.config.settings import flag
 
 RENAMED: dict[str, str] = {
     "aia_method": "aia_attention",
+    "aia_probe_rows": "aia_sampled_queries",
     "aia_sets": "aia_query_key_sets",
     "blend": "data_path",
     "keep_checkpoints": "save_total_limit",

@@ -49,7 +49,7 @@ class ModelConfig:
     kv_channels: Optional[PositiveInt] = None
     """Head size; hidden_size / num_attention_heads when unset."""
     max_position_embeddings: PositiveInt = 9216
-    """Longest row the rotary embedding is meant for."""
+    """Longest sequence the rotary embedding is meant for."""
     norm_epsilon: PositiveFloat = 1e-5
     """Epsilon of RMSNorm."""
     rotary_base: PositiveInt = 1_000_000
@@ -103,14 +103,14 @@ class AIAConfig:
     aia_loss: Literal["huber", "mse"] = "huber"
     """Penalty on the distance of intensity and target."""
     aia_query_key_sets: Literal["paper", "released_code"] = "paper"
-    """Rows and keys of the intensity; released_code repeats that code's off-by-ones."""
+    """Queries and keys of the intensity; released_code repeats that code's off-by-ones."""
     aia_count_inactive: bool = False
     """Keep samples without an AIA term in the denominator, as the released code does."""
     aia_attention: Literal["auto", "eager", "flash", "fused", "sampled"] = "auto"
     """How attention and intensity are computed: eager holds every map and is the reference, flash
     and fused are exact without, sampled estimates."""
-    aia_probe_rows: PositiveInt = 64
-    """With --aia-attention sampled: rows a head that each intensity is estimated from."""
+    aia_sampled_queries: PositiveInt = 64
+    """With --aia-attention sampled: queries a head that each intensity is estimated from."""
 
 
 @dataclass
@@ -154,7 +154,7 @@ class ParallelConfig:
 
 @dataclass
 class DataConfig:
-    """Samples and rows."""
+    """Samples and sequences."""
 
     data_path: tuple[str, ...] = ()
     """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
@@ -168,15 +168,15 @@ class DataConfig:
     """Makes the codes of images that the shards hold as pictures: a model's folder, or a codebook
     (*.npz)."""
     seq_length: PositiveInt = 9216
-    """Tokens of one row."""
+    """Tokens of one sequence."""
     variable_seq_lengths: bool = False
     """Rows only as long as the longest of their micro-batch needs, at most --seq-length."""
     micro_batch_size: PositiveInt = 1
     """Rows of one forward pass."""
     global_batch_size: PositiveInt = 64
-    """Samples (not rows) of one optimizer step."""
+    """Samples (not sequences) of one optimizer step."""
     packing: bool = True
-    """Put several samples into one row; they never see each other."""
+    """Put several samples into one sequence; they never see each other."""
     task_ratio: str = "1:1"
     """generation:understanding[:text[:mixed]], exact in every period of that many samples. For the
     folders of --data-path without weights; a mixture file has its own."""
@@ -186,7 +186,8 @@ class DataConfig:
     cfg_drop_prob: Share = 0.05
     """Share of generation samples that lose their prompt, for classifier-free guidance."""
     overlong_samples: Literal["error", "truncate"] = "error"
-    """What to do with a sample longer than a row: stop, or cut its answer (never its image)."""
+    """What to do with a sample longer than a sequence: stop, or cut its answer (never its
+    image)."""
     num_workers: NonNegativeInt = 2
     """Processes, of each rank, that read the next steps while one is computed; 0: none."""
     max_corrupt_samples: NonNegativeInt = 100
@@ -288,7 +289,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Layout over processes. Data parallelism takes the processes that are left."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Samples and rows."""
+    """Samples and sequences."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Optimizer, schedule and loss."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

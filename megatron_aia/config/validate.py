@@ -151,10 +151,10 @@ def _settings_without_effect(config: Config) -> list[str]:
     if config.checkpoint.save_total_limit and config.checkpoint.save is None:
         notes.append("--save-total-limit has no effect without --save")
     if (
-        config.aia.aia_probe_rows != AIAConfig.aia_probe_rows
+        config.aia.aia_sampled_queries != AIAConfig.aia_sampled_queries
         and config.aia.aia_attention != "sampled"
     ):
-        notes.append("--aia-probe-rows has no effect without --aia-attention sampled")
+        notes.append("--aia-sampled-queries has no effect without --aia-attention sampled")
     method = config.aia.aia_attention
     if config.model.attention_backend != "auto" and method in ("eager", "fused"):
         notes.append(f"--attention-backend has no effect with --aia-attention {method}")

@@ -56,7 +56,7 @@ def _check_sizes(config: Config, name: str) -> None:
         multiple = _MULTIPLE * shared
         fitting = -(-config.data.seq_length // multiple) * multiple
         raise ValueError(
-            f"{name} needs rows of a multiple of {multiple} tokens in this layout, and "
+            f"{name} needs sequences of a multiple of {multiple} tokens in this layout, and "
             f"--seq-length is {config.data.seq_length}; use {fitting}"
         )
 
@@ -75,10 +75,10 @@ def _check_attention(config: Config) -> None:
             f"{config.model.head_size}; leave it out"
         )
     if config.data.packing:
-        raise ValueError(f"{name} cannot keep samples of a packed row apart; add --no-packing")
+        raise ValueError(f"{name} cannot keep samples of a packed sequence apart; add --no-packing")
     if config.parallel.context_parallel_size > 1:
         raise ValueError(
-            f"{name} cannot share rows; use --context-parallel-size 1, or leave it out"
+            f"{name} cannot share sequences; use --context-parallel-size 1, or leave it out"
         )
     if config.aia.aia and config.aia.aia_attention not in ("auto", "sampled"):
         raise ValueError(

@@ -46,7 +46,7 @@ def check_tensor_parallel(config: Config) -> None:
     tensor, _, _ = config.parallel.layout
     if config.parallel.sequence_parallel and config.data.seq_length % tensor:
         raise ValueError(
-            f"--sequence-parallel splits a row over {tensor} processes, and --seq-length "
+            f"--sequence-parallel splits a sequence over {tensor} processes, and --seq-length "
             f"{config.data.seq_length} is not a multiple of {tensor}; use "
             f"{_next_multiple(config.data.seq_length, tensor)}"
         )
@@ -69,12 +69,12 @@ def check_split(config: Config, sizes: tuple[str, ...]) -> None:
 
 
 def check_context_parallel(config: Config) -> None:
-    """Check that a row divides into chunks, and that the attention for shared rows can run."""
+    """Check that a sequence divides into chunks, and that attention over shared ones can run."""
     tensor, _, context = config.parallel.layout
     if context == 1:
         return
     name = f"--context-parallel-size {context}"
-    chunks, reason = 2 * context, f"cuts a row into {2 * context} chunks"
+    chunks, reason = 2 * context, f"cuts a sequence into {2 * context} chunks"
     if config.parallel.sequence_parallel and tensor > 1:
         chunks *= tensor
         reason += f" and --sequence-parallel each over {tensor} processes"

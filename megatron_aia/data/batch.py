@@ -1,4 +1,4 @@
-"""Rows of packed samples as tensors: what one forward pass of any pipeline stage needs."""
+"""Sequences of packed samples as tensors: what one forward pass of any pipeline stage needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +24,7 @@ PADDING_SEGMENT = -1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """``b`` rows of ``s`` tokens."""
+    """``b`` sequences of ``s`` tokens."""
 
     tokens: torch.Tensor
     """int64 ``[b, s]``; padding holds the pad id."""
@@ -41,11 +41,12 @@ class MicroBatch:
     lane: int = 0
     """Of all samples: which of the model's ways they take; see ``ModelFamily.lane``."""
     images: torch.Tensor | None = None
-    """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, row by row from
-    left to right; None for a model without them, and where they were not asked for."""
-    row_tokens: torch.Tensor | None = None
-    """int64 ``[b, whole row]``: tokens of the rows that the other tensors hold a part of; None
-    where they hold all of it."""
+    """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, sequence by
+    sequence from left to right; None for a model without them, and where they were not asked
+    for."""
+    sequence_tokens: torch.Tensor | None = None
+    """int64 ``[b, whole sequence]``: tokens of the sequences that the other tensors hold a part
+    of; None where they hold all of it."""
 
     def pin_memory(self) -> "MicroBatch":
         """Return a copy in page-locked memory, from which a GPU fetches while it computes."""
@@ -81,10 +82,10 @@ _BY_TOKEN = ("tokens", "position_ids", "segment_ids")
 def slice_for_rank(
     batch: MicroBatch, rank: int, size: int
 ) -> tuple[MicroBatch, dict[str, torch.Tensor]]:
-    """Return what one of ``size`` context-parallel ranks holds of a micro-batch of whole rows.
+    """Return what one of ``size`` context-parallel ranks holds of a micro-batch of whole sequences.
 
-    Whatever has an entry for each token is cut, and so are the targets. What describes the rows
-    stays whole: segments and their terms, tasks, images.
+    Whatever has an entry for each token is cut, and so are the targets. What describes the
+    sequences stays whole: segments and their terms, tasks, images.
 
     Returns:
         The part, and by target the numbers of the entries that are in it.
@@ -98,11 +99,11 @@ def slice_for_rank(
         name: slice_tensor(getattr(batch, name), rank, size, dim=1) for name in _BY_TOKEN
     }
     targets = {name: target for name, (target, _) in found.items()}
-    return replace(batch, **held, targets=targets, row_tokens=batch.tokens), kept
+    return replace(batch, **held, targets=targets, sequence_tokens=batch.tokens), kept
 
 
 def build_micro_batch(
-    rows: Sequence[Sequence[TokenizedSample]],
+    sequences: Sequence[Sequence[TokenizedSample]],
     seq_length: int,
     pad_id: int,
     image_size: int = 0,
@@ -110,36 +111,36 @@ def build_micro_batch(
     targets: TargetWidths = NEXT_TOKEN_ONLY,
     lane: int = 0,
 ) -> MicroBatch:
-    """Lay samples out in rows, left to right, and load their images.
+    """Lay samples out in sequences, left to right, and load their images.
 
     Args:
-        rows: ``b`` rows; an empty row is all padding.
-        seq_length: tokens of a row; no row's samples may need more.
+        sequences: ``b`` sequences; an empty sequence is all padding.
+        seq_length: tokens of a sequence; no sequence's samples may need more.
         pad_id: id written into padding.
         image_size: side in pixels of the images to load; 0 loads none.
-        run_positions: position of each sample in the order of the run, in the shape of ``rows``;
-            without them, samples are counted from 0.
+        run_positions: position of each sample in the order of the run, in the shape of
+            ``sequences``; without them, samples are counted from 0.
         targets: what the samples may have.
         lane: of all samples.
 
     Raises:
-        ValueError: the samples of a row are longer than ``seq_length`` together, or a picture is
-            damaged.
+        ValueError: the samples of a sequence are longer than ``seq_length`` together, or a picture
+            is damaged.
     """
-    shape = (len(rows), seq_length)
+    shape = (len(sequences), seq_length)
     tokens = np.full(shape, pad_id, np.int64)
     positions = np.zeros(shape, np.int64)
     segment_ids = np.full(shape, PADDING_SEGMENT, np.int64)
     segments: list[Segment] = []
     tasks: list[int] = []
     collator = TargetCollator(targets)
-    for b, samples in enumerate(rows):
+    for b, samples in enumerate(sequences):
         start = 0
         for number, sample in enumerate(samples):
             stop = start + len(sample)
             if stop > seq_length:
                 raise ValueError(
-                    f"sample {sample.key} ends at token {stop} of a row of {seq_length}; "
+                    f"sample {sample.key} ends at token {stop} of a sequence of {seq_length}; "
                     "raise --seq-length or pass --overlong-samples truncate"
                 )
             tokens[b, start:stop] = sample.tokens
@@ -158,7 +159,7 @@ def build_micro_batch(
         tasks=tuple(tasks),
         targets=collator.collate(),
         lane=lane,
-        images=_load_images(rows, image_size) if image_size else None,
+        images=_load_images(sequences, image_size) if image_size else None,
     )
 
 
@@ -178,8 +179,8 @@ def _same(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _load_images(rows: Sequence[Sequence[TokenizedSample]], size: int) -> torch.Tensor:
-    sources = [image for samples in rows for sample in samples for image in sample.images]
+def _load_images(sequences: Sequence[Sequence[TokenizedSample]], size: int) -> torch.Tensor:
+    sources = [image for samples in sequences for sample in samples for image in sample.images]
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
     for number, source in enumerate(sources):
         pixels = torch.from_numpy(source.load())

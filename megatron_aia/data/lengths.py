@@ -1,4 +1,4 @@
-"""How many tokens each sample takes: known before any sample is read, so rows can be planned."""
+"""How many tokens each sample takes: known before a sample is read, so packing can be planned."""
 
 import hashlib
 import logging

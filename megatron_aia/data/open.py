@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_aia.config import Config, DataConfig
 from megatron_aia.config.data_sources import blend_pairs, mixture_file
-from megatron_aia.config.layout import row_multiple
+from megatron_aia.config.layout import length_multiple
 from megatron_aia.config.locations import is_url
 from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.mix_sources import mix_sources
@@ -41,7 +41,7 @@ def open_batches(
 
     Raises:
         ValueError: data or tokeniser are missing, damaged, or do not fit the model, or a sample
-            does not fit a row.
+            does not fit a sequence.
     """
     encoder = make_encoder(load_text_tokenizer(_tokenizer_path(config.data)))
     batches = build_step_loader(
@@ -59,7 +59,7 @@ def build_step_loader(
     data_size: int = 1,
     micro_batch_multiple: int = 1,
 ) -> StepLoader:
-    """Open the data folders of a run. Whether its samples fit a row, ``check`` tells.
+    """Open the data folders of a run. Whether its samples fit a sequence, ``check`` tells.
 
     Args:
         config: of the run.
@@ -88,7 +88,7 @@ def build_step_loader(
         cfg_drop_prob=data.cfg_drop_prob,
         overlong=data.overlong_samples,
         loads_images=loads_images,
-        row_multiple=row_multiple(config) if data.variable_seq_lengths else 0,
+        length_multiple=length_multiple(config) if data.variable_seq_lengths else 0,
     )
 
 

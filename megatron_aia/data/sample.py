@@ -90,7 +90,7 @@ class SampleEncoder(Protocol):
         """
 
     def dry_run(self, sample: RawSample) -> TokenizedSample:
-        """Write ``sample`` with its prompt, but decode no picture: rows are planned with this.
+        """Write ``sample`` with its prompt, but decode no picture: sequences are planned with this.
 
         Everything is as in the sample itself, but any code may stand for one that would have to be
         made of a picture.

@@ -37,13 +37,13 @@ class SampleReader:
     encoder: SampleEncoder
     """Writes a sample as tokens; no longer with its prompt dropped than with it."""
     seq_length: int
-    """Tokens of a row."""
+    """Tokens of a sequence."""
     codebook_size: int
     """Image codes are below this."""
     cfg_drop_prob: float
     """Share of generation samples that lose their prompt."""
     overlong: Literal["error", "truncate"]
-    """What to do with a sample longer than a row."""
+    """What to do with a sample longer than a sequence."""
     loads_images: bool = True
     """Read the images that the model looks at; only its first stage needs them."""
     found_corrupt: set[tuple[int, int]] = field(default_factory=set)
@@ -51,7 +51,7 @@ class SampleReader:
     filled by ``mark_corrupt`` with the same samples on every rank."""
 
     def check(self) -> None:
-        """Check that every sample of the mixture fits a row, or can be cut to.
+        """Check that every sample of the mixture fits a sequence, or can be cut to.
 
         Raises:
             ValueError: some do not; the text names the longest.
@@ -70,9 +70,9 @@ class SampleReader:
         if count and self.overlong == "error":
             index_number, sample_number = address
             raise ValueError(
-                f"{count} samples are longer than a row of {self.seq_length} tokens; the longest, "
-                f"{self.mixture.indexes[index_number].key(sample_number)}, has {longest}: pass "
-                f"--seq-length {longest} or more, or --overlong-samples truncate"
+                f"{count} samples are longer than a sequence of {self.seq_length} tokens; the "
+                f"longest, {self.mixture.indexes[index_number].key(sample_number)}, has {longest}: "
+                f"pass --seq-length {longest} or more, or --overlong-samples truncate"
             )
 
     def planned_length(self, position: int) -> int:

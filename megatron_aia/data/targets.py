@@ -78,7 +78,7 @@ class BatchTarget:
         """Return the entries whose outputs a context-parallel rank holds, and their numbers.
 
         Args:
-            length: tokens of a whole row.
+            length: tokens of a whole sequence.
             rank: context-parallel rank.
             size: context-parallel size.
         """

@@ -1,4 +1,4 @@
-"""What the ids of a model's rows stand for, in words: for people who look at samples."""
+"""What the ids of a model's sequences stand for, in words: for people who look at samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

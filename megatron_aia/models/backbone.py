@@ -1,4 +1,4 @@
-"""The decoder shared by the models: a LLaMA-shaped megatron-core GPTModel for packed rows."""
+"""The decoder shared by the models: a LLaMA-shaped megatron-core GPTModel for packed sequences."""
 
 from typing import Any
 
@@ -72,11 +72,11 @@ OUTPUT_WEIGHT = "output_layer.weight"
 
 
 class PackedGPTModel(GPTModel):
-    """GPTModel for packed rows and a padded vocabulary.
+    """GPTModel for packed sequences and a padded vocabulary.
 
     Two things differ. Rotary angles follow ``position_ids``, which restart with every sample
-    (megatron-core counts along the row) and are cut like the tokens where several ranks share a
-    row. And the columns that pad the vocabulary to a multiple of
+    (megatron-core counts along the sequence) and are cut like the tokens where several ranks share
+    a sequence. And the columns that pad the vocabulary to a multiple of
     the tensor-parallel size take no part in the softmax, so the loss does not depend on it.
 
     Args:
@@ -89,8 +89,8 @@ class PackedGPTModel(GPTModel):
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
-        # Built with the rotary embedding, but it must not compute angles along the row: they are
-        # of no use here, and cutting them for context parallelism needs CUDA.
+        # Built with the rotary embedding, but it must not compute angles along the sequence: they
+        # are of no use here, and cutting them for context parallelism needs CUDA.
         self.position_embedding_type = "none"
 
     def real_sizes(self) -> dict[str, int]:
@@ -167,7 +167,8 @@ def is_last_chunk(model: torch.nn.Module) -> bool:
 
 
 def packed_causal_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Return megatron-core's mask ``[b, 1, s, s]`` of packed rows: True where attention is barred.
+    """Return megatron-core's mask ``[b, 1, s, s]`` of packed sequences: True where attention is
+    barred.
 
     Padding attends to padding before it: no row of the softmax is empty, and no loss sees it.
     """

@@ -66,12 +66,12 @@ class HFTarget:
 
 @dataclass(frozen=True)
 class VerifyCase:
-    """Input on which two models are compared: ``b`` rows of ``s`` tokens."""
+    """Input on which two models are compared: ``b`` sequences of ``s`` tokens."""
 
     name: str
     """What it tries, for a reader."""
     tokens: torch.Tensor
-    """int64 ``[b, s]``, ids of the family's rows."""
+    """int64 ``[b, s]``, ids of the family's sequences."""
     segment_ids: torch.Tensor
     """int64 ``[b, s]``; -1 in padding, where logits are not compared."""
     images: torch.Tensor | None = None
@@ -79,7 +79,7 @@ class VerifyCase:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """int64 ``[b, s]``, from 0 at the first token of a row, padding or not."""
+        """int64 ``[b, s]``, from 0 at the first token of a sequence, padding or not."""
         import torch
 
         return torch.arange(self.tokens.shape[1]).expand(self.tokens.shape[0], -1)

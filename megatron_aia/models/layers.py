@@ -58,12 +58,12 @@ def layer_specs(
 def uses_own_attention(config: Config) -> bool:
     """Return whether the core attention of the decoder is this project's.
 
-    It is with AIA on; where context-parallel ranks share rows, which megatron-core's plain one
-    cannot; and for packed rows on a GPU, where megatron-core's has no fast kernel that keeps
+    It is with AIA on; where context-parallel ranks share sequences, which megatron-core's plain one
+    cannot; and for packed sequences on a GPU, where megatron-core's has no fast kernel that keeps
     samples apart. Otherwise AIA off is megatron-core alone.
     """
-    shares_rows = config.parallel.context_parallel_size > 1
-    return config.aia.aia or shares_rows or (config.data.packing and has_cuda())
+    context_parallel = config.parallel.context_parallel_size > 1
+    return config.aia.aia or context_parallel or (config.data.packing and has_cuda())
 
 
 def _choose_core_attention(
@@ -79,7 +79,8 @@ def _choose_core_attention(
             own = ModuleSpec(module=ProbedCoreAttention, params={"inner": inner, **params})
         attention.submodules.core_attention = own
     elif not (uses_transformer_engine(config) and not config.data.packing):
-        # megatron-core's kernels for causal masks do not look at the mask, and rows are packed.
+        # megatron-core's kernels for causal masks do not look at the mask, and sequences are
+        # packed.
         attention.params = {"attn_mask_type": AttnMaskType.arbitrary}
 
 
@@ -101,7 +102,11 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
         attends_in_fp8=config.training.fp8_dot_product_attention,
     )
     method = choose_method(
-        aia.aia_attention, machine, aia.aia_probe_rows, config.run.seed, model.attention_backend
+        aia.aia_attention,
+        machine,
+        aia.aia_sampled_queries,
+        config.run.seed,
+        model.attention_backend,
     )
     if torch.get_default_device().type == "meta":
         return method  # nobody asks this model for numbers
@@ -112,7 +117,7 @@ def attention_method(config: Config, dtype: torch.dtype, tensor_parallel_size: i
         heads=model.num_attention_heads // tensor_parallel_size,
         groups=model.num_query_groups // tensor_parallel_size,
         head_size=model.head_size,
-        shares_rows=config.parallel.context_parallel_size > 1,
+        context_parallel=config.parallel.context_parallel_size > 1,
     )
     return check_method(method, setting, model.attention_backend == "auto")
 

@@ -25,8 +25,9 @@ Normalization = Literal["task", "token", "sample"]
 class LossTerm(Protocol):
     """One term of the loss, of which the step knows no more than this.
 
-    The step calls ``counts`` for every micro-batch of whole rows, sums the results over the global
-    batch, and gives the sums to ``coefficients``. The loss is the sum of coefficient x value.
+    The step calls ``counts`` for every micro-batch of whole sequences, sums the results over the
+    global batch, and gives the sums to ``coefficients``. The loss is the sum of coefficient x
+    value.
     """
 
     @property
@@ -48,7 +49,7 @@ class LossTerm(Protocol):
         """Return fp32 ``[n]`` on the host: weights and normalisers of the entries of the target.
 
         Args:
-            batch: a micro-batch of whole rows.
+            batch: a micro-batch of whole sequences.
             counts: of the global batch.
         """
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from megatron_aia.aia.roles import Task, key_code, row_code
+from megatron_aia.aia.roles import Task, key_code, query_code
 from megatron_aia.data.sample import ImageSource, TokenizedSample
 from megatron_aia.data.targets import NEXT_TOKEN, next_token_target
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample
@@ -24,7 +24,7 @@ def fingerprint_of_sets(sets: Sets) -> str:
     return "intended" if sets == "paper" else sets
 
 
-"""Rows and keys of the paper's text, or with the off-by-ones of the authors' released code."""
+"""Queries and keys of the paper's text, or with the off-by-ones of the authors' released code."""
 
 _Image = TypeVar("_Image")
 _Piece = TypeVar("_Piece")
@@ -80,27 +80,27 @@ def _roles(kinds: np.ndarray, sets: Sets) -> np.ndarray:
     """Return the role codes, uint8 ``[n]``.
 
     In a mixed sample, keys of generation are all text and special tokens before the last drawn
-    image, answers included, and rows of understanding are the answers after the first image that
+    image, answers included, and queries of understanding are the answers after the first image that
     the model was given. A drawn image is never a key.
     """
     position = np.arange(len(kinds))
     drawn, seen = kinds == Kind.OUTPUT_IMAGE, kinds == Kind.INPUT_IMAGE
-    drawing_rows, seeing_keys = drawn, seen
+    generation_queries, understanding_keys = drawn, seen
     last_drawn = position[drawn].max(initial=-1)
     is_text = (kinds == Kind.PROMPT) | (kinds == Kind.ANSWER)
-    drawing_keys = is_text & (position < last_drawn)
+    generation_keys = is_text & (position < last_drawn)
     first_seen = position[seen].min(initial=len(kinds))
-    seeing_rows = (kinds == Kind.ANSWER) & (position > first_seen)
+    understanding_queries = (kinds == Kind.ANSWER) & (position > first_seen)
     if sets == "released_code":
-        drawing_rows = drawn & ~_ends_of_images(kinds)
-        drawing_keys = _one_to_the_left(drawing_keys)
-        seeing_keys = _one_to_the_left(seen)
+        generation_queries = drawn & ~_ends_of_images(kinds)
+        generation_keys = _one_to_the_left(generation_keys)
+        understanding_keys = _one_to_the_left(seen)
     roles = np.zeros(len(kinds), np.uint8)
-    roles[drawing_keys] = key_code(Task.GENERATION)
+    roles[generation_keys] = key_code(Task.GENERATION)
     # A token is a key of one task; shifted sets of a mixed sample can meet before an image.
-    roles[seeing_keys] = key_code(Task.UNDERSTANDING)
-    roles[drawing_rows] += row_code(Task.GENERATION)
-    roles[seeing_rows] += row_code(Task.UNDERSTANDING)
+    roles[understanding_keys] = key_code(Task.UNDERSTANDING)
+    roles[generation_queries] += query_code(Task.GENERATION)
+    roles[understanding_queries] += query_code(Task.UNDERSTANDING)
     return roles
 
 

@@ -62,12 +62,12 @@ class Parallel:
 
     @property
     def context_rank(self) -> int:
-        """Rank among the processes that share one row of tokens."""
+        """Rank among the processes that share one sequence of tokens."""
         return self.groups.cp.rank()
 
     @property
     def context_size(self) -> int:
-        """Number of processes that share one row of tokens."""
+        """Number of processes that share one sequence of tokens."""
         return self.groups.cp.size()
 
     @property

@@ -34,7 +34,7 @@ def count_step(
     """Count the micro-batches of this rank and sum over the data-parallel ranks.
 
     One all-reduce for all terms; every rank of ``data_group`` must call it. Context-parallel ranks
-    have the same rows, still whole, and count them in groups of their own.
+    have the same sequences, still whole, and count them in groups of their own.
     """
     parts = [[_count_shared(batch), *(term.counts(batch) for term in terms)] for batch in batches]
     sizes = [len(part) for part in parts[0]]

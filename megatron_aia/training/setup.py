@@ -25,7 +25,7 @@ from megatron_aia.training.teacher import Teacher
 
 
 def build_data(config: Config, spec: ModelSpec, parallel: Parallel) -> StepLoader:
-    """Open the shards for this rank and check every sample against the row length.
+    """Open the shards for this rank and check every sample against the sequence length.
 
     Raises:
         ValueError: data or tokeniser are missing, damaged, or do not fit the model.

@@ -30,7 +30,7 @@ class StepInput:
     """A micro-batch on the device, with what its losses and its intensities need."""
 
     batch: MicroBatch
-    """The tokens that this rank holds, with the segments of whole rows."""
+    """The tokens that this rank holds, with the segments of whole sequences."""
     aia: AIAContext | None
     """None where megatron-core's own attention runs."""
     coefficients: Mapping[str, torch.Tensor]
@@ -60,10 +60,10 @@ def plan_step(
 ) -> tuple[StepCounts, list[StepInput]]:
     """Count the global batch and attach the normalisers to this rank's part of its micro-batches.
 
-    Context-parallel ranks read the same rows and count them whole. Only then are the rows cut.
+    Context-parallel ranks read the same rows and count them whole. Only then are the sequences cut.
 
     Args:
-        batches: this rank's micro-batches of whole rows, on the host.
+        batches: this rank's micro-batches of whole sequences, on the host.
         terms: of the loss.
         config: of the run.
         parallel: of the run; all its data-parallel ranks must call this together.
@@ -128,7 +128,8 @@ def run_step(
         terms: of the loss.
         config: of the run.
         parallel: of the run.
-        batches: this rank's micro-batches of whole rows; every rank has the same number of them.
+        batches: this rank's micro-batches of whole sequences; every rank has the same number of
+            them.
         targets: of the AIA term; None leaves it off.
         teacher: runs first, over the same micro-batches; needed if a term asks for one.
     """

@@ -21,7 +21,7 @@ class SyncedLoader:
     """Reads steps ahead, and gives corrupt samples their replacements on all ranks together.
 
     Only some ranks decode a picture, so only they see that it is damaged; but all ranks plan the
-    rows of a step. Hence one number is reduced over all ranks before each step.
+    sequences of a step. Hence one number is reduced over all ranks before each step.
 
     Args:
         config: of the run.

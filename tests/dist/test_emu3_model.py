@@ -106,7 +106,8 @@ def copy_weights(source: dict[str, torch.Tensor], target: torch.nn.Module, confi
 
 
 def losses_of_both(data: Path) -> float:
-    """Return the largest difference of a token's loss, sample by sample against the packed row."""
+    """Return the largest difference of a token's loss, sample by sample against the packed
+    sequence."""
     config = tiny_config(data, Layout())
     config = replace(config, model=replace(config.model, rotary_base=12_345))
     initialize_process_group(1)

@@ -41,7 +41,7 @@ LAYOUTS = {
         "PP 2": janus(PP),
         "PP 2 x VPP 2": janus({**PP, **VPP}, packing=False),
         "PP 2 + selective recompute, variable rows": janus(
-            {**PP, **SELECTIVE}, micro_batch_size=2, variable_rows=True
+            {**PP, **SELECTIVE}, micro_batch_size=2, variable_lengths=True
         ),
         "DP 2": janus(micro_batch_size=2),
         "DP 2 distributed optimizer": janus(ZERO),

@@ -32,7 +32,7 @@ LAYOUTS = {
         "full recompute": Layout(FULL),
         "block recompute": Layout({**FULL, "recompute_method": "block", "recompute_num_layers": 2}),
         "dense attention": Layout(method="eager"),
-        "variable rows": Layout(packing=False, micro_batch_size=2, variable_rows=True),
+        "variable rows": Layout(packing=False, micro_batch_size=2, variable_lengths=True),
     },
     2: {
         "TP 2": Layout(TP),
@@ -43,10 +43,10 @@ LAYOUTS = {
         "DP 2 distributed optimizer": Layout(ZERO),
         "DP 2 overlapped": Layout(OVERLAP, packing=False),
         "TP 2 + SP + full recompute": Layout({**TP, **SP, **FULL}),
-        "TP 2 + SP, variable rows": Layout({**TP, **SP}, packing=False, variable_rows=True),
-        "PP 2, variable rows": Layout(PP, packing=False, variable_rows=True),
-        "CP 2, variable rows": Layout(CP, packing=False, variable_rows=True),
-        "DP 2, variable rows": Layout(micro_batch_size=2, packing=False, variable_rows=True),
+        "TP 2 + SP, variable rows": Layout({**TP, **SP}, packing=False, variable_lengths=True),
+        "PP 2, variable rows": Layout(PP, packing=False, variable_lengths=True),
+        "CP 2, variable rows": Layout(CP, packing=False, variable_lengths=True),
+        "DP 2, variable rows": Layout(micro_batch_size=2, packing=False, variable_lengths=True),
         "PP 2 + full recompute": Layout({**PP, **FULL}, packing=False),
         "PP 2 + selective recompute": Layout({**PP, **SELECTIVE}, micro_batch_size=2),
         "CP 2": Layout(CP),
@@ -130,7 +130,7 @@ def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) ->
 
 
 def test_rows_of_several_ranks_without_aia(shards: Path) -> None:
-    """In one process it is megatron-core's own attention, which cannot share rows."""
+    """In one process it is megatron-core's own attention, which cannot share sequences."""
     found: dict[str, StepResult] = {}
     for world_size, layouts in WITHOUT_AIA.items():
         found.update(spawn(run_layouts, world_size, shards, layouts))

@@ -10,7 +10,7 @@ from support.tiny_data import write_shards
 TOLERANCE = 1e-5
 ROWS = 3
 
-PROBE = {"method": "sampled", "probe_rows": ROWS}
+PROBE = {"method": "sampled", "sampled_queries": ROWS}
 TP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP = {"pipeline_model_parallel_size": 2}
 FULL = {"recompute_granularity": "full"}
@@ -18,7 +18,7 @@ SELECTIVE = {"recompute_granularity": "selective"}
 
 ONE_PROCESS = {
     "exact": Layout(packing=False),
-    "all rows": Layout(method="sampled", probe_rows=10_000),
+    "all rows": Layout(method="sampled", sampled_queries=10_000),
     "sampled": Layout(packing=False, **PROBE),  # type: ignore[arg-type]
     "packed, selective recompute": Layout(SELECTIVE, 2, **PROBE),  # type: ignore[arg-type]
 }

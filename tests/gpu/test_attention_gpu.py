@@ -70,8 +70,8 @@ def test_a_run_would_take_this_kernel(backend: Backend, shape: tuple[int, int, i
     use_flash_attention(backend)
     for name in ("flash", "sampled"):
         given = Method(name, "under test", backend=backend)
-        for shares_rows in (False, True):
-            setting = AttentionSetting(torch.device("cuda"), BF16, *shape, shares_rows)
+        for context_parallel in (False, True):
+            setting = AttentionSetting(torch.device("cuda"), BF16, *shape, context_parallel)
             assert check_method(given, setting, may_change_backend=False) is given
     if backend in ("flash3", "flash4"):
         torch.nn.attention.restore_flash_attention_impl()

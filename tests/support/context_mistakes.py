@@ -1,4 +1,4 @@
-"""Mistakes that only show where several ranks share a row."""
+"""Mistakes that only show where several ranks share a sequence."""
 
 import copy
 from collections.abc import Callable
@@ -30,13 +30,13 @@ def plant_sums_reduced_over_tensor_ranks_only() -> None:
 
 
 def plant_own_queries_gradient_of_keys() -> None:
-    """Keys are seen by the queries of all ranks that share a row."""
+    """Keys are seen by the queries of all ranks that share a sequence."""
 
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         place = (ctx.group.rank(), ctx.group.size())
         return (*(slice_tensor(gradient, *place, dim=0) for gradient in gradients), None)
 
-    context_parallel._GatherRow.backward = staticmethod(backward)
+    context_parallel._GatherKeysValues.backward = staticmethod(backward)
 
 
 def plant_keys_in_the_order_of_ranks() -> None:
@@ -45,7 +45,7 @@ def plant_keys_in_the_order_of_ranks() -> None:
 
 
 def plant_gradients_over_data_ranks_only() -> None:
-    """megatron-core's wrapper must sum over the ranks that share a row too."""
+    """megatron-core's wrapper must sum over the ranks that share a sequence too."""
     original = setup.DistributedDataParallel
 
     def over_data_ranks(*args: Any, pg_collection: Any, **kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ def plant_gradients_over_data_ranks_only() -> None:
 
 
 def plant_labels_counted_by_every_rank_of_a_row() -> None:
-    """Ranks that share a row have the same samples."""
+    """Ranks that share a sequence have the same samples."""
     original = step.count_step
     step.count_step = lambda batches, terms, _: original(
         batches, terms, parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -89,7 +89,7 @@ def plant_positions_cut_unlike_tokens() -> None:
 def plant_features_of_the_first_slots() -> None:
     """A rank that holds later slots needs the features of these."""
     network.JanusModel._held_features = (  # type: ignore[method-assign]
-        lambda self, features, row_tokens: features
+        lambda self, features, sequence_tokens: features
     )
 
 

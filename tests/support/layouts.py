@@ -57,10 +57,10 @@ class Layout:
     micro_batch_size: int = 1
     packing: bool = True
     method: str = "auto"
-    probe_rows: int = 64
+    sampled_queries: int = 64
     aia: bool = True
     family: str = "emu3"
-    variable_rows: bool = False
+    variable_lengths: bool = False
 
 
 MODELS = {
@@ -121,7 +121,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
         aia=AIAConfig(
             aia=layout.aia,
             aia_attention=layout.method,  # type: ignore[arg-type]
-            aia_probe_rows=layout.probe_rows,
+            aia_sampled_queries=layout.sampled_queries,
         ),
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
         data=DataConfig(
@@ -130,7 +130,7 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
             micro_batch_size=layout.micro_batch_size,
             global_batch_size=10,
             packing=layout.packing,
-            variable_seq_lengths=layout.variable_rows,
+            variable_seq_lengths=layout.variable_lengths,
             task_ratio="2:2:1:1",
             cfg_drop_prob=0.3,
             num_workers=0,
@@ -154,9 +154,9 @@ def tiny_batches(config: Config, parallel: Parallel) -> StepLoader:
 
 def predict_every_token(batch: MicroBatch) -> MicroBatch:
     """Return the micro-batch with every token but a sample's first as a label."""
-    row_length = batch.tokens.shape[1]
+    sequence_length = batch.tokens.shape[1]
     spans = [
-        (segment.batch_index * row_length + segment.start, segment.stop - segment.start - 1)
+        (segment.batch_index * sequence_length + segment.start, segment.stop - segment.start - 1)
         for segment in batch.segments
     ]
     positions = torch.cat([torch.arange(start, start + count) for start, count in spans])

@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_joined_samples_give_the_same_numbers(calls: list[int], rows: Any, dtype: Any) -> None:
     check(rectangle.attend, make_case(rows), dtype)
     sizes = [len(row) for row in rows if row]
-    assert calls == sizes * 2, "one call a batch row, forward and backward"
+    assert calls == sizes * 2, "one call a sequence, forward and backward"
 
 
 def test_a_row_without_padding_is_not_copied(calls: list[int]) -> None:

@@ -55,7 +55,7 @@ def run_reference(case: Case, grad_sums: Tensor) -> list[Tensor]:
     inputs = case.inputs()
     output, intensities = reference.attention(*inputs, case.segments, case.scale)
     terms = [term for segment in case.segments for term in segment.terms]
-    pairs = [case.query.shape[1] * len(term.rows) for term in terms]
+    pairs = [case.query.shape[1] * len(term.queries) for term in terms]
     sums = torch.stack([i * n for i, n in zip(intensities, pairs, strict=True)])
     ((output * case.grad_output).sum() + (sums * grad_sums).sum()).backward()
     return [output.detach(), sums.detach(), *(x.grad for x in inputs)]
@@ -120,7 +120,7 @@ def test_ranks_draw_the_rows_of_one_probe(size: int) -> None:
 def test_pieces_of_a_sample_and_of_a_term() -> None:
     case = make_case([[cases.TEXT, cases.GENERATION]], padding=1)
     (term,) = case.segments[1].terms
-    assert case.query.shape[2] == 24 and term.rows[0] == 13 and term.keys[-1] == 11
+    assert case.query.shape[2] == 24 and term.queries[0] == 13 and term.keys[-1] == 11
     layout = AttentionLayout(case.segments, 24, 1, slices_of_rank(24, 1, 2))
     assert [(p.rows, p.keys, p.offset) for p in layout.pieces] == [
         (slice(0, 1), slice(0, 7), 6),
@@ -129,7 +129,7 @@ def test_pieces_of_a_sample_and_of_a_term() -> None:
     ]
     nothing, no_rows, (found,) = layout.rectangles(torch.device("cpu"))
     assert nothing == no_rows == ()
-    assert (found.rows + found.offset + 7).tolist() == [r for r in term.rows if 12 <= r < 18]
+    assert (found.rows + found.offset + 7).tolist() == [r for r in term.queries if 12 <= r < 18]
     assert (found.keys + 7).tolist() == term.keys.tolist()
 
 

@@ -31,7 +31,7 @@ ALL_ROWS = 1000
 
 @pytest.fixture(params=["eager", "flash", "sampled"])
 def module(request: pytest.FixtureRequest) -> AIACoreAttention:
-    method = Method(request.param, "under test", probe_rows=ALL_ROWS)
+    method = Method(request.param, "under test", sampled_queries=ALL_ROWS)
     return AIACoreAttention(config(), layer_number=LAYER + 1, method=method)
 
 

@@ -52,7 +52,7 @@ def test_auto_says_what_it_takes_and_why(given: Machine, method: str, reason: st
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_that_is_asked_for(name: str) -> None:
     given = machine("cpu", FP32, has_triton=True)
-    chosen = choose_method(name, given, probe_rows=7, seed=5)
+    chosen = choose_method(name, given, sampled_queries=7, seed=5)
     assert chosen.name == name
     assert "asked for by --aia-attention" in str(chosen)
     assert (", 7 rows a head:" in str(chosen)) == (name == "sampled")
@@ -60,11 +60,11 @@ def test_a_method_that_is_asked_for(name: str) -> None:
 
 def test_every_method_has_a_flag_and_every_flag_a_method() -> None:
     assert set(AIAConfig.__annotations__["aia_attention"].__args__) == {"auto", *METHODS}
-    assert AIAConfig().aia_probe_rows == Method("sampled", "").probe_rows
+    assert AIAConfig().aia_sampled_queries == Method("sampled", "").sampled_queries
 
 
 def test_the_probe_of_a_layer_knows_layer_heads_rows_and_seed() -> None:
-    attend = Method("sampled", "", probe_rows=7, seed=5).build(layer=3, first_head=16)
+    attend = Method("sampled", "", sampled_queries=7, seed=5).build(layer=3, first_head=16)
     assert attend.__self__ == Probe(7, 5, 3, 16)  # type: ignore[attr-defined]
 
 

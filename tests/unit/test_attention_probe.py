@@ -36,7 +36,7 @@ def row_masses(case: Case) -> list[Tensor]:
     probability = eager._probability(case.query, case.key, layout_of(case), case.scale)
     terms = [(s.batch_index, term) for s in case.segments for term in s.terms]
     return [
-        probability[b][:, torch.from_numpy(t.rows)][:, :, torch.from_numpy(t.keys)].sum(-1)
+        probability[b][:, torch.from_numpy(t.queries)][:, :, torch.from_numpy(t.keys)].sum(-1)
         for b, t in terms
     ]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_aia.config import Config, ModelConfig, ParallelConfig, data_parallel_size, fit_layout
-from megatron_aia.config.layout import row_multiple
+from megatron_aia.config.layout import length_multiple
 
 SMALL = ModelConfig(
     num_layers=8, hidden_size=96, ffn_hidden_size=256, num_attention_heads=4, num_query_groups=2
@@ -80,4 +80,4 @@ def test_the_input_is_left_alone():
 )
 def test_variable_rows_divide_over_processes(parallel, multiple):
     config = Config(model=SMALL, parallel=ParallelConfig(**parallel))
-    assert row_multiple(config) == multiple
+    assert length_multiple(config) == multiple

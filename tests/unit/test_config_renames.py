@@ -82,7 +82,7 @@ def test_contradictions_are_one_line(argv, message):
 
 
 OLD_FILE = """
-aia: {aia_preset: janus_released_code, aia_sets: intended, aia_method: rectangle}
+aia: {aia_preset: janus_released_code, aia_sets: intended, aia_method: rectangle, aia_probe_rows: 9}
 data:
   data_path: [somewhere]
   blend: []
@@ -101,6 +101,7 @@ def test_the_configuration_of_an_old_run_loads(tmp_path):
         "aia_preset": "released_code",
         "aia_query_key_sets": "paper",
         "aia_attention": "flash",
+        "aia_sampled_queries": 9,
         "data_path": ("somewhere",),
         "cfg_drop_prob": 0.25,
         "max_corrupt_samples": 7,

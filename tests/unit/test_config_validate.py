@@ -88,8 +88,8 @@ def test_the_demo_is_valid_on_any_number_of_processes(world_size):
         (
             2,
             {"context_parallel_size": 2, "seq_length": 1022},
-            "--context-parallel-size 2 cuts a row into 4 chunks, and --seq-length 1022 is not a "
-            "multiple of 4; use 1024",
+            "--context-parallel-size 2 cuts a sequence into 4 chunks, and --seq-length 1022 is not "
+            "a multiple of 4; use 1024",
         ),
         (
             4,
@@ -270,7 +270,7 @@ def test_settings_without_effect_are_noted():
     ]
     (note,) = check(num_workers=2, image_tokenizer=__file__)
     assert note.startswith("--num-workers 2 reads nothing ahead with --image-tokenizer")
-    assert check(aia_probe_rows=16) == [
-        "--aia-probe-rows has no effect without --aia-attention sampled"
+    assert check(aia_sampled_queries=16) == [
+        "--aia-sampled-queries has no effect without --aia-attention sampled"
     ]
-    assert check(aia_probe_rows=16, aia_attention="sampled") == []
+    assert check(aia_sampled_queries=16, aia_attention="sampled") == []

@@ -6,10 +6,10 @@ from megatron_aia.runtime.context_parallel_slices import join_slices, slice_tens
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_ranks_hold_every_token_once_and_join_to_the_row(size: int) -> None:
-    row = torch.arange(3 * 24).view(3, 24)
-    parts = [slice_tensor(row, rank, size, dim=1) for rank in range(size)]
+    sequence = torch.arange(3 * 24).view(3, 24)
+    parts = [slice_tensor(sequence, rank, size, dim=1) for rank in range(size)]
     assert {part.shape for part in parts} == {(3, 24 // size)}
-    assert torch.equal(join_slices(parts, dim=1), row)
+    assert torch.equal(join_slices(parts, dim=1), sequence)
     for rank, part in enumerate(parts):
         positions = torch.cat(
             [torch.arange(s.start, s.stop) for s in slices_of_rank(24, rank, size)]
@@ -19,9 +19,9 @@ def test_ranks_hold_every_token_once_and_join_to_the_row(size: int) -> None:
 
 
 def test_order_is_megatron_cores() -> None:
-    row = torch.arange(8)
-    assert slice_tensor(row, 0, 2, dim=0).tolist() == [0, 1, 6, 7]
-    assert slice_tensor(row, 1, 2, dim=0).tolist() == [2, 3, 4, 5]
+    sequence = torch.arange(8)
+    assert slice_tensor(sequence, 0, 2, dim=0).tolist() == [0, 1, 6, 7]
+    assert slice_tensor(sequence, 1, 2, dim=0).tolist() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -19,7 +19,7 @@ from toy_data import (
     write_folder,
 )
 
-from megatron_aia.aia.roles import Task, key_code, row_code
+from megatron_aia.aia.roles import Task, key_code, query_code
 from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.config.tree import Config
 from megatron_aia.data.batch import build_micro_batch
@@ -75,7 +75,7 @@ def looking_encoder(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
     weights = np.array([0.0] * len(tokens) + [1.0] * len(answer), np.float32)
     tokens += answer
     slots = np.array(tokens) == SLOT
-    roles = slots * key_code(Task.UNDERSTANDING) + (weights > 0) * row_code(Task.UNDERSTANDING)
+    roles = slots * key_code(Task.UNDERSTANDING) + (weights > 0) * query_code(Task.UNDERSTANDING)
     targets = {NEXT_TOKEN: next_token_target(np.array(tokens), weights)}
     return TokenizedSample(
         sample.key, sample.task, np.array(tokens), roles.astype(np.uint8), targets, tuple(images)

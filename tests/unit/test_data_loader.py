@@ -62,7 +62,7 @@ def samples_of(micro_batches: list[MicroBatch]) -> Counter:
         for number, segment in enumerate(batch.segments):
             at = (segment.batch_index, slice(segment.start, segment.stop))
             terms = tuple(
-                (t.task, tuple(t.rows - segment.start), tuple(t.keys - segment.start))
+                (t.task, tuple(t.queries - segment.start), tuple(t.keys - segment.start))
                 for t in segment.terms
             )
             first = segment.batch_index * batch.tokens.shape[1] + segment.start
@@ -126,17 +126,17 @@ def test_variable_rows_hold_the_same_samples(
     for rank in range(layout["data_size"]):
         loader = batches(folders, rank, **layout)
         fixed += sum(b.tokens.numel() for b in loader.step(24))
-        ranks.append(replace(loader, row_multiple=4).step(24))
+        ranks.append(replace(loader, length_multiple=4).step(24))
     assert sum(map(samples_of, ranks), Counter()) == samples_of(batches(folders).step(24))
     assert len({len(rank) for rank in ranks}) == 1
     flat = [batch for rank in ranks for batch in rank]
     assert sum(batch.tokens.numel() for batch in flat) <= fixed
     for batch in flat:
-        rows, length = batch.tokens.shape
-        assert rows == layout["micro_batch_size"] and length % 4 == 0
+        sequences, length = batch.tokens.shape
+        assert sequences == layout["micro_batch_size"] and length % 4 == 0
     # A sample that lost its prompt leaves what was kept free for it.
     without_drop = [
-        replace(batches(folders, rank, **layout, cfg_drop_prob=0.0), row_multiple=4).step(24)
+        replace(batches(folders, rank, **layout, cfg_drop_prob=0.0), length_multiple=4).step(24)
         for rank in range(layout["data_size"])
     ]
     for batch in (batch for rank in without_drop for batch in rank):
@@ -150,9 +150,9 @@ def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None
 
     for layout in ({"micro_batch_size": 2}, {"data_size": 3, "packing": True}):
         fixed = batches(folders, packing=layout.pop("packing", False), **layout)
-        variable = replace(fixed, row_multiple=4)
+        variable = replace(fixed, length_multiple=4)
         assert padding(variable) < padding(fixed)
-        assert f"rows of at most {SEQ_LENGTH} tokens a step" in variable.describe()[-1]
+        assert f"sequences of at most {SEQ_LENGTH} tokens a step" in variable.describe()[-1]
         found = total = 0
         for position in range(0, 4 * GBS, GBS):
             for rank in range(fixed.data_parallel_size):
@@ -186,8 +186,8 @@ def test_each_sample_once_an_epoch(folders: tuple[str, ...]) -> None:
     for position in range(0, 42, 6):
         for batch in loader.step(position):
             for segment in batch.segments:
-                row = batch.tokens[segment.batch_index, segment.start : segment.stop]
-                seen[tuple(row.tolist())] += 1
+                sequence = batch.tokens[segment.batch_index, segment.start : segment.stop]
+                seen[tuple(sequence.tolist())] += 1
     index, more = loader.mixture.indexes
     generation = [index.read(i, CODEBOOK_SIZE) for i in range(17)]
     generation += [more.read(i, CODEBOOK_SIZE) for i in range(6, 10)]
@@ -226,14 +226,14 @@ def test_check_names_the_longest_sample(folders: tuple[str, ...]) -> None:
         if index.tasks[i]
     ]
     for words in (
-        f"{sum(n > 20 for n in lengths)} samples are longer than a row of 20 tokens",
+        f"{sum(n > 20 for n in lengths)} samples are longer than a sequence of 20 tokens",
         "part-0000",
         f"has {max(lengths)}:",
         f"--seq-length {max(lengths)}",
         "--overlong-samples truncate",
     ):
         assert words in message, message
-    with pytest.raises(ValueError, match="does not fit a row of 20"):
+    with pytest.raises(ValueError, match="does not fit a sequence of 20"):
         batches(folders, seq_length=20).step(0)
 
 
@@ -350,5 +350,5 @@ def test_an_empty_row_is_all_padding(folders: tuple[str, ...]) -> None:
     assert len(batch.segments) == 1
     filled = (batch.segment_ids != PADDING_SEGMENT).any(1).numpy()
     assert np.count_nonzero(filled) == 1
-    rows = batch.targets[NEXT_TOKEN].positions // batch.tokens.shape[1]
-    assert set(rows.tolist()) == set(np.flatnonzero(filled).tolist())
+    sequences = batch.targets[NEXT_TOKEN].positions // batch.tokens.shape[1]
+    assert set(sequences.tolist()) == set(np.flatnonzero(filled).tolist())

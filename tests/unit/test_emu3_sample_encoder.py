@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
+from megatron_aia.aia.roles import Task, find_terms, key_code, query_code
 from megatron_aia.models.emu3.sample_encoder import Emu3SampleEncoder
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.shards.raw_sample import RawSample, Turn
@@ -42,7 +42,7 @@ def labelled(sample):
 
 
 def rows(sample, task):
-    return sample.tokens[(sample.roles & 3) == row_code(task)]
+    return sample.tokens[(sample.roles & 3) == query_code(task)]
 
 
 def keys(sample, task):

@@ -65,7 +65,7 @@ def test_rows_shared_by_ranks_are_cut_to_multiples() -> None:
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     with pytest.raises(ValueError, match=r"a multiple of 32 tokens .* is 2032; use 2048"):
         check(2, **{**ON, "seq_length": 2032, **parallel})
-    with pytest.raises(ValueError, match="--fp8-dot-product-attention cannot share rows"):
+    with pytest.raises(ValueError, match="--fp8-dot-product-attention cannot share sequences"):
         check(2, **ATTENTION, context_parallel_size=2)
 
 
@@ -108,15 +108,15 @@ def test_the_gpu_must_have_the_recipe() -> None:
 
 def test_only_the_probe_measures_beside_fp8_attention() -> None:
     machine = Machine("cuda", torch.bfloat16, 128, HOPPER, attends_in_fp8=True)
-    chosen = choose_method("auto", machine, probe_rows=7)
-    assert (chosen.name, chosen.probe_rows) == ("sampled", 7)
+    chosen = choose_method("auto", machine, sampled_queries=7)
+    assert (chosen.name, chosen.sampled_queries) == ("sampled", 7)
     assert "beside Transformer Engine's FP8 attention" in str(chosen)
     with pytest.raises(ValueError, match="--aia-attention eager cannot measure beside"):
         choose_method("eager", machine)
 
 
 class CausalAttention(torch.nn.Module):
-    """PyTorch's attention with megatron-core's interface: causal over whole rows."""
+    """PyTorch's attention with megatron-core's interface: causal over whole sequences."""
 
     def __init__(self, config: Any, attn_mask_type: AttnMaskType, **_: Any) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def unpacked() -> Case:
 
 
 def probed(rows: int) -> ProbedCoreAttention:
-    method = Method("sampled", "under test", probe_rows=rows)
+    method = Method("sampled", "under test", sampled_queries=rows)
     return ProbedCoreAttention(config(), LAYER + 1, inner=CausalAttention, method=method)
 
 
@@ -160,7 +160,7 @@ def test_fp8_attention_is_wrapped_and_fp8_products_alone_are_not() -> None:
     spec = chosen_attention(ATTENTION)
     module = build_module(spec, config=config(), layer_number=3, attn_mask_type=None)
     assert isinstance(module, ProbedCoreAttention) and isinstance(module.inner, CausalAttention)
-    assert (module.probe.layer, module.probe.rows_per_head) == (2, 64)
+    assert (module.probe.layer, module.probe.queries_per_head) == (2, 64)
     assert chosen_attention(ON).module is AIACoreAttention
     # AIA off is the kernel alone.
     assert chosen_attention({**ATTENTION, "aia": False}) is CausalAttention
@@ -193,7 +193,7 @@ def test_recompute_measures_once_and_loses_no_gradient(unpacked: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_packed_rows_are_a_programmers_error() -> None:
+def test_packed_sequences_are_a_programmers_error() -> None:
     packed = make_case([[cases.GENERATION, cases.TEXT]])
-    with pytest.raises(AssertionError, match="a row holds one sample"):
+    with pytest.raises(AssertionError, match="a sequence holds one sample"):
         probed(8)(*sbhd(packed), attention_mask=None, attention_bias=aia_context(packed))

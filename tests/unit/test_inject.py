@@ -5,12 +5,12 @@ import torch
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
-from megatron_aia.aia.roles import AIA_TASKS, Segment, Task, Term
+from megatron_aia.aia.roles import AIA_TASKS, AIATerm, Segment, Task
 
 NUM_HEADS = 3
 TERMS = (
-    Term(Task.GENERATION, np.array([4, 5, 6]), np.array([0, 1])),
-    Term(Task.UNDERSTANDING, np.array([9]), np.array([4, 5])),
+    AIATerm(Task.GENERATION, np.array([4, 5, 6]), np.array([0, 1])),
+    AIATerm(Task.UNDERSTANDING, np.array([9]), np.array([4, 5])),
 )
 SEGMENTS = (Segment(0, 0, 10, TERMS), Segment(0, 10, 12))
 SUMS = [4.5, 1.2]
@@ -33,7 +33,7 @@ def leaves() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_terms_are_numbered_over_the_segments() -> None:
     assert aia().term_tasks == (Task.GENERATION, Task.UNDERSTANDING)
-    assert aia().row_counts == (3, 1)
+    assert aia().query_counts == (3, 1)
 
 
 def test_attach_is_the_identity_and_adds_the_gradient_of_the_sums() -> None:

@@ -97,7 +97,7 @@ def test_marks_are_those_of_the_batches(folders, family):
             assert marks.get("label", 0) == labels
             for term in segment.terms:
                 name = term.task.name.lower()
-                assert marks[f"row {name}"] == len(term.rows)
+                assert marks[f"query {name}"] == len(term.queries)
                 assert marks[f"key {name}"] == len(term.keys)
             seen += 1
     assert seen == len(blocks) == NUM_POSITIONS
@@ -125,7 +125,7 @@ def test_words_names_and_places(folders, family):
         text = "\n".join(lines)
         bos = {"emu3": "<bos>", "janus_pro": "<｜begin▁of▁sentence｜>"}[family]  # noqa: RUF001
         assert text.count(bos) == 1
-        is_dropped = "row generation" not in text and description["task"] == "generation"
+        is_dropped = "query generation" not in text and description["task"] == "generation"
         for turn in description["conversations"]:
             for words in turn["value"].split("<image>"):
                 assert is_dropped or words.strip() in text
@@ -267,7 +267,7 @@ def test_figure_holds_every_sample_and_step():
         (["--plot-steps", "0"], "--plot-steps 0 must be at least 1"),
         (["--positon", "3"], "unknown option --positon"),
         (["--data-path", "missing"], "missing"),
-        (["--seq-length", "10"], "are longer than a row of 10 tokens"),
+        (["--seq-length", "10"], "are longer than a sequence of 10 tokens"),
         (["--task-ratio", "0:0"], "--task-ratio"),
         (["--tokenizer-model", "missing"], "no text tokeniser at missing"),
     ],

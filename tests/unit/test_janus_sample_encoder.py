@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from megatron_aia.aia.roles import Task, find_terms, key_code, row_code
+from megatron_aia.aia.roles import Task, find_terms, key_code, query_code
 from megatron_aia.building.demo.training import train_sentencepiece
 from megatron_aia.data.batch import build_micro_batch
 from megatron_aia.data.packing import truncate
@@ -75,7 +75,7 @@ def labelled(sample):
 
 
 def rows(sample, task):
-    return show(sample.tokens[(sample.roles & 3) == row_code(task)])
+    return show(sample.tokens[(sample.roles & 3) == query_code(task)])
 
 
 def keys(sample, task):

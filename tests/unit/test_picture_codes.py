@@ -117,7 +117,7 @@ def assert_equal(one: MicroBatch, other: MicroBatch) -> None:
         )
         for term, other_term in zip(ours.terms, theirs.terms, strict=True):
             assert term.task == other_term.task
-            np.testing.assert_array_equal(term.rows, other_term.rows)
+            np.testing.assert_array_equal(term.queries, other_term.queries)
             np.testing.assert_array_equal(term.keys, other_term.keys)
 
 

@@ -41,7 +41,7 @@ def values(batches: list[MicroBatch]) -> list[Any]:
                     found += [(name, c.dtype, c.tolist()) for c in vars(target).values()]
             elif field.name == "segments":
                 for segment in value:
-                    terms = [(t.task, t.rows.tolist(), t.keys.tolist()) for t in segment.terms]
+                    terms = [(t.task, t.queries.tolist(), t.keys.tolist()) for t in segment.terms]
                     place = (segment.batch_index, segment.start, segment.stop, segment.position)
                     found.append((place, terms))
             else:
@@ -49,12 +49,12 @@ def values(batches: list[MicroBatch]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("num_workers", "row_multiple"), [(1, 0), (2, 4), (3, 0)])
+@pytest.mark.parametrize(("num_workers", "length_multiple"), [(1, 0), (2, 4), (3, 0)])
 def test_the_same_steps_with_any_number_of_workers(
-    folder: Path, num_workers: int, row_multiple: int
+    folder: Path, num_workers: int, length_multiple: int
 ) -> None:
     inline, ahead = (
-        replace(toy_batches(folder, size=2), row_multiple=row_multiple) for _ in range(2)
+        replace(toy_batches(folder, size=2), length_multiple=length_multiple) for _ in range(2)
     )
     prefetcher = Prefetcher(ahead, num_workers)
     # A run, and one that goes on at another place.

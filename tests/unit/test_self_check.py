@@ -22,7 +22,7 @@ SHAPE = (8, 2, 64)
 
 
 def method(name: str, backend: Any = "flash") -> Method:
-    return Method(name, "under test", probe_rows=3, backend=backend)
+    return Method(name, "under test", sampled_queries=3, backend=backend)
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,11 @@ def forget_results() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", ["flash", "sampled"])
 @pytest.mark.parametrize("shape", [SHAPE, (4, 4, 80), (1, 1, 128)])
-@pytest.mark.parametrize("shares_rows", [False, True])
+@pytest.mark.parametrize("context_parallel", [False, True])
 def test_right_kernels_pass_with_room(
-    name: str, dtype: torch.dtype, shape: tuple[int, int, int], shares_rows: bool
+    name: str, dtype: torch.dtype, shape: tuple[int, int, int], context_parallel: bool
 ) -> None:
-    error = largest_error(method(name), AttentionSetting(CPU, dtype, *shape, shares_rows))
+    error = largest_error(method(name), AttentionSetting(CPU, dtype, *shape, context_parallel))
     assert 0 < error < TOLERANCES[dtype] / 2
 
 
@@ -105,7 +105,7 @@ def test_a_causal_mask_from_the_first_key_shows_where_rows_are_shared(
     monkeypatch.setattr(flash_ops, "forward", forward)
     assert largest_error(method("flash"), AttentionSetting(CPU, FP32, *SHAPE)) < TOLERANCES[FP32]
     largest_error.cache_clear()
-    shared = AttentionSetting(CPU, FP32, *SHAPE, shares_rows=True)
+    shared = AttentionSetting(CPU, FP32, *SHAPE, context_parallel=True)
     assert largest_error(method("flash"), shared) > 0.1
 
 

@@ -5,7 +5,7 @@ import torch
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
-from megatron_aia.aia.roles import AIA_TASKS, Segment, Task, Term
+from megatron_aia.aia.roles import AIA_TASKS, AIATerm, Segment, Task
 from megatron_aia.aia.tracker import IntensityTracker
 
 GENERATION, UNDERSTANDING = AIA_TASKS
@@ -26,7 +26,9 @@ def measured(
 ) -> AIAContext:
     """A micro-batch of one-row, one-head terms, run through the layers of ``intensity``."""
     one = np.array([0])
-    segments = tuple(Segment(0, i, i + 1, (Term(task, one, one),)) for i, task in enumerate(tasks))
+    segments = tuple(
+        Segment(0, i, i + 1, (AIATerm(task, one, one),)) for i, task in enumerate(tasks)
+    )
     aia = AIAContext(segments, step, num_heads=1)
     for layer, values in intensity.items():
         aia.attach(torch.zeros(1), torch.tensor(values, dtype=torch.float64), layer)

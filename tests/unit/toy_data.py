@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from megatron_aia.aia.roles import Task, key_code, row_code
+from megatron_aia.aia.roles import Task, key_code, query_code
 from megatron_aia.config import Config, DataConfig
 from megatron_aia.data.loader import StepLoader
 from megatron_aia.data.open import build_step_loader
@@ -119,10 +119,10 @@ def toy_encoder(sample: RawSample, drop_prompt: bool) -> TokenizedSample:
         for i, piece in enumerate(pieces):
             if i:
                 image = (next(codes).ravel() + FIRST_VISUAL).tolist()
-                role = row_code(Task.GENERATION) if answer else key_code(Task.UNDERSTANDING)
+                role = query_code(Task.GENERATION) if answer else key_code(Task.UNDERSTANDING)
                 parts += [(image, float(answer), role), ([2], 0.0, 0)]
             if not (drop_prompt and sample.task is Task.GENERATION):
-                role = row_code(Task.UNDERSTANDING) if answer else key_code(Task.GENERATION)
+                role = query_code(Task.UNDERSTANDING) if answer else key_code(Task.GENERATION)
                 parts.append((list(piece.encode()), float(answer), role))
     roles = np.concatenate([np.full(len(ids), role, np.uint8) for ids, _, role in parts])
     if drop_prompt and sample.task is Task.GENERATION:

@@ -15,7 +15,7 @@ _TEXT, _CODES, _PADDING = 48, 80, 17
 
 
 def verify_cases(model: ModelConfig) -> list[VerifyCase]:
-    """Return random text, text before an image and an image before text; one row is padded."""
+    """Return random text, text before an image and an image before text; one is padded."""
     ids = Emu3Vocabulary(model.text_vocab_size, model.codebook_size)
     generator = torch.Generator().manual_seed(0)
 

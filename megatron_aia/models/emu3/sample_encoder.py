@@ -1,4 +1,4 @@
-"""How Emu3 writes a sample: tokens, next-token labels, and the rows and keys of the AIA term.
+"""How Emu3 writes a sample: tokens, next-token labels, and the queries and keys of the AIA term.
 
 ::
 
@@ -48,15 +48,15 @@ class Emu3SampleEncoder(SampleEncoder):
     Args:
         vocabulary: ids of the model.
         tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
-        sets: rows and keys of the intensity. ``paper`` are those of the paper's text:
+        sets: queries and keys of the intensity. ``paper`` are those of the paper's text:
 
-            - generation: rows are the drawn codes; keys are all tokens before the first of them,
+            - generation: queries are the drawn codes; keys are all tokens before the first of them,
               bos and the image's head (boi, size, img) included.
-            - understanding: rows are the answer tokens with a label; keys are the codes and row
+            - understanding: queries are the answer tokens with a label; keys are the codes and row
               ends of the image, which Hugging Face's Emu3 also counts as its image tokens.
 
             ``released_code`` carries over the off-by-ones of the authors' Janus-Pro code: the last
-            drawn code is no row, and both sets of keys lie one token to the left. So generation
+            drawn code is no query, and both sets of keys lie one token to the left. So generation
             loses img, and understanding gains img and loses the last row end.
         images: makes the codes of images that are stored as pictures.
 

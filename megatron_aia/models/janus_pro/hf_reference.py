@@ -45,7 +45,7 @@ _NOT_COMPARED = ("gen_vision_model.", "vision_model.vision_tower.attn_pool.")
 
 
 def verify_cases(model: JanusModelConfig) -> list[VerifyCase]:
-    """Return random text, text before image codes, and images before text; one row is padded."""
+    """Return random text, text before image codes, and images before text; one is padded."""
     ids = JanusVocabulary(model.text_vocab_size, model.codebook_size)
     slots, side = model.image_slots, model.image_size
     generator = torch.Generator().manual_seed(0)

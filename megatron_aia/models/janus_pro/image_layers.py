@@ -1,4 +1,4 @@
-"""Small layers around the decoder: into its width, and out to image codes. They see whole rows."""
+"""Small layers around the decoder, of whole sequences: into its width, out to image codes."""
 
 from typing import Any, Optional
 

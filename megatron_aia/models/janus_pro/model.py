@@ -31,7 +31,7 @@ def forward(model: torch.nn.Module, batch: MicroBatch, aia: AIAContext | None) -
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if aia is None else None,
         images=batch.images,
-        row_tokens=batch.row_tokens,
+        sequence_tokens=batch.sequence_tokens,
         labels=batch.next_token_labels(fill=NO_LABEL),
         extra_block_kwargs=None if aia is None else {"attention_bias": aia},
     )

@@ -35,7 +35,7 @@ NO_LABEL = -1
 
 
 def vocabulary(model: JanusModelConfig) -> JanusVocabulary:
-    """Return the numbering of a row's positions."""
+    """Return the numbering of a sequence's positions."""
     return JanusVocabulary(model.text_vocab_size, model.codebook_size)
 
 
@@ -64,7 +64,7 @@ class JanusModel(PackedGPTModel):
             )
             self.generation_projection = projector(self.config, model.code_channels, groups)
         if self.post_process:
-            # The heads see chosen positions of whole rows, not a slice of the sequence.
+            # The heads see chosen positions of whole sequences, not a slice of the sequence.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = parallel.tensor_size > 1
             codes = padded_vocab_size(config, model.codebook_size, parallel.tensor_size)
@@ -78,7 +78,7 @@ class JanusModel(PackedGPTModel):
         images: Optional[Tensor] = None,
         labels: Optional[Tensor] = None,
         extra_block_kwargs: Optional[dict[str, Any]] = None,
-        row_tokens: Optional[Tensor] = None,
+        sequence_tokens: Optional[Tensor] = None,
     ) -> Tensor:
         """Run the chunk.
 
@@ -86,11 +86,12 @@ class JanusModel(PackedGPTModel):
             tokens: ``[b, s]`` ids of ``JanusVocabulary``; read on the first stage.
             position_ids: ``[b, s]``, restarting with every sample.
             attention_mask: of megatron-core; None where the core attention has its own.
-            images: uint8 ``[n, 3, side, side]`` in the order of their slots in whole rows; None
-                where no position is a slot.
+            images: uint8 ``[n, 3, side, side]`` in the order of their slots in whole sequences;
+                None where no position is a slot.
             labels: ``[b, s]`` ids, ``NO_LABEL`` where nothing is to be learned.
             extra_block_kwargs: travels to the layers.
-            row_tokens: ``[b, s * cp]`` of whole rows, where context-parallel ranks share them.
+            sequence_tokens: ``[b, s * cp]`` of whole sequences, where context-parallel ranks share
+                them.
 
         Returns:
             Before the last stage, hidden states ``[s, b, h]``. On it, negative log-likelihoods
@@ -99,7 +100,7 @@ class JanusModel(PackedGPTModel):
         """
         decoder_input = None
         if self.pre_process:
-            features = self._held_features(self._embed_images(images), row_tokens)
+            features = self._held_features(self._embed_images(images), sequence_tokens)
             decoder_input = self._embed(tokens, position_ids, features)
         return super().forward(
             tokens,
@@ -152,16 +153,16 @@ class JanusModel(PackedGPTModel):
         embedded: Tensor = self.vision_projection(features)
         return embedded
 
-    def _held_features(self, features: Tensor, row_tokens: Optional[Tensor]) -> Tensor:
+    def _held_features(self, features: Tensor, sequence_tokens: Optional[Tensor]) -> Tensor:
         """Return the features of the slots that this rank holds, of all ``[n * slots, h]``.
 
-        Every context-parallel rank has looked at all images of its rows: an image may lie on
+        Every context-parallel rank has looked at all images of its sequences: an image may lie on
         several of them, and the sum of gradients over the ranks is that of one look.
         """
-        if row_tokens is None:
+        if sequence_tokens is None:
             return features
         place = (self.pg_collection.cp.rank(), self.pg_collection.cp.size())
-        is_slot = row_tokens == self.vocabulary.image_slot
+        is_slot = sequence_tokens == self.vocabulary.image_slot
         number = is_slot.flatten().cumsum(0).view_as(is_slot) - 1
         held = slice_tensor(number, *place, dim=1)[slice_tensor(is_slot, *place, dim=1)]
         return features[held]

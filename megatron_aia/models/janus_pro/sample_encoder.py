@@ -1,4 +1,5 @@
-r"""How Janus-Pro writes a sample: tokens, next-token labels, and the rows and keys of the AIA term.
+r"""How Janus-Pro writes a sample: tokens, next-token labels, and the queries and keys of the AIA
+term.
 
 ::
 
@@ -58,15 +59,15 @@ class JanusSampleEncoder(SampleEncoder):
         vocabulary: ids of the model.
         tokenizer: text tokeniser; all of its ids must be text ids of ``vocabulary``.
         special_tokens: of this tokeniser.
-        sets: rows and keys of the intensity. ``paper`` are those of the paper's text:
+        sets: queries and keys of the intensity. ``paper`` are those of the paper's text:
 
-            - generation: rows are the drawn codes; keys are all tokens before the first of them,
+            - generation: queries are the drawn codes; keys are all tokens before the first of them,
               bos, template and boi included.
-            - understanding: rows are the answer tokens with a label; keys are the image's slots.
+            - understanding: queries are the answer tokens with a label; keys are the image's slots.
 
             ``released_code`` are those of the authors' code, one token off at three ends: the last
-            drawn code is no row, boi is no key of generation, and the keys of understanding are boi
-            and all slots but the last.
+            drawn code is no query, boi is no key of generation, and the keys of understanding are
+            boi and all slots but the last.
         image_size: side in pixels of an image, to look at or to draw.
         patch_size: side in pixels of what a slot or a code stands for.
         images: makes the codes of images to draw that are stored as pictures.

@@ -25,11 +25,11 @@ class JanusModelConfig(ModelConfig):
     image_size: PositiveInt = 384
     """Side of an image, to look at or to draw, in pixels."""
     patch_size: PositiveInt = 16
-    """Side of a patch in pixels; each gives one position of a row."""
+    """Side of a patch in pixels; each gives one position of a sequence."""
 
     @property
     def image_slots(self) -> int:
-        """Positions that an image to look at takes in a row."""
+        """Positions that an image to look at takes in a sequence."""
         return (self.image_size // self.patch_size) ** 2
 
 

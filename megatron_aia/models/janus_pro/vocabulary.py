@@ -1,11 +1,12 @@
-"""One numbering for everything that stands at a position of a Janus row."""
+"""One numbering for everything that stands at a position of a Janus sequence."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class JanusVocabulary:
-    """Ids of this project's rows; the model has an embedding and a head for each of two ranges.
+    """Ids of this project's sequences; the model has an embedding and a head for each of two
+    ranges.
 
     =============================  ==================================================
     ``[0, text_size)``             text and special tokens, the tokeniser's own ids

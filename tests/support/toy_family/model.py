@@ -50,7 +50,7 @@ class ToyModel(PackedGPTModel):
         if self.pre_process:
             self.lanes = torch.nn.Embedding(2, width, dtype=self.config.params_dtype)
         if self.post_process:
-            # The heads see chosen positions of whole rows, not a slice of the sequence.
+            # The heads see chosen positions of whole sequences, not a slice of the sequence.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = parallel.tensor_size > 1
             self.vector_head = torch.nn.Linear(
