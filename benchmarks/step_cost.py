@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8 if on_gpu else 2)
     parser.add_argument("--hidden-size", type=int, default=4096 if on_gpu else 512)
     parser.add_argument("--heads-a-group", type=int, default=4, help="1 is Janus-Pro's")
-    parser.add_argument("--probe-rows", type=int, default=64)
+    parser.add_argument("--sampled-queries", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20 if on_gpu else 5)
     parser.add_argument("--fp8", action="store_true", help="compare with FP8 on the same GPU")
     options = parser.parse_args()

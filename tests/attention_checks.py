@@ -9,17 +9,17 @@ from torch import Tensor
 
 from megatron_aia.attention import eager, rectangle
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 
 ALL_ROWS = 1000
-"""More than any sample of the tests has, so that the probe is exact."""
+"""More than any sample of the tests has, so that `sampled` is exact."""
 
 METHODS: dict[str, Attend] = {
     "eager": eager.attend,
     "flash": rectangle.attend,
-    "sampled": Probe(ALL_ROWS, seed=0, layer=0).attend,
+    "sampled": SampledIntensity(ALL_ROWS, seed=0, layer=0).attend,
 }
 
 # Of errors(), below. Largest measured over the tests that use them: 8e-11, 6e-7 and 1.1e-2; and of

@@ -16,7 +16,7 @@ from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, AIATerm, Segment, Task
 from megatron_aia.attention import fused, rectangle
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 from megatron_aia.runtime.device import device, has_cuda, has_triton
 
 Run = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor | None]]
@@ -134,7 +134,8 @@ def methods(shape: str, length: int, sampled_queries: int) -> dict[str, Run]:
         found[f"plain ({backend.name.split('_')[0].lower()})"] = partial(plain, backend)
     found["plain again"] = next(iter(found.values()))
     found["AIA, flash"] = rectangle.attend
-    found[f"AIA, sampled, {sampled_queries} rows"] = Probe(sampled_queries, 0, 0).attend
+    sampled = SampledIntensity(sampled_queries, 0, 0)
+    found[f"AIA, sampled, {sampled_queries} queries"] = sampled.attend
     if has_cuda() and has_triton():
         found["AIA, fused"] = fused.attend
     if length <= LONGEST_EAGER and shape != "packed":

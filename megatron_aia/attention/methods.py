@@ -7,7 +7,7 @@ triple sums of Eq. 1: exact for all but ``sampled``, which estimates them withou
     eager      dense.py      holds every map; the reference
     flash      rectangle.py  a flash kernel, and the queries x keys part of the map in blocks
     fused      fused.py      one Triton kernel
-    sampled    probe.py      some queries a head, beside any kernel
+    sampled    sampled.py    some queries a head, beside any kernel
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_aia.attention import eager, fused, rectangle
 from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor]]
 
@@ -83,15 +83,15 @@ class Method:
             first_head: the first query head of this tensor-parallel rank.
         """
         if self.name == "sampled":
-            return self.build_probe(layer, first_head).attend
+            return self.build_sampled(layer, first_head).attend
         if self.name == "flash":
             return partial(rectangle.attend, backend=self.backend)
         return {"eager": eager, "fused": fused}[self.name].attend
 
-    def build_probe(self, layer: int, first_head: int) -> Probe:
-        """Return the probe of one layer, for an attention that is not this project's."""
+    def build_sampled(self, layer: int, first_head: int) -> SampledIntensity:
+        """Return what samples the queries of one layer, beside another attention."""
         assert self.name == "sampled", self.name
-        return Probe(self.sampled_queries, self.seed, layer, first_head, self.backend)
+        return SampledIntensity(self.sampled_queries, self.seed, layer, first_head, self.backend)
 
 
 DEFAULT_METHOD = Method("flash", "the default")

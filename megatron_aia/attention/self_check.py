@@ -73,7 +73,7 @@ def check_method(method: Method, setting: AttentionSetting, may_change_backend: 
 def largest_error(method: Method, setting: AttentionSetting) -> float:
     """Return the largest relative error of output, sums and gradients on a small packed sequence.
 
-    A probe measures all rows.
+    `sampled` measures all queries.
     """
     place = (0, 2 if setting.context_parallel else 1)
     layout = AttentionLayout(_segments(), _TOKENS, 1, slices_of_rank(_TOKENS, *place))

@@ -216,7 +216,7 @@ class TrainingConfig:
     fp8_amax_compute_algo: Literal["max", "most_recent"] = "max"
     """With the recipe delayed: which of these values gives the scale."""
     fp8_dot_product_attention: bool = False
-    """FP8 in the attention too; AIA then measures by probe, from queries and keys in bfloat16."""
+    """FP8 in the attention too; AIA then measures by sampled, from queries and keys in bfloat16."""
     lr: NonNegativeFloat = 1e-5
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 1e-6

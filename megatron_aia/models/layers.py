@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
-from megatron_aia.attention.probed_attention import ProbedCoreAttention
+from megatron_aia.attention.sampled_attention import SampledCoreAttention
 from megatron_aia.attention.self_check import AttentionSetting, check_method
 from megatron_aia.config import Config
 from megatron_aia.models.norm import RMSNorm
@@ -76,7 +76,7 @@ def _choose_core_attention(
         own = ModuleSpec(module=AIACoreAttention, params=params)
         if core.fp8_dot_product_attention:
             inner = attention.submodules.core_attention
-            own = ModuleSpec(module=ProbedCoreAttention, params={"inner": inner, **params})
+            own = ModuleSpec(module=SampledCoreAttention, params={"inner": inner, **params})
         attention.submodules.core_attention = own
     elif not (uses_transformer_engine(config) and not config.data.packing):
         # megatron-core's kernels for causal masks do not look at the mask, and sequences are

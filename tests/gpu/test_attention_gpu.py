@@ -13,7 +13,7 @@ from megatron_aia.attention import fused, rectangle
 from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Method
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 from megatron_aia.attention.self_check import AttentionSetting, check_method
 from megatron_aia.runtime.device import (
     flash_attention_packages,
@@ -98,17 +98,17 @@ def test_rows_without_output_gradient(name: str, dtype: torch.dtype) -> None:
     check(method(name), case, dtype, 100.0, "cuda")
 
 
-def test_the_probe_replays_its_rows_under_recompute() -> None:
+def test_the_sample_is_drawn_again_under_recompute() -> None:
     case = make_case([[LONG]], 4, 2, 64)
     query, key, _ = case.inputs(BF16, "cuda")
     layout = AttentionLayout(case.segments, case.query.shape[2], 1)
     gradients = []
     for again in (False, True):
-        probe = Probe(16, 0, 0)
+        sampled = SampledIntensity(16, 0, 0)
         sums = (
-            checkpoint(probe.sums, query, key, layout, case.scale, use_reentrant=False)
+            checkpoint(sampled.sums, query, key, layout, case.scale, use_reentrant=False)
             if again
-            else probe.sums(query, key, layout, case.scale)
+            else sampled.sums(query, key, layout, case.scale)
         )
         gradients.append(torch.autograd.grad(sums.sum(), (query, key)))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -116,7 +116,7 @@ def test_the_probe_replays_its_rows_under_recompute() -> None:
 
 @pytest.mark.parametrize("name", ["flash", "sampled"])
 def test_memory_grows_with_the_length_not_its_square(name: str) -> None:
-    attend = rectangle.attend if name == "flash" else Probe(64, 0, 0).attend
+    attend = rectangle.attend if name == "flash" else SampledIntensity(64, 0, 0).attend
     peaks = []
     for factor in (1, 2, 4):
         sample = [cases.GEN_KEY] * 100 + [cases.GEN_ROW] * (1024 * factor - 100)
@@ -136,5 +136,5 @@ def test_all_rows_and_more_are_the_rectangle() -> None:
     layout = AttentionLayout(case.segments, case.query.shape[2], 1)
     inputs = case.inputs(BF16, "cuda")
     _, exact = rectangle.attend(*inputs, layout, case.scale)
-    sums = Probe(ALL_ROWS, 0, 0).sums(*inputs[:2], layout, case.scale)
+    sums = SampledIntensity(ALL_ROWS, 0, 0).sums(*inputs[:2], layout, case.scale)
     torch.testing.assert_close(sums, exact, rtol=1e-3, atol=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_aia.attention import flash_ops
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 from megatron_aia.runtime.context_parallel_slices import join_slices, slice_tensor, slices_of_rank
 
 SIZES = [2, 3, 4]
@@ -104,16 +104,16 @@ def test_any_roles_and_shapes(rows: list, heads: tuple[int, int], size: int, see
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_ranks_draw_the_rows_of_one_probe(size: int) -> None:
+def test_ranks_draw_the_rows_of_one_sample(size: int) -> None:
     case = shared_case(ROWS, size)
     b, _, s, _ = case.query.shape
-    probe = Probe(3, seed=0, layer=0)
-    whole = probe.sums(case.query, case.key, AttentionLayout(case.segments, s, b), case.scale)
+    sampled = SampledIntensity(3, seed=0, layer=0)
+    whole = sampled.sums(case.query, case.key, AttentionLayout(case.segments, s, b), case.scale)
     of_ranks = []
     for rank in range(size):
         layout = AttentionLayout(case.segments, s, b, slices_of_rank(s, rank, size))
         held = slice_tensor(case.query, rank, size, dim=2)
-        of_ranks.append(probe.sums(held, case.key, layout, case.scale))
+        of_ranks.append(sampled.sums(held, case.key, layout, case.scale))
     torch.testing.assert_close(torch.stack(of_ranks).sum(0), whole)
 
 

@@ -26,7 +26,7 @@ def case() -> Case:
 
 
 ALL_ROWS = 1000
-"""More than any sample here has, so the probe is exact."""
+"""More than any sample here has, so `sampled` is exact."""
 
 
 @pytest.fixture(params=["eager", "flash", "sampled"])

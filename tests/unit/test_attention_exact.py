@@ -1,6 +1,6 @@
 """All attention methods, and the loss through them, against the definition in float64.
 
-The probe measures all rows here, which makes it exact; ``test_attention_probe.py`` samples.
+`sampled` measures all queries here, which makes it exact; ``test_attention_sampled.py`` samples.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, Task
-from megatron_aia.attention import probe, rectangle
+from megatron_aia.attention import rectangle, sampled
 from megatron_aia.attention.layout import AttentionLayout
 
 torch.set_num_threads(1)
@@ -122,7 +122,7 @@ def test_padding_gives_zeros_and_gets_none(method: str) -> None:
         assert (x.transpose(1, 2)[~inside] == 0).all()
 
 
-@pytest.mark.parametrize(("method", "module"), [("flash", rectangle), ("sampled", probe)])
+@pytest.mark.parametrize(("method", "module"), [("flash", rectangle), ("sampled", sampled)])
 def test_in_several_blocks(
     method: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_aia.attention.methods import METHODS, Machine, Method, choose_method
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 from megatron_aia.config.tree import AIAConfig
 from megatron_aia.training.banner import _attention
 
@@ -63,9 +63,9 @@ def test_every_method_has_a_flag_and_every_flag_a_method() -> None:
     assert AIAConfig().aia_sampled_queries == Method("sampled", "").sampled_queries
 
 
-def test_the_probe_of_a_layer_knows_layer_heads_rows_and_seed() -> None:
+def test_the_sample_of_a_layer_knows_layer_heads_size_and_seed() -> None:
     attend = Method("sampled", "", sampled_queries=7, seed=5).build(layer=3, first_head=16)
-    assert attend.__self__ == Probe(7, 5, 3, 16)  # type: ignore[attr-defined]
+    assert attend.__self__ == SampledIntensity(7, 5, 3, 16)  # type: ignore[attr-defined]
 
 
 def test_the_banner_names_method_and_reason() -> None:

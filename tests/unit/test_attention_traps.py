@@ -5,7 +5,7 @@ Further traps have their test where the rest of their subject is:
 - rows without output gradient, for D-injection: ``test_attention_exact.py``, DEGENERATE
 - rows that see no key: ``test_attention_exact.py``, ``test_attention_fused.py``
 - recompute counts twice or not at all, sampled rows change: ``test_attention_core.py``,
-  ``test_attention_probe.py``, ``tests/dist/test_probe_layouts.py``
+  ``test_attention_sampled.py``, ``tests/dist/test_sampled_layouts.py``
 - Huber before the all-reduce of heads: ``test_inject.py``, ``tests/dist/test_layout_equality.py``
 - positions shifted by one in the released code: ``test_roles.py``, ``test_emu3_sample_encoder.py``
 - bfloat16 in Triton's interpreter: ``test_attention_methods.py``
@@ -27,13 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from megatron_aia.attention import eager, flash_ops, rectangle
 from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 
 SAMPLE = [cases.GEN_KEY] * 8 + [cases.PLAIN] + [cases.GEN_ROW] * 30
 
 
 def long_case() -> Case:
-    """300 tokens, of which no rectangle and no block of probed rows is a large part."""
+    """300 tokens, of which no rectangle and no block of sampled queries is a large part."""
     sample = [cases.GEN_KEY] * 10 + [cases.PLAIN] * 250 + [cases.GEN_ROW] * 40
     return make_case([[sample]], heads=2, groups=1, padding=0)
 
@@ -78,7 +78,7 @@ def test_the_flash_kernel_runs_and_no_map_is_made(method: str, dtype: torch.dtyp
     case = long_case()
     attend: Callable[..., Any] = METHODS[method]
     if method == "sampled":
-        attend = Probe(4, 0, 0).attend
+        attend = SampledIntensity(4, 0, 0).attend
     map_elements = case.query.shape[2] ** 2
     with Watch() as watch:
         run(attend, case, torch.ones(1), dtype)
@@ -139,14 +139,14 @@ def test_the_gradient_of_a_real_run_vanishes_in_float16(dtype: torch.dtype, surv
         assert (gradient.abs().max() > 0) == survives
 
 
-def test_the_probe_normalises_its_own_scores() -> None:
+def test_a_sample_normalises_its_own_scores() -> None:
     """A log-sum-exp of quantised queries and keys does not belong to the scores of others."""
     everything = [cases.UND_ROW + cases.UND_KEY] * 20
     case = make_case([[everything]], padding=0)
     layout = AttentionLayout(case.segments, 20, 1)
     query, key, _ = case.inputs(torch.bfloat16)
     for rows in (3, ALL_ROWS):
-        sums = Probe(rows, 0, 0).sums(query, key, layout, case.scale)
+        sums = SampledIntensity(rows, 0, 0).sums(query, key, layout, case.scale)
         torch.testing.assert_close(sums, torch.tensor([20.0 * case.query.shape[1]]))
         sums.sum().backward()
     assert query.grad is not None and query.grad.abs().max() < 1e-6

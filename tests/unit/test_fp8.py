@@ -1,4 +1,4 @@
-"""FP8 as far as a machine without it can tell: settings, refusals, the probe beside a kernel."""
+"""FP8 as far as a machine without it can tell: settings, refusals, the sample beside a kernel."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Machine, Method, choose_method
-from megatron_aia.attention.probed_attention import ProbedCoreAttention
+from megatron_aia.attention.sampled_attention import SampledCoreAttention
 from megatron_aia.config import fit_layout, validate
 from megatron_aia.config.files import with_values
 from megatron_aia.models import preset_table
@@ -137,9 +137,9 @@ def unpacked() -> Case:
     return case
 
 
-def probed(rows: int) -> ProbedCoreAttention:
+def sampled_attention(rows: int) -> SampledCoreAttention:
     method = Method("sampled", "under test", sampled_queries=rows)
-    return ProbedCoreAttention(config(), LAYER + 1, inner=CausalAttention, method=method)
+    return SampledCoreAttention(config(), LAYER + 1, inner=CausalAttention, method=method)
 
 
 def chosen_attention(values: dict[str, Any]) -> Any:
@@ -159,8 +159,8 @@ def chosen_attention(values: dict[str, Any]) -> Any:
 def test_fp8_attention_is_wrapped_and_fp8_products_alone_are_not() -> None:
     spec = chosen_attention(ATTENTION)
     module = build_module(spec, config=config(), layer_number=3, attn_mask_type=None)
-    assert isinstance(module, ProbedCoreAttention) and isinstance(module.inner, CausalAttention)
-    assert (module.probe.layer, module.probe.queries_per_head) == (2, 64)
+    assert isinstance(module, SampledCoreAttention) and isinstance(module.inner, CausalAttention)
+    assert (module.sampled.layer, module.sampled.queries_per_head) == (2, 64)
     assert chosen_attention(ON).module is AIACoreAttention
     # AIA off is the kernel alone.
     assert chosen_attention({**ATTENTION, "aia": False}) is CausalAttention
@@ -169,7 +169,7 @@ def test_fp8_attention_is_wrapped_and_fp8_products_alone_are_not() -> None:
 def test_all_rows_beside_another_attention_are_exact(unpacked: Case) -> None:
     results = []
     exact = AIACoreAttention(config(), LAYER + 1, method=Method("eager", "under test"))
-    for module in (exact, probed(rows=1000)):
+    for module in (exact, sampled_attention(rows=1000)):
         aia, inputs = aia_context(unpacked), sbhd(unpacked)
         output = module(*inputs, attention_mask=None, attention_bias=aia)
         found = gradients(unpacked, inputs, output)
@@ -185,7 +185,9 @@ def test_recompute_measures_once_and_loses_no_gradient(unpacked: Case) -> None:
         aia, inputs = aia_context(unpacked), sbhd(unpacked)
 
         def run(*tensors: torch.Tensor, aia: Any = aia) -> torch.Tensor:
-            output: torch.Tensor = probed(8)(*tensors, attention_mask=None, attention_bias=aia)
+            output: torch.Tensor = sampled_attention(8)(
+                *tensors, attention_mask=None, attention_bias=aia
+            )
             return output
 
         output = checkpoint(run, *inputs, use_reentrant=True) if again else run(*inputs)
@@ -196,4 +198,4 @@ def test_recompute_measures_once_and_loses_no_gradient(unpacked: Case) -> None:
 def test_packed_sequences_are_a_programmers_error() -> None:
     packed = make_case([[cases.GENERATION, cases.TEXT]])
     with pytest.raises(AssertionError, match="a sequence holds one sample"):
-        probed(8)(*sbhd(packed), attention_mask=None, attention_bias=aia_context(packed))
+        sampled_attention(8)(*sbhd(packed), attention_mask=None, attention_bias=aia_context(packed))

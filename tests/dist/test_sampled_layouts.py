@@ -1,4 +1,4 @@
-"""The probe draws the same rows in every layout, so its estimates are one number there too."""
+"""The sample has the same queries in every layout, so its estimates are one number there too."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from support.tiny_data import write_shards
 TOLERANCE = 1e-5
 ROWS = 3
 
-PROBE = {"method": "sampled", "sampled_queries": ROWS}
+SAMPLED = {"method": "sampled", "sampled_queries": ROWS}
 TP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP = {"pipeline_model_parallel_size": 2}
 FULL = {"recompute_granularity": "full"}
@@ -19,14 +19,14 @@ SELECTIVE = {"recompute_granularity": "selective"}
 ONE_PROCESS = {
     "exact": Layout(packing=False),
     "all rows": Layout(method="sampled", sampled_queries=10_000),
-    "sampled": Layout(packing=False, **PROBE),  # type: ignore[arg-type]
-    "packed, selective recompute": Layout(SELECTIVE, 2, **PROBE),  # type: ignore[arg-type]
+    "sampled": Layout(packing=False, **SAMPLED),  # type: ignore[arg-type]
+    "packed, selective recompute": Layout(SELECTIVE, 2, **SAMPLED),  # type: ignore[arg-type]
 }
 TWO_PROCESSES = {
-    "TP 2 + SP + full recompute": Layout({**TP, **FULL}, **PROBE),  # type: ignore[arg-type]
-    "PP 2": Layout(PP, **PROBE),  # type: ignore[arg-type]
-    "CP 2": Layout({"context_parallel_size": 2}, **PROBE),  # type: ignore[arg-type]
-    "DP 2": Layout(**PROBE),  # type: ignore[arg-type]
+    "TP 2 + SP + full recompute": Layout({**TP, **FULL}, **SAMPLED),  # type: ignore[arg-type]
+    "PP 2": Layout(PP, **SAMPLED),  # type: ignore[arg-type]
+    "CP 2": Layout({"context_parallel_size": 2}, **SAMPLED),  # type: ignore[arg-type]
+    "DP 2": Layout(**SAMPLED),  # type: ignore[arg-type]
 }
 
 

@@ -1,4 +1,4 @@
-"""The probe samples rows: without bias, with the variance its document states, reproducibly."""
+"""Queries are sampled: without bias, with the variance its document states, reproducibly."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron_aia.aia.roles import Task
 from megatron_aia.attention import eager, rectangle
 from megatron_aia.attention.layout import AttentionLayout
-from megatron_aia.attention.probe import Probe
+from megatron_aia.attention.sampled import SampledIntensity
 
 LONG = [cases.GEN_KEY] * 9 + [cases.PLAIN] + [cases.GEN_ROW] * 41 + [cases.UND_KEY] * 3
 LONG_WITH_ANSWER = LONG + [cases.UND_ROW] * 10
@@ -41,15 +41,15 @@ def row_masses(case: Case) -> list[Tensor]:
     ]
 
 
-def gradients(probe: Probe, case: Case) -> list[Tensor]:
+def gradients(sampled: SampledIntensity, case: Case) -> list[Tensor]:
     query, key, _ = case.inputs()
-    probe.sums(query, key, layout_of(case), case.scale).sum().backward()
+    sampled.sums(query, key, layout_of(case), case.scale).sum().backward()
     assert query.grad is not None and key.grad is not None
     return [query.grad, key.grad]
 
 
 def test_rows_are_one_of_each_stratum_and_weights_count_the_rows() -> None:
-    rows, weights = Probe(4, seed=1, layer=0).choose(11, 3, 0, Task.GENERATION)
+    rows, weights = SampledIntensity(4, seed=1, layer=0).choose(11, 3, 0, Task.GENERATION)
     assert rows.shape == (3, 4) and weights.sum() == 11
     stops = np.cumsum(weights)
     assert ((stops - weights <= rows) & (rows < stops)).all()
@@ -58,13 +58,13 @@ def test_rows_are_one_of_each_stratum_and_weights_count_the_rows() -> None:
 
 @pytest.mark.parametrize("wanted", [11, 12, 1000])
 def test_all_rows_are_each_drawn_once(wanted: int) -> None:
-    rows, weights = Probe(wanted, seed=1, layer=0).choose(11, 2, 0, Task.GENERATION)
+    rows, weights = SampledIntensity(wanted, seed=1, layer=0).choose(11, 2, 0, Task.GENERATION)
     assert (rows == np.arange(11)).all() and (weights == 1).all()
 
 
 def test_draws_differ_by_seed_sample_layer_and_task_and_repeat() -> None:
     def draw(seed: int = 1, layer: int = 0, position: int = 0, task: Task = Task.GENERATION):
-        return Probe(8, seed, layer).choose(800, 2, position, task)[0].tolist()
+        return SampledIntensity(8, seed, layer).choose(800, 2, position, task)[0].tolist()
 
     others = [draw(2), draw(layer=1), draw(position=1), draw(task=Task.UNDERSTANDING)]
     assert draw() == draw()
@@ -72,9 +72,9 @@ def test_draws_differ_by_seed_sample_layer_and_task_and_repeat() -> None:
 
 
 def test_draws_do_not_depend_on_how_heads_are_split() -> None:
-    whole, _ = Probe(8, 1, 2).choose(100, 6, 3, Task.GENERATION)
+    whole, _ = SampledIntensity(8, 1, 2).choose(100, 6, 3, Task.GENERATION)
     for first in (0, 2, 4):
-        part, _ = Probe(8, 1, 2, first).choose(100, 2, 3, Task.GENERATION)
+        part, _ = SampledIntensity(8, 1, 2, first).choose(100, 2, 3, Task.GENERATION)
         assert (part == whole[first : first + 2]).all()
 
 
@@ -93,7 +93,7 @@ def test_the_estimate_has_no_bias_and_the_stated_variance(case: Case) -> None:
     with torch.no_grad():
         drawn = torch.stack(
             [
-                Probe(rows, seed, 0).sums(case.query, case.key, layout, case.scale)
+                SampledIntensity(rows, seed, 0).sums(case.query, case.key, layout, case.scale)
                 for seed in range(seeds)
             ]
         )
@@ -107,9 +107,9 @@ def test_the_estimate_has_no_bias_and_the_stated_variance(case: Case) -> None:
 
 
 def test_the_gradient_has_no_bias(case: Case) -> None:
-    exact = gradients(Probe(ALL_ROWS, 0, 0), case)
+    exact = gradients(SampledIntensity(ALL_ROWS, 0, 0), case)
     seeds = 250
-    drawn = [gradients(Probe(5, seed, 0), case) for seed in range(seeds)]
+    drawn = [gradients(SampledIntensity(5, seed, 0), case) for seed in range(seeds)]
     for expected, of_seeds in zip(exact, zip(*drawn, strict=True), strict=True):
         stacked = torch.stack(of_seeds)
         far = (stacked.mean(0) - expected) / (stacked.std(0) / seeds**0.5).clamp_min(1e-9)
@@ -121,26 +121,26 @@ def test_the_gradient_has_no_bias(case: Case) -> None:
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_recompute_replays_the_rows(case: Case, reentrant: bool) -> None:
-    probe, layout = Probe(3, seed=1, layer=0), layout_of(case)
-    expected = gradients(probe, case)
+    sampled, layout = SampledIntensity(3, seed=1, layer=0), layout_of(case)
+    expected = gradients(sampled, case)
     query, key, _ = case.inputs()
     sums = checkpoint(
-        lambda q, k: probe.sums(q, k, layout, case.scale), query, key, use_reentrant=reentrant
+        lambda q, k: sampled.sums(q, k, layout, case.scale), query, key, use_reentrant=reentrant
     )
     torch.manual_seed(99)
     np.random.seed(99)
     sums.sum().backward()
-    assert torch.equal(sums, probe.sums(query, key, layout, case.scale))
+    assert torch.equal(sums, sampled.sums(query, key, layout, case.scale))
     for x, want in zip((query, key), expected, strict=True):
         assert torch.equal(x.grad, want)
 
 
 def test_beside_an_attention_that_is_a_black_box() -> None:
-    """PyTorch's own attention gives output and gradients; the probe adds what belongs to sums."""
+    """PyTorch's own attention gives output and gradients; `sampled` adds what belongs to sums."""
     case = make_case([[LONG]], padding=0)
     query, key, value = case.inputs()
     output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    sums = Probe(ALL_ROWS, 0, 0).sums(query, key, layout_of(case), case.scale)
+    sums = SampledIntensity(ALL_ROWS, 0, 0).sums(query, key, layout_of(case), case.scale)
     ((output * case.grad_output).sum() + 3 * sums.sum()).backward()
 
     leaves = case.inputs()
@@ -157,5 +157,5 @@ def test_every_sample_has_a_draw_of_its_own(case: Case) -> None:
     half = twice.query.shape[2] // 2
     for x in (twice.query, twice.key):
         x[:, :, half:] = x[:, :, :half]
-    sums = Probe(3, 0, 0).sums(twice.query, twice.key, layout_of(twice), twice.scale)
+    sums = SampledIntensity(3, 0, 0).sums(twice.query, twice.key, layout_of(twice), twice.scale)
     assert num_terms(twice) == 2 and sums[0] != sums[1]

@@ -1,15 +1,15 @@
-"""Intensities from a sample of rows, beside an attention that is not opened.
+"""Intensities from a sample of queries, beside an attention that is not opened.
 
-The mass of a row needs its query and all keys it sees, nothing of the kernel that computed the
-output. So a few rows a head are enough to estimate the sum of Eq. 1 over all of them, beside any
-kernel. For a term with rows Q and R rows to draw, Q is cut into R strata of neighbouring rows and
-one row is drawn from each, independently for every head:
+The mass of a query needs its query and all keys it sees, nothing of the kernel that computed the
+output. So a few queries a head are enough to estimate the sum of Eq. 1 over all of them, beside any
+kernel. For a term with queries Q of which R are drawn, Q is cut into R strata of neighbours and one
+query is drawn from each, independently for every head:
 
-    sum_{i in Q} s_i  ~  sum_k n_k s_{i_k},      i_k uniform in stratum k of n_k rows.
+    sum_{i in Q} s_i  ~  sum_k n_k s_{i_k},      i_k uniform in stratum k of n_k queries.
 
 The estimate of the sum and its gradient are unbiased. Its variance is the sum over heads and
 strata of n_k^2 var_k(s), so the standard deviation of an intensity over H heads is at most
-1 / (2 sqrt(R H)), and far less where neighbouring rows look alike. With R >= |Q| it is exact.
+1 / (2 sqrt(R H)), and far less where neighbouring queries look alike. With R >= |Q| it is exact.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout, Piece
 
 _MAX_BLOCK_ELEMENTS = 1 << 22
-"""Elements of P (heads x rows x keys) held at a time: 16 MiB in float32."""
+"""Elements of P (heads x queries x keys) held at a time: 16 MiB in float32."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Draws and measures the rows of one layer.
+class SampledIntensity:
+    """Draws and measures the queries of one layer.
 
-    The rows are a function of seed, layer, task, head and the sample's position in the run: the
+    The queries are a function of seed, layer, task, head and the sample's position in the run: the
     same in every layout, in a second forward for recompute, and in a resumed run.
     """
 
@@ -84,13 +84,13 @@ class Probe:
             for of_term in rectangles:
                 term = terms[of_term.term]
                 drawn = self.choose(len(term.queries), num_heads, piece.position, term.task)
-                rows, weights, stops = _in_piece(piece, term.queries, *drawn)
+                queries, weights, stops = _in_piece(piece, term.queries, *drawn)
                 is_key = torch.zeros(piece.keys.stop - piece.keys.start, device=device)
                 samples.append(
                     _Sample(
                         of_term.term,
                         piece,
-                        torch.from_numpy(rows).to(device),
+                        torch.from_numpy(queries).to(device),
                         torch.from_numpy(weights).to(device),
                         tuple(stops.tolist()),
                         is_key.index_fill_(0, of_term.keys, 1),
@@ -99,21 +99,22 @@ class Probe:
         return samples
 
     def choose(
-        self, num_rows: int, num_heads: int, position: int, task: Task
+        self, num_queries: int, num_heads: int, position: int, task: Task
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the rows of one term.
+        """Draw the queries of one term.
 
         Args:
-            num_rows: rows |Q| of the term.
+            num_queries: queries |Q| of the term.
             num_heads: query heads of this rank.
             position: of the sample in the run.
             task: of the term.
 
         Returns:
-            Numbers of rows int64 ``[num_heads, R]``, ascending and distinct for a head; and rows of
-            each stratum int64 ``[R]``, the weights. R is at most ``num_rows``.
+            Numbers of queries int64 ``[num_heads, R]``, ascending and distinct for a head; and the
+            size of each stratum int64 ``[R]``, the weights. R is at most ``num_queries``.
         """
-        bounds = np.linspace(0, num_rows, min(self.queries_per_head, num_rows) + 1).astype(np.int64)
+        num_strata = min(self.queries_per_head, num_queries)
+        bounds = np.linspace(0, num_queries, num_strata + 1).astype(np.int64)
         sizes = np.diff(bounds)
         generator = np.random.default_rng([self.seed, position, self.layer, int(task)])
         # Heads of the ranks before this one are drawn and left out: the draw of a head does not
@@ -123,39 +124,39 @@ class Probe:
 
 
 class _Sample(NamedTuple):
-    """Sampled rows of one term that lie in one piece."""
+    """Sampled queries of one term that lie in one piece."""
 
     term: int
     piece: Piece
-    rows: Tensor
-    """int64 ``[h, strata]``, positions in the rows of the piece."""
+    queries: Tensor
+    """int64 ``[h, strata]``, positions in the queries of the piece."""
     weights: Tensor
-    """int64 ``[h, strata]``, rows each stands for; 0 for a row of another piece."""
+    """int64 ``[h, strata]``, queries each stands for; 0 for a query of another piece."""
     stops: tuple[int, ...]
-    """For each stratum: its rows in the piece see no key from this position of the piece on."""
+    """For each stratum: its queries in the piece see no key from this position of the piece on."""
     is_key: Tensor
     """float32 ``[m]``, 1 where a key of the piece is one of the term."""
 
 
 def _in_piece(
-    piece: Piece, rows: np.ndarray, choice: np.ndarray, sizes: np.ndarray
+    piece: Piece, queries: np.ndarray, choice: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what of a term's draw lies in a piece; see :class:`_Sample`.
 
-    A stratum may lie in two pieces, and its row in the one for this head and in the other for the
-    next. The arrays stay rectangular: a row from elsewhere is moved to the edge, with weight 0.
+    A stratum may lie in two pieces, and its query in the one for this head and in the other for the
+    next. The arrays stay rectangular: a query from elsewhere is moved to the edge, with weight 0.
     """
     first, stop = piece.keys.start + piece.offset, piece.keys.stop
     ends = np.cumsum(sizes)
-    touches = (rows[ends - 1] >= first) & (rows[ends - sizes] < stop)
-    drawn = rows[choice[:, touches]]
+    touches = (queries[ends - 1] >= first) & (queries[ends - sizes] < stop)
+    drawn = queries[choice[:, touches]]
     weights = sizes[touches] * ((drawn >= first) & (drawn < stop))
-    last_rows = np.minimum(rows[ends[touches] - 1], stop - 1)
-    return np.clip(drawn, first, stop - 1) - first, weights, last_rows + 1 - piece.keys.start
+    last_queries = np.minimum(queries[ends[touches] - 1], stop - 1)
+    return np.clip(drawn, first, stop - 1) - first, weights, last_queries + 1 - piece.keys.start
 
 
 class _RowMasses(torch.autograd.Function):
-    """Weighted sums of row masses, ``[n]``, from sampled rows."""
+    """Weighted sums of row masses, ``[n]``, from sampled queries."""
 
     @staticmethod
     def forward(
@@ -202,9 +203,9 @@ class _RowMasses(torch.autograd.Function):
                 d_scores = probability.mul_(centred).mul_(weights[:, block.strata])
                 d_scores = d_scores.view(k.shape[0], -1, block.stop)
                 d_k[:, : block.stop] += d_scores.transpose(-1, -2) @ block.query
-                d_rows = (d_scores @ k[:, : block.stop]).view(*block.rows.shape, -1)
-                index = block.rows.unsqueeze(-1).expand_as(d_rows)
-                d_q.scatter_add_(1, index, d_rows.to(d_q.dtype))
+                d_queries = (d_scores @ k[:, : block.stop]).view(*block.queries.shape, -1)
+                index = block.queries.unsqueeze(-1).expand_as(d_queries)
+                d_q.scatter_add_(1, index, d_queries.to(d_q.dtype))
             sample.piece.of_keys(grad_key)[0].add_(d_k)
         return grad_query, grad_key, None, None, None
 
@@ -214,27 +215,27 @@ class _Block(NamedTuple):
 
     strata: slice
     stop: int
-    """Keys from here on are seen by no row of the block."""
-    rows: Tensor
-    """int64 ``[h, rows]``, positions in the rows of the piece."""
+    """Keys from here on are seen by no query of the block."""
+    queries: Tensor
+    """int64 ``[h, queries]``, positions in the queries of the piece."""
     query: Tensor
-    """``[g, h / g * rows, d]``, in the precision of the sums."""
+    """``[g, h / g * queries, d]``, in the precision of the sums."""
     scores: Tensor
-    """``[h, rows, stop]``, scaled, -inf at keys after the row; the reader may overwrite them."""
+    """``[h, queries, stop]``, scaled, -inf at keys after the query; may be overwritten."""
 
 
 def _blocks(query: Tensor, key: Tensor, sample: _Sample, scale: float) -> Iterator[_Block]:
-    """Compute the scores of the sampled rows of a piece, a bounded number at a time."""
+    """Compute the scores of the sampled queries of a piece, a bounded number at a time."""
     heads, size = query.shape[0], query.shape[-1]
-    rows_of_block = max(1, _MAX_BLOCK_ELEMENTS // (heads * key.shape[1]))
-    for first in range(0, len(sample.stops), rows_of_block):
-        strata = slice(first, first + rows_of_block)
+    queries_of_block = max(1, _MAX_BLOCK_ELEMENTS // (heads * key.shape[1]))
+    for first in range(0, len(sample.stops), queries_of_block):
+        strata = slice(first, first + queries_of_block)
         stop = sample.stops[strata][-1]
-        rows = sample.rows[:, strata]
-        of_rows = query.gather(1, rows.unsqueeze(-1).expand(-1, -1, size)).to(key.dtype)
+        queries = sample.queries[:, strata]
+        of_rows = query.gather(1, queries.unsqueeze(-1).expand(-1, -1, size)).to(key.dtype)
         by_key_head = of_rows.view(key.shape[0], -1, size)
         scores = (by_key_head @ key[:, :stop].transpose(-1, -2)).view(heads, -1, stop).mul_(scale)
-        last_seen = rows.unsqueeze(-1) + sample.piece.offset
-        after = torch.arange(stop, device=rows.device) > last_seen
+        last_seen = queries.unsqueeze(-1) + sample.piece.offset
+        after = torch.arange(stop, device=queries.device) > last_seen
         scores.masked_fill_(after, -torch.inf)
-        yield _Block(strata, stop, rows, by_key_head, scores)
+        yield _Block(strata, stop, queries, by_key_head, scores)

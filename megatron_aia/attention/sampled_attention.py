@@ -16,12 +16,12 @@ from megatron_aia.attention.core_attention import (
 from megatron_aia.attention.methods import Method
 
 
-class ProbedCoreAttention(MegatronModule):
-    """Another core attention, and beside it the probe's intensities from the same inputs.
+class SampledCoreAttention(MegatronModule):
+    """Another core attention, and beside it sampled intensities from the same inputs.
 
     The other attention must be causal over the whole sequence, so one holds a single sample, from
     its first token on. Padding after it sees the sample and is seen by none of its tokens. Queries
-    and keys reach the probe as the layer made them, in bfloat16: it does not see what the other
+    and keys reach the sample as the layer made them, in bfloat16: it does not see what the other
     attention rounds them to.
 
     Built and called by megatron-core as ``core_attention``. The micro-batch comes as
@@ -55,7 +55,7 @@ class ProbedCoreAttention(MegatronModule):
         self.layer, self.branch = layer_number - 1, branch
         self.softmax_scale: float = softmax_scale or config.kv_channels**-0.5
         self.method = method
-        self.probe = method.build_probe(self.layer, first_head(config, pg_collection))
+        self.sampled = method.build_sampled(self.layer, first_head(config, pg_collection))
         self.inner = inner(
             config=config,
             layer_number=layer_number,
@@ -102,7 +102,7 @@ class ProbedCoreAttention(MegatronModule):
         s, b = query.shape[:2]
         layout = shared_layout(attention_bias, s, b, measure=True)
         q, k = (x.permute(1, 2, 0, 3) for x in (query, key))
-        sums = self.probe.sums(q, k, layout, self.softmax_scale)
+        sums = self.sampled.sums(q, k, layout, self.softmax_scale)
         return attention_bias.attach(output, sums, self.layer, self.branch)
 
 
