@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Unified multimodal training with Attention Interaction Alignment on Megatron-Core",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["megatron_aia", "megatron_aia.*"]),
     package_data={
         "megatron_aia.aia": ["profiles/*.yaml"],
@@ -15,13 +15,19 @@ setup(
     },
     install_requires=[
         "fsspec",
-        "torch>=2.6",
-        "megatron-core>=0.16.1,<0.17",
+        # The two ranges are those of megatron_aia/runtime/versions.py. megatron-core 0.17 and newer
+        # need Python 3.12; pip finds 0.16.1 for 3.10 and 3.11.
+        "torch>=2.11",
+        "megatron-core>=0.16.1,!=0.17.0,<0.20",
         "numpy",
+        "packaging",
         "pyyaml",
         "sentencepiece",
         "tensorboard",
         "tqdm",
+        # megatron-core imports it from 0.18 on and does not ask for it. No version in
+        # constraints.txt: PyTorch for CUDA brings the one it was built with.
+        "triton; platform_system == 'Linux' and python_version >= '3.12'",
         "webdataset>=1.0",
     ],
     extras_require={
@@ -35,8 +41,7 @@ setup(
         "gpu": ["transformer-engine[pytorch]"],
         "dev": [
             *("aiohttp", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-PyYAML"),
-            # Runs the fused kernels interpreted, and compiles them for a GPU that is not there. No
-            # version in constraints.txt: PyTorch for CUDA brings the one it was built with.
+            # Runs the fused kernels interpreted, and compiles them for a GPU that is not there.
             "triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'",
         ],
     },

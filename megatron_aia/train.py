@@ -14,6 +14,7 @@ from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.models import check_family, load_family
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.log import quiet_imports
+from megatron_aia.runtime.versions import check_versions
 
 _BUILD_TIMEOUT_SECONDS = 600
 _IMPORTED_LATER = ("megatron.core", "sentencepiece", "tensorboard", "tqdm")
@@ -68,6 +69,7 @@ def _check_packages() -> None:
             is_there = False
         if not is_there:
             raise ValueError(f"{name} is not installed; run `make install`")
+    check_versions()
 
 
 def ensure_demo_data(config: Config) -> Config:

@@ -10,6 +10,7 @@ from typing import Optional
 from megatron_aia.checkpoint.conversion import ImportOptions
 from megatron_aia.config.flags import parse_options
 from megatron_aia.runtime.log import quiet_imports
+from megatron_aia.runtime.versions import check_versions
 
 EXIT_USER_ERROR = 2
 
@@ -18,6 +19,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the tool and return its exit code."""
     try:
         options = parse_options(ImportOptions, arguments, __doc__)
+        check_versions()
         quiet_imports()
         from megatron_aia.checkpoint.import_hf import import_checkpoint  # heavy: not for --help
 

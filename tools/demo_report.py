@@ -20,6 +20,7 @@ from megatron_aia.config.files import read_yaml
 from megatron_aia.models import families, load_family
 from megatron_aia.models.family import DemoForm
 from megatron_aia.runtime.log import quiet_imports
+from megatron_aia.runtime.versions import check_versions
 from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def draw_images(run: Path, data: Path) -> "dict[str, Figure]":
 
 def draw_from_memory(run: Path, data: Path) -> "Figure":
     """Draw a training picture beside what the trained model draws, greedily, from its prompt."""
+    check_versions()
     quiet_imports()
     from megatron_aia.analysis.redraw import redraw  # heavy: torch and megatron-core
 

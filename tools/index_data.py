@@ -13,14 +13,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without `pi
 from megatron_aia.cli import parse_with_notes
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.log import configure_logging, quiet_imports
+from megatron_aia.runtime.versions import check_versions
 
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code: 2 if the data cannot be used, with one line on standard error."""
-    quiet_imports()
-    from megatron_aia.training.setup import open_data
-
     try:
+        check_versions()
+        quiet_imports()
+        from megatron_aia.training.setup import open_data
+
         command_line = parse_with_notes(sys.argv[1:] if argv is None else argv)
         for note in command_line.notes:
             print("note:", note, file=sys.stderr)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn, Optional, TypeVar
 from megatron_aia.cli import parse_with_notes
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.log import quiet_imports
+from megatron_aia.runtime.versions import check_versions
 
 if TYPE_CHECKING:
     from megatron_aia.config import Config
@@ -74,6 +75,7 @@ def _inspect(options: argparse.Namespace, config: "Config") -> None:
     ):
         if value < least:
             raise ValueError(f"{flag} {value} must be at least {least}")
+    check_versions()
     quiet_imports()
     from megatron_aia.training.setup import open_data  # heavy: torch and megatron-core
 

@@ -3,6 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from megatron_aia.runtime.versions import (
+    COMMON_FILE,
+    megatron_core_version,
+    needs_common_file,
+)
+
 
 def check_architecture(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Compare two architectures."""
@@ -13,6 +19,24 @@ def check_architecture(path: Path, saved: dict[str, Any], wanted: dict[str, Any]
                 f"{path} is of another model: its {flag} is {saved[name]}, this run's is {value}; "
                 "use the flags or the preset it was made with"
             )
+
+
+def check_megatron_core(path: Path, saved: str) -> None:
+    """Find a checkpoint that is too new for this megatron-core, or has lost a file it needs.
+
+    Args:
+        path: one checkpoint.
+        saved: version of megatron-core that wrote it; "" if it does not say.
+    """
+    ours = megatron_core_version()
+    if not needs_common_file(ours) or (path / COMMON_FILE).is_file():
+        return
+    if saved and needs_common_file(saved):
+        raise ValueError(f"{path} has lost its file {COMMON_FILE}; use another checkpoint")
+    raise ValueError(
+        f"{path} was written by megatron-core {saved or '0.19 or newer'}, and {ours} cannot read "
+        "it; load it with 0.19 or newer, or convert it to Hugging Face there and back from it here"
+    )
 
 
 def check_optimizer(path: Path, saved: str, wanted: str) -> None:

@@ -6,7 +6,8 @@ Layout, as Megatron-LM's::
     iter_0000100/                        one checkpoint; appears whole, by a rename
         run.json                         what it was made by, read before any tensor
         config.yaml                      the resolved configuration
-        metadata.json, common.pt, *.distcp, .metadata
+        metadata.json, *.distcp, .metadata
+        common.pt                        only of megatron-core 0.18 and older
     release/                             the same without training state: converted weights
         hugging_face/                    what the converter keeps aside
 """
@@ -16,11 +17,12 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_aia.config import ModelConfig
+from megatron_aia.runtime.versions import megatron_core_version
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
@@ -53,6 +55,8 @@ class RunState:
     """Patterns of --freeze: the optimizer has no state of what they fit."""
     data_start: int = 0
     """``consumed_samples`` where the order of the present data began; not 0 after --reset-data."""
+    megatron_core: str = field(default_factory=megatron_core_version)
+    """Version that wrote the tensors; "" in a checkpoint that does not say it."""
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
@@ -122,7 +126,8 @@ def read_state(path: Path) -> RunState:
         version = document.pop("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}")
-        return RunState(**{**document, "freeze": tuple(document.get("freeze", ()))})
+        document["freeze"] = tuple(document.get("freeze", ()))
+        return RunState(**{"megatron_core": "", **document})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error}; use another checkpoint") from error
 

@@ -18,7 +18,12 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_aia.checkpoint.compatibility import check_architecture, check_freeze, check_optimizer
+from megatron_aia.checkpoint.compatibility import (
+    check_architecture,
+    check_freeze,
+    check_megatron_core,
+    check_optimizer,
+)
 from megatron_aia.checkpoint.folder import (
     RunState,
     checkpoint_path,
@@ -217,8 +222,9 @@ def read_sharded(content: dict[str, Any], path: Path) -> Any:
         path: one checkpoint.
 
     Raises:
-        ValueError: the files are damaged, or of another model.
+        ValueError: the files are damaged, or of another model or a newer megatron-core.
     """
+    check_megatron_core(path, read_state(path).megatron_core)
     # Damaged files raise CheckpointException, which is a BaseException of torch.
     try:
         return dist_checkpointing.load(content, str(path))

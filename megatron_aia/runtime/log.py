@@ -25,7 +25,8 @@ def configure_logging() -> logging.Logger:
 
 
 def quiet_imports() -> None:
-    """Hide the warnings of megatron-core: packages that are optional, names torch will drop."""
+    """Hide what imports say: packages that are optional, names torch will drop, no CUDA found."""
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*")
     warnings.filterwarnings("ignore", module=r"megatron\.core.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -1,38 +1,41 @@
-"""Every change made to megatron-core, each with its reason. Written for 0.16; others warn.
+"""Every change made to megatron-core, each with its reason and the versions that need it.
 
-What a CPU needs beyond these stands in ``runtime.mcore_cpu``.
+Whether a change is made is asked of what is there, not of a version number: this is the table.
+What a CPU needs beyond these stands in ``runtime.mcore_cpu``, which versions are accepted in
+``runtime.versions``.
 
-==========================  ===================================================================
-adaptation                  reason
-==========================  ===================================================================
-``_use_group_step_adam``    without Apex or Transformer Engine, a resumed Adam is silently wrong
-``_save_without_manager``   the spawned manager re-runs the main script at the first save
-``_end_writers_with_rank``  a rank killed while it saves leaves writers that wait for ever
-``_disable_memory_probe``   without psutil the forked writer dies and the save hangs
-``_recompute_without_fp8``  selective recompute of norms fails where TE is missing
-==========================  ===================================================================
+==========================  ========  ==========================================================
+adaptation                  versions  reason
+==========================  ========  ==========================================================
+``_use_group_step_adam``    all       without Apex or Transformer Engine, a resumed Adam is
+                                      silently wrong; from 0.17 on it is given ``capturable``
+``_save_without_manager``   all       the spawned manager re-runs the main script at the first
+                                      save
+``_end_writers_with_rank``  0.16      a rank killed while it saves leaves writers that wait for
+                                      ever; from 0.17 on threads write, which end with it
+``_disable_memory_probe``   all       without psutil the writer dies: in 0.16 the save hangs
+``_recompute_without_fp8``  all       selective recompute of norms fails where TE is missing
+==========================  ========  ==========================================================
 """
 
 import functools
 import importlib
 import queue
 import sys
-import warnings
 from typing import Any
 
-import megatron.core
 import torch
 
 from megatron_aia.runtime.adam import GroupStepAdamW
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.mcore_cpu import adapt_to_cpu
 from megatron_aia.runtime.processes import follow_parent
-
-TESTED_VERSIONS = ("0.16.",)
+from megatron_aia.runtime.versions import check_versions
 
 # Modules that megatron-core imports lazily; they must exist before they can be adapted.
 _LAZY_MODULES = (
     "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",
     "megatron.core.dist_checkpointing.strategies.torch",
     "megatron.core.distributed.finalize_model_grads",
     "megatron.core.models.gpt.gpt_layer_specs",
@@ -46,16 +49,15 @@ _installed = False
 
 
 def install() -> None:
-    """Adapt megatron-core to this machine, before a model is built. Further calls do nothing."""
+    """Adapt megatron-core to this machine, before a model is built. Further calls do nothing.
+
+    Raises:
+        ValueError: this version of megatron-core is not supported.
+    """
     global _installed
     if _installed:
         return
-    if not megatron.core.__version__.startswith(TESTED_VERSIONS):
-        warnings.warn(
-            f"megatron-core {megatron.core.__version__} is not among the tested versions "
-            f"{', '.join(v + 'x' for v in TESTED_VERSIONS)}",
-            stacklevel=2,
-        )
+    check_versions()
     for name in _LAZY_MODULES:
         importlib.import_module(name)
     _use_group_step_adam()
@@ -87,6 +89,8 @@ def _save_without_manager() -> None:
 def _end_writers_with_rank() -> None:
     module: Any = sys.modules["megatron.core.dist_checkpointing.strategies.filesystem_async"]
     cls = module.FileSystemWriterAsync
+    if not hasattr(cls, "write_preloaded_data_multiproc"):
+        return  # threads of the rank write, and the rank itself
     original = cls.write_preloaded_data
 
     @functools.wraps(original)

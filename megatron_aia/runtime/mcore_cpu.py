@@ -1,9 +1,12 @@
 """What megatron-core needs on a CPU over gloo. ``runtime.mcore.install`` calls it; no-op on CUDA.
 
+Every version needs all of it.
+
 ======================  =========================================================================
 adaptation              reason
 ======================  =========================================================================
-``_redirect_cuda``      tensors are made with ``device="cuda"`` by name, all over megatron-core
+``_redirect_cuda``      tensors are made with ``device="cuda"`` by name, all over megatron-core;
+                        from 0.19 on the sum of gradients asks for the stream it runs on
 ``_accept_cpu_types``   optimizers compare type names such as ``torch.cuda.FloatTensor``
 ``_accept_cuda_calls``  the distributed optimizer gathers its state, and the first and the last
                         stage share an embedding, from ``tensor.cuda()`` copies
@@ -76,8 +79,22 @@ class _CpuCuda(types.ModuleType):
     def synchronize(device: Any = None) -> None:
         return None
 
+    @staticmethod
+    def current_stream(device: Any = None) -> "_CpuStream":
+        return _CpuStream()
+
     get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
     manual_seed = staticmethod(torch.manual_seed)
+
+
+class _CpuStream:
+    """The one order of work that a CPU has: what is waited for is done."""
+
+    def wait_event(self, event: Any) -> None:
+        return None
+
+    def wait_stream(self, stream: Any) -> None:
+        return None
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -10,6 +10,8 @@ from support.runs import run_config, train, train_all, write_dataset
 from support.spawn import spawn
 
 from megatron_aia.analysis.records import LogRecord
+from megatron_aia.checkpoint.folder import read_state
+from megatron_aia.runtime.versions import COMMON_FILE, megatron_core_version, needs_common_file
 
 STOP, END = 3, 6
 TOLERANCE = 1e-5
@@ -113,5 +115,8 @@ def test_folder_is_as_documented(runs: Any) -> None:
     assert (folder / "latest_checkpointed_iteration.txt").read_text() == f"{END}\n"
     for iteration in (STOP, END):
         names = {path.name for path in (folder / f"iter_{iteration:07d}").iterdir()}
-        assert {"run.json", "config.yaml", "metadata.json", "common.pt"} <= names
+        assert {"run.json", "config.yaml", "metadata.json", ".metadata"} <= names
+        assert (COMMON_FILE in names) == needs_common_file(megatron_core_version())
+        state = read_state(folder / f"iter_{iteration:07d}")
+        assert state.megatron_core == megatron_core_version()
     assert not list(folder.glob(".*"))
