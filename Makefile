@@ -2,30 +2,37 @@
 # make demo-janus  the same with a small Janus-Pro, which ends by drawing a photograph from memory
 # make check       style, types and the unit tests, between two edits
 # make test        style, types and the tests of a few minutes; CPU only
+# make test-newest the tests that depend on megatron-core, on the newest one, under Python 3.12
 # make test-all    every test that this machine can run
 # make gpu         the tests that need a GPU, and what AIA costs there: attention and whole steps
 #
-# PYTHON chooses the interpreter of the virtual environment (3.10 or newer). Everything is installed
+# PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13), PYTHON3_12
+# that of the second one, where no python3.12 is found. Everything is installed
 # by pip, whose environment variables choose another index or another build of torch.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NEWEST := .venv-newest
+NEWEST_INSTALLED := $(NEWEST)/.installed
+PYTHON3_12 ?=
 DEMO := demo_output
 
 # A process a core, and not more than there are long files. A file stays in one process: what its
 # tests share is made once. Long files come first, as they are collected first.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest $(PARALLEL)
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: install demo demo-janus lint check test test-all gpu clean
+.PHONY: install demo demo-janus lint check test test-newest test-all gpu clean
 
 install: $(INSTALLED)
 
 # The stamp file is newer than the files that decide what is installed, or they are installed again.
 $(INSTALLED): setup.py constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed')"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12), (3, 13)) \
+		and 'Python 3.10 to 3.13 is needed: make PYTHON=/path/to/python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --editable '.[demo,hf,formats,dev]' --constraint constraints.txt
 	touch $@
@@ -77,6 +84,22 @@ check: $(INSTALLED)
 test: $(INSTALLED)
 	$(call with_lint,$(PYTEST) -m "not slow and not gpu")
 
+# pyenv's python3.12 may be a stand-in that only says where the real one is.
+$(NEWEST_INSTALLED): setup.py constraints-newest.txt
+	@for python in $(PYTHON3_12) python3.12 $(PYTHON) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python3.12; do \
+		$$python -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null || continue; \
+		echo "$$python -m venv $(NEWEST)"; exec $$python -m venv $(NEWEST); \
+	done; \
+	echo "no Python 3.12: megatron-core 0.17 and newer were NOT tested;" \
+		"install one, or make test-newest PYTHON3_12=/path/to/python3.12" >&2; exit 1
+	$(NEWEST)/bin/python -m pip install --editable '.[demo,hf,formats,dev]' --constraint constraints-newest.txt
+	touch $@
+
+# OTHER_PYTHON: what the losses and checkpoints of the newest versions are compared with.
+test-newest: $(INSTALLED) $(NEWEST_INSTALLED)
+	OTHER_PYTHON=$(abspath $(BIN))/python \
+		$(NEWEST)/bin/pytest $(PARALLEL) -m "versions and not slow and not gpu"
+
 test-all: $(INSTALLED)
 	$(call with_lint,$(PYTEST))
 
@@ -90,4 +113,4 @@ gpu: $(INSTALLED)
 		else echo "Transformer Engine does not import here: FP8 was NOT compared"; fi
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

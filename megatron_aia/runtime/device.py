@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from megatron_aia.runtime.versions import megatron_core_version
 from megatron_aia.runtime.worker import use_one_thread
 
 _CUDNN_9_15 = 91500
@@ -105,11 +106,12 @@ def has_triton() -> bool:
 
 
 def describe() -> str:
-    """Return one line for the log: device, torch, and the accelerated packages installed."""
+    """Return one line for the log: device, torch, megatron-core, accelerated packages."""
     where = torch.cuda.get_device_name() if has_cuda() else "CPU"
     versions = {name: _version(name) for name in ACCELERATED_PACKAGES}
     packages = [f"{name} {version or 'not installed'}" for name, version in versions.items()]
-    return ", ".join([where, f"torch {torch.__version__}", *packages])
+    core = f"megatron-core {megatron_core_version()}"
+    return ", ".join([where, f"torch {torch.__version__}", core, *packages])
 
 
 def _version(package: str) -> str | None:

@@ -26,6 +26,8 @@ from megatron_aia.config.files import read_yaml
 from megatron_aia.models import llama_config
 from megatron_aia.models.emu3 import hf_config
 
+pytestmark = pytest.mark.versions
+
 HALF = torch.bfloat16
 FIXTURES = {
     "transformers": Fixture("transformers", groups=2, head_size=6),

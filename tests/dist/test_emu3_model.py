@@ -23,6 +23,8 @@ from megatron_aia.models.emu3.model import vocabulary
 from megatron_aia.models.layers import uses_transformer_engine
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
 
+pytestmark = pytest.mark.versions
+
 PUBLISHED_PARAMETERS = 8_492_011_520
 
 

@@ -16,6 +16,8 @@ from megatron_aia.analysis.records import METRICS_FILE, LogRecord, read_records
 from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config import Config
 
+pytestmark = pytest.mark.versions
+
 STEPS = 8
 TP, PP = {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}
 LAYOUTS = {

@@ -8,6 +8,8 @@ from support.layouts import Layout, LayoutSuite, StepResult, run_layouts
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
+pytestmark = pytest.mark.versions
+
 TOLERANCE = 1e-5
 
 TP = {"tensor_model_parallel_size": 2}

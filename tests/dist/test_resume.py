@@ -13,6 +13,8 @@ from megatron_aia.analysis.records import LogRecord
 from megatron_aia.checkpoint.folder import read_state
 from megatron_aia.runtime.versions import COMMON_FILE, megatron_core_version, needs_common_file
 
+pytestmark = pytest.mark.versions
+
 STOP, END = 3, 6
 TOLERANCE = 1e-5
 

@@ -7,6 +7,8 @@ import torch
 
 from megatron_aia.runtime.adam import GroupStepAdamW
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.mark.parametrize(
     ("decoupled", "reference"), [(True, torch.optim.AdamW), (False, torch.optim.Adam)]

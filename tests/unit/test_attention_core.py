@@ -19,6 +19,8 @@ from megatron_aia.attention import core_attention
 from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Method
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def case() -> Case:
