@@ -127,7 +127,8 @@ def test_torchruns_report_ends_with_the_line():
     lines = result.stderr.splitlines()
     assert sum(line == said for line in lines) == 1
     assert lines[-2].endswith(said), "above the closing rule"
-    assert "<NO_OTHER_FAILURES>" in result.stderr
+    # A rank that torchrun ends while it still imports is listed, as ended by SIGTERM.
+    assert result.stderr.count("  exitcode  : 2 ") == 1
 
 
 def test_started_by_bash_torchrun_adds_no_stack():
