@@ -97,13 +97,13 @@ def find_checkpoint(folder: Path) -> Path:
     latest = folder / LATEST_FILE
     if not latest.is_file():
         raise ValueError(
-            f"--load {folder} holds no checkpoint ({LATEST_FILE} is missing); "
-            "give the folder another run saved to"
+            f"{folder} holds no checkpoint ({LATEST_FILE} is missing); "
+            "give the folder that another run saved to"
         )
     text = latest.read_text().strip()
     path = checkpoint_path(folder, int(text)) if text.isdigit() else folder / text
     if not (path / RUN_FILE).is_file():
-        raise ValueError(f"--load {folder}: {latest.name} names {path.name}, which is not there")
+        raise ValueError(f"{folder}: {latest.name} names {path.name}, which is not there")
     return path
 
 
