@@ -12,9 +12,8 @@ from tqdm import tqdm
 from megatron_aia.building.dropped import Dropped, read_dropped, write_dropped
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.building.ranges import RangeBuilder, RangeJob, RecordsDone
-from megatron_aia.building.shard_writer import check_output
 from megatron_aia.building.sources import Source, open_source
-from megatron_aia.building.work_folder import FinishedRange, WorkFolder
+from megatron_aia.building.work_folder import FinishedRange, WorkFolder, check_output
 from megatron_aia.building.workers import Workers
 from megatron_aia.models.image_tokenizers import load_image_tokenizer, owner_of_image_tokenizer
 from megatron_aia.runtime.worker import use_one_thread, worker_device

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_aia.building.dropped import DroppedRecord
+from megatron_aia.runtime.atomic import check_target, write_text
 from megatron_aia.shards.folder import DESCRIPTION_FILE
 
 _CHUNK = 1 << 22
@@ -121,7 +122,7 @@ class WorkFolder:
         # First the folder: without it, the other file says that the build is moved.
         self.data.mkdir(exist_ok=True)
         if changed:
-            self._write(_MEANING, json.dumps(meaning))
+            write_text(self.path / _MEANING, json.dumps(meaning))
         for leftover in self.path.glob("*.tmp"):
             leftover.unlink()
 
@@ -132,7 +133,7 @@ class WorkFolder:
 
     def set_checked(self) -> None:
         """Note that all records were checked."""
-        self._write("checked", "")
+        write_text(self.path / "checked", "")
 
     def shard(self, number: int) -> Path:
         """Return where the shard of a range goes."""
@@ -157,7 +158,7 @@ class WorkFolder:
         if shard is not None:
             os.replace(shard, self.shard(number))
         finished = FinishedRange(number, dict(num_samples), tuple(dropped), digest)
-        self._write(f"range-{number:06d}.json", json.dumps(asdict(finished)))
+        write_text(self.path / f"range-{number:06d}.json", json.dumps(asdict(finished)))
         return finished
 
     def finished_range(self, number: int) -> FinishedRange | None:
@@ -202,13 +203,18 @@ class WorkFolder:
     def _has_ranges(self) -> bool:
         return any(self.path.glob("range-*.json"))
 
-    def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f"{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Check that a data folder may be written to ``output``.
+
+    Raises:
+        ValueError: something is there that must not be replaced.
+    """
+    check_target(output, overwrite, _is_data_folder, "is no data folder; choose another --output")
+
+
+def _is_data_folder(path: Path) -> bool:
+    return (path / DESCRIPTION_FILE).is_file()
 
 
 def _sha256(path: Path) -> str:

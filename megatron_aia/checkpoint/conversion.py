@@ -16,6 +16,8 @@ HF_ASSETS = "hugging_face"
 """In a converted checkpoint: config.json and tokeniser files of the source."""
 PASSTHROUGH = "carried"
 """In that folder: tensors that only travel."""
+NO_CONVERSION = "was not made by a conversion; choose another --save"
+"""Said of a folder at --save that is not replaced."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 from megatron_aia.checkpoint.conversion import (
     HF_ASSETS,
     HF_CONFIG,
+    NO_CONVERSION,
     PASSTHROUGH,
     ExportOptions,
     Progress,
@@ -17,7 +18,6 @@ from megatron_aia.checkpoint.conversion import (
 )
 from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
 from megatron_aia.checkpoint.single_process_model import SingleProcessModel
-from megatron_aia.checkpoint.staging import check_target, staged
 from megatron_aia.checkpoint.tensor_files import (
     INDEX_FILE,
     WRITTEN_BY,
@@ -29,6 +29,7 @@ from megatron_aia.models import load_hf_format, read_run_config
 from megatron_aia.models.hugging_face import HFFormat, HFLayout, HFNames, HFTarget
 from megatron_aia.models.map_checks import check_targets
 from megatron_aia.models.param_map import ParamMap
+from megatron_aia.runtime.atomic import check_target, staged
 
 
 def export_checkpoint(options: ExportOptions) -> str:
@@ -38,7 +39,7 @@ def export_checkpoint(options: ExportOptions) -> str:
         ValueError: the checkpoint is damaged, the layout cannot hold it, or the target exists.
             Nothing is left behind.
     """
-    check_target(options.save, options.overwrite, _is_conversion)
+    check_target(options.save, options.overwrite, _is_conversion, NO_CONVERSION)
     path = find_checkpoint(options.load)
     model = read_run_config(str(path / CONFIG_FILE)).model
     hf_format = load_hf_format(model.model)

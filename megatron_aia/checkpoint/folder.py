@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_aia.config import ModelConfig
+from megatron_aia.runtime.atomic import write_text
 from megatron_aia.runtime.versions import megatron_core_version
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
@@ -143,10 +144,7 @@ def publish(temporary: Path, final: Path, keep: int) -> None:
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
-    latest = final.parent / LATEST_FILE
-    draft = latest.with_suffix(".tmp")
-    draft.write_text(f"{int(final.name.split('_')[1])}\n")
-    os.replace(draft, latest)
+    write_text(final.parent / LATEST_FILE, f"{int(final.name.split('_')[1])}\n")
     if keep:
         for old in _checkpoints(final.parent)[:-keep]:
             if old != final:

@@ -11,6 +11,7 @@ import yaml
 from megatron_aia.checkpoint.conversion import (
     HF_ASSETS,
     HF_CONFIG,
+    NO_CONVERSION,
     PASSTHROUGH,
     ImportOptions,
     Progress,
@@ -25,7 +26,6 @@ from megatron_aia.checkpoint.folder import (
     write_state,
 )
 from megatron_aia.checkpoint.single_process_model import SingleProcessModel
-from megatron_aia.checkpoint.staging import check_target, staged
 from megatron_aia.checkpoint.tensor_files import TensorFolder, TensorWriter, read_json
 from megatron_aia.checkpoint.verify import verify
 from megatron_aia.config import ModelConfig
@@ -33,6 +33,7 @@ from megatron_aia.models import family_names, load_hf_format
 from megatron_aia.models.hugging_face import HFFormat, HFNames, HFSource
 from megatron_aia.models.map_checks import check_sources, check_targets
 from megatron_aia.models.param_map import ParamMap
+from megatron_aia.runtime.atomic import check_target, staged
 
 
 def import_checkpoint(options: ImportOptions) -> str:
@@ -42,7 +43,7 @@ def import_checkpoint(options: ImportOptions) -> str:
         ValueError: the checkpoint is damaged or of another model, the target exists, or the two
             models disagree. Nothing is left behind.
     """
-    check_target(options.save, options.overwrite, _is_conversion)
+    check_target(options.save, options.overwrite, _is_conversion, NO_CONVERSION)
     config = read_json(options.hf_path / HF_CONFIG)
     hf_format = _find_format(options, config)
     source = TensorFolder(options.hf_path)

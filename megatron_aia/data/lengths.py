@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.runtime.workers import available_cores, map_in_processes
-from megatron_aia.shards.cache import replace_file
+from megatron_aia.shards.cache import keep_file
 from megatron_aia.shards.index import ShardIndex
 from megatron_aia.shards.raw_sample import CorruptSampleError
 
@@ -59,7 +59,7 @@ def token_lengths(
         lengths[damaged] = [count(int(number)) for number in damaged]
         if (lengths[damaged] == CORRUPT).all():
             return lengths
-    replace_file(path, lambda file: np.save(file, lengths))
+    keep_file(path, lambda file: np.save(file, lengths))
     return lengths
 
 

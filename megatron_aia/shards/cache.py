@@ -2,13 +2,12 @@
 
 import hashlib
 import logging
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from megatron_aia.config.locations import is_url
+from megatron_aia.runtime.atomic import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +35,13 @@ def cache_folder(data_folder: str | Path, cache_path: str | Path | None = None) 
     return Path(cache_path) / f"{name}-{hashlib.sha256(location.encode()).hexdigest()[:16]}"
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name, then rename it, so no reader ever sees a part of it.
+def keep_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a derived file, whole or not at all.
 
-    Many processes may write the same file at once; the last one wins. A derived file is a
-    convenience: where the folder cannot be written, a warning says so and the run goes on.
+    It is a convenience: where the folder cannot be written, a warning says so and the run goes on.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(path, write)
     except OSError as error:
         logger.warning("%s is not kept, every run will compute it again: %s", path, error)

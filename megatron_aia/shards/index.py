@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_aia.runtime.workers import available_cores, map_in_processes
-from megatron_aia.shards.cache import cache_folder, replace_file
+from megatron_aia.shards.cache import cache_folder, keep_file
 from megatron_aia.shards.codes import decode_codes
 from megatron_aia.shards.folder import list_shards, listed_shards, read_description
 from megatron_aia.shards.pictures import ShardPicture
@@ -180,8 +180,8 @@ def save_index(index: ShardIndex) -> None:
     }
     # First the table under a name of its own, then the file that points to it.
     table = index.cache / f"table-{index.fingerprint}.npz"
-    replace_file(table, lambda file: np.savez(file, **columns))
-    replace_file(index.cache / "index.json", lambda file: file.write(json.dumps(header).encode()))
+    keep_file(table, lambda file: np.savez(file, **columns))
+    keep_file(index.cache / "index.json", lambda file: file.write(json.dumps(header).encode()))
 
 
 def _load(folder: str, shards: tuple[Shard, ...], cache: Path) -> ShardIndex | None:

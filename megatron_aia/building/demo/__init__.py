@@ -14,9 +14,13 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.building.convert_records import Record, convert_record
 from megatron_aia.building.demo.training import train_patch_quantizer, train_sentencepiece
 from megatron_aia.building.sample_files import RawImage
-from megatron_aia.building.shard_writer import ShardFolder, check_output
+from megatron_aia.building.shard_writer import WrittenSample, write_shards
+from megatron_aia.building.work_folder import check_output
 from megatron_aia.models.family import DemoForm, ModelFamily
+from megatron_aia.runtime.atomic import staged
 from megatron_aia.runtime.optional import import_optional
+from megatron_aia.shards.description import write_description
+from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from megatron_aia.shards.raw_sample import IMAGE_TAG
 
 if TYPE_CHECKING:
@@ -132,29 +136,44 @@ def build_demo(
     form = family.demo
     if form is None:
         raise ValueError(f"--model {family.name} has no demo")
-    looks_at_pictures = family.understanding_images == "pictures"
     side = (grid_side or form.grid_side) * PATCH_SIZE
     pictures = read_pictures()
     squares = [picture.load(side + _MARGIN) for picture in pictures]
     quantizer = train_patch_quantizer(
-        squares, CODEBOOK_SIZE, PATCH_SIZE, side * side, is_square=looks_at_pictures
+        squares,
+        CODEBOOK_SIZE,
+        PATCH_SIZE,
+        side * side,
+        is_square=family.understanding_images == "pictures",
     )
-    with ShardFolder(
-        output, family.codes_suffix, quantizer, _SAMPLES_PER_SHARD, overwrite
-    ) as shards:
-        quantizer.save(shards.folder / "codebook.npz")
-        tokenizer_file = shards.folder / "tokenizer.model"
-        texts = _texts(pictures, form)
-        train_sentencepiece(texts, tokenizer_file, VOCAB_SIZE, form.special_tokens)
-        for picture, square in islice(zip(pictures, squares, strict=True), form.num_pictures):
-            for crop in islice(_crops(square, side), 1 if form.num_pictures else None):
-                codes, stored = quantizer.encode(crop), _store(crop)
-                for record in picture.records():
-                    if looks_at_pictures and record.task is Task.UNDERSTANDING:
-                        shards.add(record, [None], [stored])
-                    else:
-                        shards.add(record, [codes])
-    return shards.num_samples
+    texts = _texts(pictures, form)
+    shown = islice(zip(pictures, squares, strict=True), form.num_pictures)
+    crops = (
+        (picture, crop)
+        for picture, square in shown
+        for crop in islice(_crops(square, side), 1 if form.num_pictures else None)
+    )
+    samples = (
+        sample for picture, crop in crops for sample in _samples(picture, crop, quantizer, family)
+    )
+    with staged(Path(output)) as folder:
+        quantizer.save(folder / "codebook.npz")
+        train_sentencepiece(texts, folder / "tokenizer.model", VOCAB_SIZE, form.special_tokens)
+        num_samples = write_shards(folder, samples, family.codes_suffix, _SAMPLES_PER_SHARD)
+        write_description(folder, num_samples, quantizer, Counter())
+    return num_samples
+
+
+def _samples(
+    picture: DemoPicture, crop: "Image", quantizer: PatchQuantizer, family: ModelFamily
+) -> Iterator[WrittenSample]:
+    """Yield a sample for each record of a picture, with the picture or with its codes."""
+    codes, stored = quantizer.encode(crop), _store(crop)
+    for record in picture.records():
+        if family.understanding_images == "pictures" and record.task is Task.UNDERSTANDING:
+            yield record, [None], [stored]
+        else:
+            yield record, [codes], []
 
 
 def _crops(square: "Image", side: int) -> "Iterator[Image]":
