@@ -185,13 +185,7 @@ def export_known(run: Path, assets: Path, target: Path, layout: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("transformers", marks=pytest.mark.slow),
-        "transformers, bf16",
-        "original",
-        pytest.param("original .bin", marks=pytest.mark.slow),
-    ],
+    "name", ["transformers", "transformers, bf16", "original", "original .bin"]
 )
 def test_through_two_by_two_and_an_interleaved_pipeline(
     name: str, converted: Any, tmp_path: Path

@@ -42,7 +42,7 @@ LAYOUTS = {
         "TP 2 + SP + full recompute": janus({**TP, **SP, **FULL}),
         "PP 2": janus(PP),
         "PP 2 x VPP 2": janus({**PP, **VPP}, packing=False),
-        "PP 2 + selective recompute, variable rows": janus(
+        "PP 2 + selective recompute, variable lengths": janus(
             {**PP, **SELECTIVE}, micro_batch_size=2, variable_lengths=True
         ),
         "DP 2": janus(micro_batch_size=2),
@@ -65,13 +65,7 @@ LAYOUTS = {
 }
 
 
-SUITE = LayoutSuite(
-    LAYOUTS,
-    slow={
-        *("micro-batch 4", "TP 2", "PP 2", "DP 2", "DP 2 distributed optimizer", "CP 2"),
-        *("DP 2 x TP 2", "PP 4", "CP 4", "DP 2 x CP 2"),
-    },
-)
+SUITE = LayoutSuite(LAYOUTS)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +86,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
-@pytest.mark.parametrize("name", SUITE.parameters())
+@pytest.mark.parametrize("name", SUITE.by_name)
 def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) -> None:
     result = SUITE.result(name, shards)
     assert relative_error(result.losses, reference.losses) < TOLERANCE

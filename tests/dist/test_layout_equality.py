@@ -34,7 +34,7 @@ LAYOUTS = {
         "full recompute": Layout(FULL),
         "block recompute": Layout({**FULL, "recompute_method": "block", "recompute_num_layers": 2}),
         "dense attention": Layout(method="eager"),
-        "variable rows": Layout(packing=False, micro_batch_size=2, variable_lengths=True),
+        "variable lengths": Layout(packing=False, micro_batch_size=2, variable_lengths=True),
     },
     2: {
         "TP 2": Layout(TP),
@@ -45,10 +45,10 @@ LAYOUTS = {
         "DP 2 distributed optimizer": Layout(ZERO),
         "DP 2 overlapped": Layout(OVERLAP, packing=False),
         "TP 2 + SP + full recompute": Layout({**TP, **SP, **FULL}),
-        "TP 2 + SP, variable rows": Layout({**TP, **SP}, packing=False, variable_lengths=True),
-        "PP 2, variable rows": Layout(PP, packing=False, variable_lengths=True),
-        "CP 2, variable rows": Layout(CP, packing=False, variable_lengths=True),
-        "DP 2, variable rows": Layout(micro_batch_size=2, packing=False, variable_lengths=True),
+        "TP 2 + SP, variable lengths": Layout({**TP, **SP}, packing=False, variable_lengths=True),
+        "PP 2, variable lengths": Layout(PP, packing=False, variable_lengths=True),
+        "CP 2, variable lengths": Layout(CP, packing=False, variable_lengths=True),
+        "DP 2, variable lengths": Layout(micro_batch_size=2, packing=False, variable_lengths=True),
         "PP 2 + full recompute": Layout({**PP, **FULL}, packing=False),
         "PP 2 + selective recompute": Layout({**PP, **SELECTIVE}, micro_batch_size=2),
         "CP 2": Layout(CP),
@@ -82,17 +82,7 @@ LAYOUTS = {
     8: {"TP 2 x PP 2 x CP 2 + SP": Layout({**TP, **PP, **CP, **SP})},
 }
 
-SUITE = LayoutSuite(
-    LAYOUTS,
-    slow={
-        *("micro-batch 2", "micro-batch 4 unpacked", "selective recompute", "block recompute"),
-        *("TP 2", "PP 2", "DP 2", "DP 2 distributed optimizer", "PP 2 + full recompute"),
-        *("CP 2 unpacked", "CP 2 dense attention", "CP 2 + full recompute"),
-        *("DP 2, variable rows", "TP 2 x PP 2", "DP 2 x TP 2", "DP 2 x PP 2 x VPP 2", "PP 4"),
-        *("CP 4 dense attention unpacked", "TP 2 x CP 2", "PP 2 x CP 2", "DP 2 x CP 2"),
-        "TP 2 x PP 2 x CP 2 + SP",
-    },
-)
+SUITE = LayoutSuite(LAYOUTS)
 
 WITHOUT_AIA = {
     1: {"reference without AIA": Layout(packing=False, aia=False)},
@@ -126,7 +116,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
-@pytest.mark.parametrize("name", SUITE.parameters())
+@pytest.mark.parametrize("name", SUITE.by_name)
 def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) -> None:
     check(SUITE.result(name, shards), reference, SUITE.by_name[name])
 

@@ -36,11 +36,7 @@ RESUMED = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(False, marks=pytest.mark.slow), True],
-    ids=["replicated", "distributed"],
-)
+@pytest.fixture(scope="module", params=[False, True], ids=["replicated", "distributed"])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The uninterrupted run, and by name the records of runs that resume from its step 3."""
     zero = {"use_distributed_optimizer": request.param}

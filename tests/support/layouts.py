@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from megatron.core.utils import unwrap_model
@@ -287,27 +286,18 @@ class LayoutSuite:
 
     Args:
         layouts: by number of processes, then by name.
-        slow: names of those that the quick tests leave out.
     """
 
-    def __init__(self, layouts: dict[int, dict[str, Layout]], slow: set[str]) -> None:
+    def __init__(self, layouts: dict[int, dict[str, Layout]]) -> None:
         self.by_name = {
             name: layout for group in layouts.values() for name, layout in group.items()
         }
-        assert slow <= self.by_name.keys(), slow - self.by_name.keys()
-        self._layouts, self._slow = layouts, slow
+        self._layouts = layouts
         self._found: dict[str, StepResult] = {}
-
-    def parameters(self) -> list[Any]:
-        """Return the names, as parameters of a test."""
-        slow = pytest.mark.slow
-        return [pytest.param(n, marks=slow) if n in self._slow else n for n in self.by_name]
 
     def result(self, name: str, shards: Path) -> StepResult:
         """Return what a layout gave on ``shards``, the same folder in every call."""
         if name not in self._found:
             ((world_size, group),) = ((w, g) for w, g in self._layouts.items() if name in g)
-            is_slow = name in self._slow
-            wanted = {n: layout for n, layout in group.items() if (n in self._slow) == is_slow}
-            self._found.update(spawn(run_layouts, world_size, shards, wanted, timeout=900))
+            self._found.update(spawn(run_layouts, world_size, shards, group, timeout=900))
         return self._found[name]
