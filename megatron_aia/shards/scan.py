@@ -1,6 +1,5 @@
 """One pass over a shard: which samples it holds, and whether it is whole."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,14 +8,12 @@ from megatron_aia.shards.problems import Problem, ProblemKind, Report, printable
 from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import Description, parse_description
 from megatron_aia.shards.shard import Read, Shard
-from megatron_aia.shards.tar import list_members
+from megatron_aia.shards.tar import list_members, split_name
 
 MAX_JSON_BYTES = 1 << 24
 MAX_IMAGE_BYTES = 1 << 28
 """Most bytes of the JSON, and of all images of a sample: a shard from elsewhere must not fill the
 memory."""
-_MEMBER_NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
-"""The key goes up to the first dot after the last slash, as WebDataset has it."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +128,15 @@ class _Sample:
 def _list_named(shard: Shard, report: Report, read: Read) -> Iterator[tuple[str, Member, int]]:
     """Yield (sample key, member, byte of its header) of every file with a proper name."""
     for file in list_members(shard, report, read):
-        match = _MEMBER_NAME.fullmatch(file.name)
-        if match is None:
+        key, suffix = split_name(file.name)
+        if not suffix:
             fault = "not named KEY.SUFFIX"
         elif printable(file.name) != file.name:
             fault = "no printable name"
         elif file.name.startswith("/") or "/../" in f"/{file.name}":
             fault = "outside its folder"
         else:
-            member = Member(match["suffix"].lower(), file.offset, file.size)
-            yield match["key"], member, file.header
+            yield key, Member(suffix, file.offset, file.size), file.header
             continue
         text = f"member {printable(file.name)} is {fault}"
         report(Problem(str(shard), file.header, "", "member name", text))

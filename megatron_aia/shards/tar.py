@@ -5,6 +5,7 @@ archive and says nothing; a hostile header can make it read without end. So only
 parsed by it, and the way from one to the next is gone here.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from megatron_aia.shards.problems import Problem, ProblemKind, Report
 from megatron_aia.shards.shard import Read, Shard
 
+_MEMBER_NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _MAGIC = b"ustar"
@@ -46,6 +48,16 @@ class TarMember:
     """Byte where its content begins."""
     size: int
     """Bytes of its content."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key of a member's sample, and what follows its dot in lower case.
+
+    The key goes up to the first dot after the last slash, as WebDataset has it. A name without such
+    a dot is all key, and nothing follows.
+    """
+    match = _MEMBER_NAME.fullmatch(name)
+    return (match["key"], match["suffix"].lower()) if match else (name, "")
 
 
 def list_members(shard: Shard, report: Report, read: Read) -> Iterator[TarMember]:

@@ -1,22 +1,21 @@
 """Tar files of pictures and captions in WebDataset's form, as BLIP3o publishes them.
 
-A sample is a run of adjacent files of one key: ``KEY.txt`` and ``KEY.jpg``, for example. The
-archives are listed with ``tarfile``, and their end is checked: WebDataset's reader takes an archive
-that was cut between two files for a whole one.
+A sample is a run of adjacent files of one key: ``KEY.txt`` and ``KEY.jpg``, for example.
 """
 
-import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_aia.building.sources.base import FileCounts, Format, Part, RawRecord, Slice, Source
 from megatron_aia.building.sources.field_names import PICTURE_FIELDS
 from megatron_aia.runtime.workers import available_cores, map_in_processes
+from megatron_aia.shards.problems import Problem
+from megatron_aia.shards.shard import LocalShard, Shard
+from megatron_aia.shards.tar import TarMember, list_members, split_name
 
-_NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<suffix>[^/]+)", re.DOTALL)
 _SUFFIXES = ("txt", "caption", *PICTURE_FIELDS)
 
 
@@ -44,10 +43,9 @@ class _TarPart:
     def read(self) -> Iterator[RawRecord]:
         """See ``Part``."""
         for part in self.slices:
-            with _open(part.file) as archive:
-                samples = _samples(archive, part.file)
-                for key, members in islice(samples, part.start, part.stop):
-                    yield {"__key__": key, **_read_members(archive, members)}
+            shard = LocalShard.at(part.file)
+            for key, members in islice(_samples(shard), part.start, part.stop):
+                yield {"__key__": key, **_read_members(shard, members)}
 
 
 def open_tars(path: Path) -> Source:
@@ -64,45 +62,29 @@ def open_tars(path: Path) -> Source:
 
 
 def _count(file: Path) -> int:
-    with _open(file) as archive:
-        return sum(1 for _ in _samples(archive, file))
-
-
-def _open(file: Path) -> tarfile.TarFile:
     try:
-        return tarfile.open(file, "r:")
-    except (OSError, tarfile.TarError) as error:
+        return sum(1 for _ in _samples(LocalShard.at(file)))
+    except OSError as error:
         raise ValueError(f"cannot read records from {file}: {error}") from None
 
 
-def _samples(
-    archive: tarfile.TarFile, file: Path
-) -> Iterator[tuple[str, Sequence[tarfile.TarInfo]]]:
-    """Yield (key, its files), having checked that the archive is whole."""
-    try:
-        members = [member for member in archive if member.isfile()]
-    except (OSError, tarfile.TarError) as error:
-        raise ValueError(f"cannot read records from {file}: {error}") from None
-    with file.open("rb") as bytes_of_file:
-        bytes_of_file.seek(archive.offset)
-        if bytes_of_file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError(f"cannot read records from {file}: cut or damaged, copy it again")
-    for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
+def _samples(shard: Shard) -> Iterator[tuple[str, Sequence[TarMember]]]:
+    """Yield (key, its files)."""
+    members = list_members(shard, _refuse, shard.front_to_back())
+    for key, group in groupby(members, key=lambda member: split_name(member.name)[0]):
         yield key, list(group)
 
 
-def _split(name: str) -> tuple[str, str]:
-    match = _NAME.fullmatch(name)
-    return (match["key"], match["suffix"].lower()) if match else (name, "")
+def _refuse(problem: Problem) -> NoReturn:
+    raise ValueError(f"cannot read records from {problem.shard}: {problem.text}; copy it again")
 
 
-def _read_members(archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> RawRecord:
+def _read_members(shard: Shard, members: Sequence[TarMember]) -> RawRecord:
     raw: RawRecord = {}
     for member in members:
-        suffix = _split(member.name)[1]
-        file = archive.extractfile(member) if suffix in _SUFFIXES else None
-        if file is not None:
-            contents = file.read()
+        suffix = split_name(member.name)[1]
+        if suffix in _SUFFIXES:
+            contents = shard.read(member.offset, member.size)
             is_picture = suffix in PICTURE_FIELDS
             raw[suffix] = contents if is_picture else contents.decode("utf-8", "replace")
     return raw

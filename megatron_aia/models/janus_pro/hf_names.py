@@ -4,15 +4,15 @@ The image tokeniser (VQ) only travels, and so does the pooling head of the autho
 model uses and Transformers' layout has no place for.
 """
 
-import re
 from collections.abc import Set
 from dataclasses import dataclass
 
 from megatron_aia.models.hugging_face import HFLayout
+from megatron_aia.models.janus_pro.vq_names import CODEBOOK_COUNTER, to_original, to_transformers
 
 _ORIGINAL_TOKENISER = "gen_vision_model."
 _UNUSED_HEAD = "vision_model.vision_tower.attn_pool."
-_CODEBOOK_COUNTER = "gen_vision_model.quantize.codebook_used"
+_CODEBOOK_COUNTER = _ORIGINAL_TOKENISER + CODEBOOK_COUNTER
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class JanusNames:
         if not name.startswith(self.tokeniser):
             return None
         suffix = name.removeprefix(self.tokeniser)
-        return _ORIGINAL_TOKENISER + (
-            suffix if self.layout == "original" else _renamed(suffix, _TO_ORIGINAL)
-        )
+        return _ORIGINAL_TOKENISER + (suffix if self.layout == "original" else to_original(suffix))
 
     def export_name(self, kept: str) -> str | None:
         """Return the name of a kept tensor here; Transformers takes the tokeniser's weights."""
@@ -54,7 +52,7 @@ class JanusNames:
             return kept
         if kept == _CODEBOOK_COUNTER or kept.startswith(_UNUSED_HEAD):
             return None
-        return self.tokeniser + _renamed(kept.removeprefix(_ORIGINAL_TOKENISER), _TO_TRANSFORMERS)
+        return self.tokeniser + to_transformers(kept.removeprefix(_ORIGINAL_TOKENISER))
 
 
 _NAMES: dict[HFLayout, JanusNames] = {
@@ -91,29 +89,6 @@ _NAMES: dict[HFLayout, JanusNames] = {
         tokeniser="model.vqmodel.",
     ),
 }
-_Rules = tuple[tuple[str, str], ...]
-_TO_TRANSFORMERS: _Rules = (
-    (r"^encoder\.conv_blocks\.", "encoder.down."),
-    (r"^decoder\.conv_blocks\.", "decoder.up."),
-    (r"\.res\.", ".block."),
-    (r"\.mid\.0\.", ".mid.block_1."),
-    (r"\.mid\.1\.", ".mid.attn_1."),
-    (r"\.mid\.2\.", ".mid.block_2."),
-)
-_TO_ORIGINAL: _Rules = (
-    (r"^encoder\.down\.", "encoder.conv_blocks."),
-    (r"^decoder\.up\.", "decoder.conv_blocks."),
-    (r"\.block\.", ".res."),
-    (r"\.mid\.block_1\.", ".mid.0."),
-    (r"\.mid\.attn_1\.", ".mid.1."),
-    (r"\.mid\.block_2\.", ".mid.2."),
-)
-
-
-def _renamed(name: str, rules: _Rules) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def find_names(names: Set[str]) -> JanusNames:

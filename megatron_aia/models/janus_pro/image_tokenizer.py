@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_aia.models.janus_pro.vq_names import CODEBOOK_COUNTER, to_transformers
 from megatron_aia.models.weight_files import read_tensors
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.pictures import crop_to_square
@@ -22,14 +23,6 @@ _NAME = re.compile(
     r"((?:encoder|decoder|quantize|quant_conv|post_quant_conv)\..+)"
 )
 """A tensor of the VQ model: in the authors' checkpoint, in transformers' Janus, or alone."""
-_RENAMES = (
-    ("encoder.conv_blocks.", "encoder.down."),
-    ("decoder.conv_blocks.", "decoder.up."),
-    (".res.", ".block."),
-    (".mid.0.", ".mid.block_1."),
-    (".mid.1.", ".mid.attn_1."),
-    (".mid.2.", ".mid.block_2."),
-)
 
 
 class JanusQuantizer:
@@ -171,12 +164,9 @@ def _read_weights(folder: Path) -> dict[str, Any]:
 def _our_name(name: str) -> str | None:
     """Return transformers' name of a tensor of the VQ model, None for any other tensor."""
     match = _NAME.fullmatch(name)
-    if match is None or match[1] == "quantize.codebook_used":
+    if match is None or match[1] == CODEBOOK_COUNTER:
         return None
-    renamed = match[1]
-    for old, new in _RENAMES:
-        renamed = renamed.replace(old, new)
-    return renamed
+    return to_transformers(match[1])
 
 
 load = JanusQuantizer.from_folder
