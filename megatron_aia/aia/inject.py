@@ -107,7 +107,7 @@ class AIAContext:
 
         def gradient() -> Tensor:
             reduced = pending.wait()
-            pairs = self._head_row_pairs(reduced)
+            pairs = self._head_query_pairs(reduced)
             return objective.gradient(reduced / pairs, self.term_tasks, layer) / pairs
 
         attached: Tensor = _Inject.apply(output, sums, gradient)
@@ -120,11 +120,11 @@ class AIAContext:
             KeyError: the layer has not run yet, or not on this pipeline stage.
         """
         sums = self.intensities[branch, layer].wait()
-        return sums / self._head_row_pairs(sums)
+        return sums / self._head_query_pairs(sums)
 
-    def _head_row_pairs(self, like: Tensor) -> Tensor:
+    def _head_query_pairs(self, like: Tensor) -> Tensor:
         """H |Q| of each term, ``[n]``."""
-        key = ("head_row_pairs", like.device, like.dtype)
+        key = ("head_query_pairs", like.device, like.dtype)
         if key not in self.cache:
             pairs = [self.num_heads * queries for queries in self.query_counts]
             self.cache[key] = torch.tensor(pairs, dtype=like.dtype, device=like.device)

@@ -65,7 +65,7 @@ def plant_labels_counted_by_every_rank_of_a_row() -> None:
 
 
 def plant_causal_mask_from_the_first_key() -> None:
-    """The CPU kernel aia_contexts a causal mask of unequal lengths at the top left."""
+    """The CPU kernel aligns a causal mask of unequal lengths at the top left."""
 
     def forward(query: Any, key: Any, value: Any, scale: float, *rest: Any) -> Any:
         output, lse, extras = flash_ops._forward(query, key, value, True, scale, rest[0])

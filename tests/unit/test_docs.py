@@ -235,6 +235,35 @@ def test_an_invented_function_is_seen(code: str, is_there: bool) -> None:
     assert invented(f"It calls `{code}` there.") == ([] if is_there else [code])
 
 
+def walked() -> list[tuple[str, str]]:
+    """Return (file, function) of the walk through one step, in order."""
+    found, file = [], ""
+    for line in text_of("docs/one_step.md").splitlines():
+        cells = line.split("|")
+        if len(cells) == 5 and "`" in cells[2]:
+            file = cells[1].strip(" `") or file
+            found += [(file, name) for name in re.findall(r"`([^`]+)`", cells[2])]
+    return found
+
+
+def code_lines(file: str, name: str) -> int:
+    """Count the lines of a function or method without its docstring."""
+    body = ast.parse((REPOSITORY / file).read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        (node,) = [n for n in body if getattr(n, "name", "") == part]
+        body = node.body  # type: ignore[attr-defined]
+    assert isinstance(node, ast.FunctionDef) and node.end_lineno
+    first = body[0]
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+    return node.end_lineno - node.lineno + 1 - docstring
+
+
+def test_one_step_is_short() -> None:
+    functions = walked()
+    assert len(functions) == len(set(functions)) > 25
+    assert sum(code_lines(*function) for function in functions) < 400
+
+
 def test_quoted_errors_are_in_the_code() -> None:
     """The first column of the tables of errors quotes what the program really says."""
     pieces = set()
