@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=8 if has_cuda() else 1)
     parser.add_argument("--head-size", type=int, default=128)
     parser.add_argument("--sampled-queries", type=int, default=64)
-    parser.add_argument("--rounds", type=int, help="unset, more for shorter rows")
+    parser.add_argument("--rounds", type=int, help="unset, more for shorter sequences")
     parser.add_argument("--figure", help="PNG to write")
     options = parser.parse_args()
     torch.set_num_threads(1)

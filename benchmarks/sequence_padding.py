@@ -1,12 +1,12 @@
-"""How much of a step is padding, with rows of one length and with --variable-seq-lengths.
+"""How much of a step is padding, with sequences of one length and with --variable-seq-lengths.
 
 The planner of a run lays out steps of drawn lengths; no model, no shards:
 
-    python benchmarks/row_padding.py [--steps 40]
+    python benchmarks/sequence_padding.py [--steps 40]
 
 The lengths are plausible, not measured. Prompts to draw from: 40 % short (mean 25 tokens), 60 %
 long (mean 140). Questions and answers: half with a mean of 160 tokens, half of 480. All log-normal.
-Both tasks are equally frequent; what is longer than a row is cut.
+Both tasks are equally frequent; what is longer than a sequence is cut.
 """
 
 from dataclasses import dataclass
@@ -60,17 +60,19 @@ def draw_lengths(rng: np.random.Generator, model: Model) -> list[int]:
 def count_positions(
     lengths: list[int], model: Model, micro_batch: int, variable: bool
 ) -> list[int]:
-    """Return the positions of the rows of each rank in a step, padding included."""
-    rows = plan_sequences(lengths, model.seq_length, model.packing, RANKS * micro_batch)
+    """Return the positions of the sequences of each rank in a step, padding included."""
+    sequences = plan_sequences(lengths, model.seq_length, model.packing, RANKS * micro_batch)
     if not variable:
-        return [len(rows) * model.seq_length // RANKS] * RANKS
+        return [len(sequences) * model.seq_length // RANKS] * RANKS
     return [
         sum(
             micro_batch
             * sequence_length(
-                [sum(lengths[n] for n in row) for row in batch], MULTIPLE, model.seq_length
+                [sum(lengths[n] for n in sequence) for sequence in batch],
+                MULTIPLE,
+                model.seq_length,
             )
-            for batch in deal_equal_lengths(rows, rank, RANKS, micro_batch)
+            for batch in deal_equal_lengths(sequences, rank, RANKS, micro_batch)
         )
         for rank in range(RANKS)
     ]
@@ -79,7 +81,7 @@ def count_positions(
 def main() -> None:
     with one_line_errors():
         options = parse_options(Options, description=__doc__)
-    print("| model | row | packing | micro-batch | fixed | variable | ranks wait |")
+    print("| model | sequence | packing | micro-batch | fixed | variable | ranks wait |")
     print("|---|---|---|---|---|---|---|")
     for model in MODELS:
         rng = np.random.default_rng(0)
