@@ -209,59 +209,6 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         open_index(tmp_path)
 
 
-def broken_sample(**changes: object) -> dict:
-    sample = toy_sample("bad", "understanding", "<image>q", "a")
-    description = {**sample["json"], **changes}
-    return {**sample, "json": {k: v for k, v in description.items() if v is not None}}
-
-
-@pytest.mark.parametrize(
-    ("sample", "words"),
-    [
-        ({"__key__": "bad", "txt": b"words"}, "no json beside txt"),
-        ({**broken_sample(), "json": b"{"}, "does not parse"),
-        ({**broken_sample(), "json": b"[]"}, "not an object"),
-        ({k: v for k, v in broken_sample().items() if k != "emu3.npy"}, "emu3.npy is missing"),
-        (broken_sample(task="painting"), "task 'painting'"),
-        (broken_sample(task=None), "task None"),
-        (broken_sample(conversations=None), "no conversations"),
-        (broken_sample(conversations=[{"from": "user", "value": "<image>"}]), "from 'user'"),
-        (broken_sample(conversations=[{"from": "gpt", "value": 3}]), "not text"),
-        (broken_sample(conversations=["words"]), "list of objects"),
-        (broken_sample(conversations=[{"from": "gpt", "value": "-"}]), "0 <image> tags for 1"),
-        (broken_sample(codes=[]), "1 <image> tags for 0"),
-        (broken_sample(codes=[{"member": "emu3.npy"}]), "lacks member, height or width"),
-    ],
-)
-def test_incomplete_samples_are_found_by_the_index(
-    tmp_path: Path, sample: dict, words: str
-) -> None:
-    write_shard(tmp_path / "a.tar", [toy_sample("good", "text", "a", "b"), sample])
-    refuse(tmp_path, "a.tar", "bad", words)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (npy(np.full((2, 3), 100, np.uint16)), "code 100, outside a codebook of 100"),
-        (npy(np.zeros((2, 3), np.int64)), "int64"),
-        (npy(np.zeros(6, np.uint16)), "[6], not uint16 [2, 3]"),
-        (npy(np.zeros((3, 2), np.uint16)), "[3, 2], not uint16 [2, 3]"),
-        (npy(np.array([[{}]])), "object [1, 1], not uint16 [2, 3]"),
-        (npy(np.zeros((2, 3), np.uint16))[:-2], "no plain npy array"),
-        (b"words", "no plain npy array"),
-    ],
-)
-def test_bad_codes_are_found_by_reading(tmp_path: Path, content: bytes, words: str) -> None:
-    sample = {**toy_sample("bad", "understanding", "<image>q", "a"), "emu3.npy": content}
-    write_shard(tmp_path / "a.tar", [sample])
-    index = open_index(tmp_path)
-    with pytest.raises(CorruptSampleError) as caught:
-        index.read(0, CODEBOOK_SIZE)
-    for word in ("a.tar: sample bad", "emu3.npy", words, "rebuild or delete the shard"):
-        assert word in str(caught.value)
-
-
 def test_a_short_read_is_no_damage_of_the_sample(folder: Path) -> None:
     shard = LocalShard.at(folder / "part-00000.tar")
     with pytest.raises(OSError, match="10 of 20 bytes could be read"):

@@ -21,6 +21,7 @@ from megatron_aia.shards.index import open_index
 from megatron_aia.shards.pictures import decode_picture, read_pixel_size
 from megatron_aia.shards.raw_sample import CorruptSampleError
 from megatron_aia.shards.reader import CodesEntry, parse_description
+from megatron_aia.shards.verify import VerifyOptions, verify_folder
 
 MEGABYTE = 1 << 20
 
@@ -44,6 +45,8 @@ def refuse(folder: Path, *words: str) -> None:
     assert len(message.splitlines()) == 1 and len(message) < 1000
     for word in words:
         assert word in message, message
+    report = verify_folder(str(folder), VerifyOptions((str(folder),), num_workers=0))
+    assert any(problem.text in message for problem in report.problems), "the verifier says it too"
 
 
 def named(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
@@ -176,63 +179,6 @@ def test_an_extended_header_without_a_member(tmp_path: Path) -> None:
     refuse(tmp_path, "a.tar", "has no member")
 
 
-def nested(depth: int) -> bytes:
-    return b'{"task": "text", "conversations": ' + b"[" * depth + b"]" * depth + b"}"
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (nested(100_000), "does not parse"),
-        (json.dumps(text_sample()).encode()[:-1] + b', "n": ' + b"9" * 100_000 + b"}", "not parse"),
-        (json.dumps(text_sample(n=float("nan"))).encode(), "NaN is no number"),
-        (json.dumps(text_sample(n=float("inf"))).encode(), "Infinity is no number"),
-        (b'{"task": "text", ' + json.dumps(text_sample()).encode()[1:], "'task' is there twice"),
-        (json.dumps(text_sample()).encode("utf-16"), "does not parse"),
-        (json.dumps(text_sample()).encode().replace(b"answer", b"\xed\xa0\x80"), "not parse"),
-        (json.dumps(text_sample()).replace("answer", "\\ud800").encode(), "surrogate"),
-        (json.dumps(text_sample(task="t" * 10**6)).encode(), "(1000002 characters)"),
-        (json.dumps(text_sample(task=["text"])).encode(), "task ['text'] is none"),
-        (json.dumps(text_sample(task={})).encode(), "task {} is none"),
-        (json.dumps(text_sample(conversations={})).encode(), "not a list of objects"),
-        (json.dumps(text_sample(conversations=None)).encode(), "not a list of objects"),
-        (json.dumps(text_sample(codes=7)).encode(), "not a list of objects"),
-        (json.dumps(text_sample(codes=False)).encode(), "not a list of objects"),
-        (json.dumps(text_sample(codes="")).encode(), "not a list of objects"),
-        (b"null", "not an object"),
-        (b"", "does not parse"),
-    ],
-    ids=lambda value: None if isinstance(value, str) else "",
-)
-def test_json_that_is_not_a_samples(tmp_path: Path, data: bytes, words: str) -> None:
-    with pytest.raises(CorruptSampleError) as caught:
-        parse_description(data)
-    assert words in str(caught.value) and len(str(caught.value)) < 300
-    write_shard(tmp_path / "a.tar", [{"__key__": "bad", "json": data}])
-    refuse(tmp_path, "a.tar: sample bad", words)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"member": "emu3.npy", "height": 2.0, "width": 3},
-        {"member": "emu3.npy", "height": True, "width": 3},
-        {"member": "emu3.npy", "height": -2, "width": -3},
-        {"member": "emu3.npy", "height": 10**12, "width": 3},
-        {"member": ["emu3.npy"], "height": 2, "width": 3},
-        {"member": "emu3.npy", "height": 2, "width": 3, "crc32": 12},
-        {"member": "emu3.npy", "height": 2, "width": 3, "crc32": "0123456g"},
-        {"member": "\ud800", "height": 2, "width": 3},
-        {"member": "../../etc/passwd", "height": 2, "width": 3},
-    ],
-)
-def test_entries_that_are_none(tmp_path: Path, entry: dict) -> None:
-    sample = toy_sample("bad", "understanding", "<image>q", "a")
-    sample["json"]["codes"] = [entry]
-    write_shard(tmp_path / "a.tar", [sample])
-    refuse(tmp_path, "a.tar: sample bad")
-
-
 def test_a_member_that_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are so high that the test lowers them, but one of JSON."""
     write_shard(tmp_path / "a.tar", [{"__key__": "a", "json": b" " * (scan.MAX_JSON_BYTES + 1)}])
@@ -249,42 +195,6 @@ def test_a_member_that_fills_the_memory(tmp_path: Path, monkeypatch: pytest.Monk
     one_for_three["json"]["codes"] = one_for_three["json"]["codes"][:1] * 3
     write_shard(tmp_path / "a.tar", [one_for_three])
     refuse(tmp_path, "a.tar: sample b: 420 bytes of images are over 300")
-
-
-def npy_with_header(header: str, version: tuple[int, int] = (1, 0), values: bytes = b"") -> bytes:
-    text = header.encode()
-    length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
-    return b"\x93NUMPY" + bytes(version) + length + text + values
-
-
-def header_of(shape: str, descr: str = "'<u2'") -> str:
-    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        npy_with_header(header_of("(1000000, 1000000)")),
-        npy_with_header(header_of("(2, 3)"), values=b"\0" * 10),
-        npy_with_header(header_of("(2, 3)"), values=b"\0" * 14),
-        npy_with_header(header_of("(-2, -3)"), values=b"\0" * 12),
-        npy_with_header(header_of("(2, 3)", "'|O'"), values=b"\x80\x04."),
-        npy_with_header(header_of("(2, 3)", "[('x', '<u2')]"), values=b"\0" * 12),
-        npy_with_header(header_of("(2, 3)", "'>u2'"), values=b"\0" * 12),
-        npy_with_header("(" * 9_000),
-        npy_with_header(header_of("(2, 3)"), (2, 0), b"\0" * 10),
-        npy_with_header(header_of("(2, 3)"), (3, 0), b"\0" * 12),
-        b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
-        b"\x93NUMPY",
-        b"",
-    ],
-)
-def test_arrays_that_lie(data: bytes) -> None:
-    tracemalloc.start()
-    with pytest.raises(CorruptSampleError, match=r"emu3\.npy is"):
-        decode_codes(data, CodesEntry("emu3.npy", 2, 3), CODEBOOK_SIZE)
-    assert tracemalloc.get_traced_memory()[1] < 4 * MEGABYTE
-    tracemalloc.stop()
 
 
 def test_an_array_of_columns_is_read() -> None:
