@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -422,3 +424,13 @@ def test_demo_words():
             for text in texts
             for side in ("left", "right")
         )
+
+
+def test_building_imports_no_torch():
+    """Shards are built on machines that have none."""
+    modules = "megatron_aia.building.build, megatron_aia.building.demo, megatron_aia.shards.verify"
+    program = f"import sys, {modules}; print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
