@@ -17,4 +17,4 @@ def check_location(location: str) -> None:
     scheme = location.partition(":")[0]
     if is_url(location) and ("::" in location or scheme not in REMOTE_SCHEMES):
         kinds = ", ".join(f"{scheme}://" for scheme in REMOTE_SCHEMES)
-        raise ValueError(f"{location}: no URL that is read; use a folder, or one of {kinds}")
+        raise ValueError(f"{location}: unsupported URL scheme; use a folder, or one of {kinds}")

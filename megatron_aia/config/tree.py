@@ -124,7 +124,7 @@ class ParallelConfig:
     num_layers_per_virtual_pipeline_stage: Optional[PositiveInt] = None
     """Layers of one model chunk; interleaves the pipeline schedule."""
     context_parallel_size: PositiveInt = 1
-    """GPUs that split each sequence; each holds an early and a late chunk of it."""
+    """GPUs that split each sequence (zig-zag: each holds an early and a late chunk)."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel processes."""
     use_distributed_optimizer: bool = False

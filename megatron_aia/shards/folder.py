@@ -66,7 +66,9 @@ def listed_shards(description: dict[str, Any]) -> list[tuple[str, int]] | None:
     if entries is None:
         return None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{DESCRIPTION_FILE}: its list of shards is none; build the folder again")
+        raise ValueError(
+            f"{DESCRIPTION_FILE}: 'shards' is not a list of {{name, size}}; build the folder again"
+        )
     listed = [(entry.get("name"), entry.get("size")) for entry in entries]
     for name, size in listed:
         if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or type(size) is not int:

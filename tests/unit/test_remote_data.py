@@ -334,10 +334,10 @@ def open_index_of_whole(
     ],
 )
 def test_urls_that_do_more_than_hand_out_bytes(location: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no URL that is read"):
+    with pytest.raises(ValueError, match="unsupported URL scheme"):
         open_index(location, tmp_path)
     config = with_values(Config(), {"data_path": (location,), "data_cache_path": str(tmp_path)})
-    with pytest.raises(ValueError, match=r"--data-path .*no URL that is read"):
+    with pytest.raises(ValueError, match=r"--data-path .*unsupported URL scheme"):
         validate(config, 1)
 
 

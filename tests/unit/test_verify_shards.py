@@ -152,7 +152,7 @@ def test_pictures_are_decoded_on_demand(tmp_path: Path) -> None:
             "gone.tar: is in the list of dataset.json, and is not there",
         ),
         ('{"shards": []}', "part-00000.tar: is not in the list"),
-        ('{"shards": 3}', "its list of shards is none"),
+        ('{"shards": 3}', "'shards' is not a list"),
         ('{"codebook_size": 5}', "outside a codebook of 5"),
     ],
 )
