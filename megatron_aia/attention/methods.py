@@ -4,7 +4,7 @@ A method is a function ``(query, key, value, layout, scale) -> (output, sums)``,
 :func:`megatron_aia.attention.eager.attend`. All of them run the same attention. Their sums are the
 triple sums of Eq. 1: exact for all but ``sampled``, which estimates them without bias.
 
-    eager      dense.py      holds every map; the reference
+    eager      eager.py      holds every map; the reference
     flash      rectangle.py  a flash kernel, and the queries x keys part of the map in blocks
     fused      fused.py      one Triton kernel
     sampled    sampled.py    some queries a head, beside any kernel
@@ -65,15 +65,15 @@ class Method:
     reason: str
     """Why it was taken; for the log."""
     sampled_queries: int = 64
-    """Rows a head and term that ``sampled`` measures."""
+    """Queries a head and term that ``sampled`` measures."""
     seed: int = 0
-    """Of the rows that ``sampled`` draws."""
+    """Of the queries that ``sampled`` draws."""
     backend: Backend = "flash"
     """Kernel that ``flash`` and ``sampled`` attend with."""
 
     def __str__(self) -> str:
-        rows = f", {self.sampled_queries} rows a head" if self.name == "sampled" else ""
-        return f"{self.name}{rows}: {self.reason}"
+        drawn = f", {self.sampled_queries} queries a head" if self.name == "sampled" else ""
+        return f"{self.name}{drawn}: {self.reason}"
 
     def build(self, layer: int, first_head: int) -> Attend:
         """Return the function of one layer.
@@ -132,7 +132,7 @@ def choose_method(
                 f"--aia-attention {name} cannot measure beside --fp8-dot-product-attention; "
                 "pass sampled"
             )
-        because = "rows are measured beside Transformer Engine's FP8 attention"
+        because = "queries are measured beside Transformer Engine's FP8 attention"
         return Method("sampled", because, sampled_queries, seed)
     if name != "auto":
         obstacle = _obstacle(name, machine)

@@ -55,7 +55,7 @@ def test_a_method_that_is_asked_for(name: str) -> None:
     chosen = choose_method(name, given, sampled_queries=7, seed=5)
     assert chosen.name == name
     assert "asked for by --aia-attention" in str(chosen)
-    assert (", 7 rows a head:" in str(chosen)) == (name == "sampled")
+    assert (", 7 queries a head:" in str(chosen)) == (name == "sampled")
 
 
 def test_every_method_has_a_flag_and_every_flag_a_method() -> None:
