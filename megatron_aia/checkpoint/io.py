@@ -202,8 +202,8 @@ def load_weights(models: Sequence[Any], folder: Path, model: dict[str, Any]) -> 
 def _chunk_states(models: Sequence[Any]) -> dict[str, Any]:
     """Return the sharded states of model chunks.
 
-    Transformer Engine's norm, an operator, has an extra state that says nothing, and the other norms
-    have none: it is left out, or no checkpoint would load on both sides.
+    Transformer Engine's norm, an operator, has an extra state that says nothing, and the other
+    norms have none: it is left out, or no checkpoint would load on both sides.
     """
     return {
         _chunk_key(i, len(models)): {
