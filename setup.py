@@ -38,7 +38,9 @@ setup(
         "http": ["aiohttp"],
         "s3": ["s3fs"],
         "gs": ["gcsfs"],
-        "gpu": ["transformer-engine[pytorch]"],
+        # The range that megatron-core 0.16.1 declares; newer ones bound nothing. Built from source
+        # against the torch that is there: see docs/gpu.md.
+        "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
         "dev": [
             *("aiohttp", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-PyYAML"),
             # Runs the fused kernels interpreted, and compiles them for a GPU that is not there.

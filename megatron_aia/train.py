@@ -5,6 +5,8 @@ import sys
 import time
 from importlib.util import find_spec
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.cli import is_rank_0, one_line_errors, parse_with_notes
 from megatron_aia.config import Config, validate
@@ -12,7 +14,7 @@ from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
 from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.models import check_family, load_family
-from megatron_aia.runtime.device import has_cuda
+from megatron_aia.runtime.device import has_cuda, order_collectives
 from megatron_aia.runtime.log import quiet_imports
 from megatron_aia.runtime.versions import check_versions
 
@@ -21,8 +23,12 @@ _IMPORTED_LATER = ("megatron.core", "sentencepiece", "tensorboard", "tqdm")
 """Packages that only a run imports, after its command line was read."""
 
 
+@record
 def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> None:
-    """Train as the command line says, starting from the preset of the device there is."""
+    """Train as the command line says, starting from the preset of the device there is.
+
+    What a rank raises reaches torchrun's report.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = has_cuda()
@@ -38,14 +44,17 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         if is_rank_0():
             _announce(config, world_size, has_gpu, notes)
         config = ensure_demo_data(config)
+        order_collectives(config.parallel.tensor_model_parallel_size)
         # Heavy to import, and of no use to a command line that is wrong.
         quiet_imports()
         from megatron_aia.data.replacements import UnreadableStep
+        from megatron_aia.runtime.parallel import leave_process_group
         from megatron_aia.training.trainer import Trainer
 
         trainer = Trainer(config)
     with one_line_errors(UnreadableStep):
         trainer.run()
+    leave_process_group()
 
 
 def _check(config: Config, world_size: int, has_gpu: bool) -> list[str]:

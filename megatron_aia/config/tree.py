@@ -139,7 +139,7 @@ class ParallelConfig:
     """With full recompute: chunks of layers, or the first layers of a stage."""
     recompute_num_layers: PositiveInt = 1
     """With full recompute: layers of one chunk, or layers to recompute."""
-    distributed_timeout_minutes: PositiveInt = 10
+    distributed_timeout_minutes: PositiveInt = 30
     """A collective that takes longer ends the run."""
 
     @property

@@ -10,8 +10,8 @@ from megatron.core.utils import unwrap_model
 from megatron_aia.config import Config
 from megatron_aia.models.fp8 import fp8_options
 from megatron_aia.models.layers import layer_specs
-from megatron_aia.runtime.device import compute_capability
-from megatron_aia.runtime.mcore import transformer_options
+from megatron_aia.runtime.device import compute_capability, transformer_engine_version
+from megatron_aia.runtime.mcore import decoder_options
 from megatron_aia.runtime.parallel import Parallel
 
 
@@ -62,8 +62,8 @@ def transformer_config(config: Config, parallel: Parallel) -> TransformerConfig:
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         **recompute,
-        **fp8_options(config, compute_capability()),
-        **transformer_options(interleaved),
+        **fp8_options(config, compute_capability(), transformer_engine_version()),
+        **decoder_options(interleaved, config.training.bf16),
     )
 
 

@@ -9,6 +9,10 @@ import torch
 from megatron_aia.runtime.versions import megatron_core_version
 from megatron_aia.runtime.worker import use_one_thread
 
+# Asking whether there is a GPU must not start CUDA: what is set in the environment would come too
+# late, and no process could be forked any more.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 _CUDNN_9_15 = 91500
 
 _FLASH_PACKAGES = {
@@ -43,6 +47,16 @@ def bind_device() -> None:
         use_one_thread()
 
 
+def order_collectives(tensor_parallel_size: int) -> None:
+    """Let tensor-parallel layers overlap their collectives with products, before CUDA starts.
+
+    megatron-core starts a collective and then the product that hides it, and counts on a GPU that
+    takes both in this order: one with a single queue. A value that the user has set stays.
+    """
+    if tensor_parallel_size > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
 def collective_backend() -> str:
     """Return the name of the ``torch.distributed`` backend for this device."""
     return "nccl" if has_cuda() else "gloo"
@@ -50,7 +64,12 @@ def collective_backend() -> str:
 
 def has_transformer_engine() -> bool:
     """Return whether Transformer Engine can run here: it is installed and there is a GPU."""
-    return has_cuda() and _version("transformer-engine") is not None
+    return has_cuda() and transformer_engine_version() is not None
+
+
+def transformer_engine_version() -> str | None:
+    """Return the installed version of Transformer Engine, or None."""
+    return _version("transformer-engine")
 
 
 def has_cudnn_attention() -> bool:
@@ -97,6 +116,11 @@ def _has_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ImportError:
         return False
+
+
+def has_weight_gradient_kernel() -> bool:
+    """Return whether Apex's kernel that adds a weight's gradient to its fp32 sum is installed."""
+    return _has_module("fused_weight_gradient_mlp_cuda")
 
 
 def has_triton() -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from megatron_aia.runtime.adam import GroupStepAdamW
-from megatron_aia.runtime.device import has_cuda
+from megatron_aia.runtime.device import has_cuda, has_weight_gradient_kernel
 from megatron_aia.runtime.mcore_cpu import adapt_to_cpu
 from megatron_aia.runtime.processes import follow_parent
 from megatron_aia.runtime.versions import check_versions
@@ -133,12 +133,28 @@ def transformer_options(interleaved: bool) -> dict[str, Any]:
         "deallocate_pipeline_outputs": cuda or not interleaved,
         # A model on the meta device must not get storage on the GPU.
         "use_cpu_initialization": not cuda or torch.get_default_device().type == "meta",
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": cuda and has_weight_gradient_kernel(),
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": cuda,
         "bias_activation_fusion": False,
+        # The fused kernels count positions along the sequence; ours restart with every sample.
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
-        "cross_entropy_loss_fusion": cuda,
         "batch_p2p_sync": cuda,
+    }
+
+
+def decoder_options(interleaved: bool, bf16: bool) -> dict[str, Any]:
+    """Return :func:`transformer_options` of a decoder with SwiGLU and a vocabulary.
+
+    Args:
+        interleaved: the pipeline schedule interleaves model chunks.
+        bf16: activations are bfloat16.
+    """
+    return {
+        **transformer_options(interleaved),
+        # SwiGLU as one kernel, which also keeps one tensor fewer for backward.
+        "bias_activation_fusion": has_cuda(),
+        # The fused one rounds the gradient of the logits to bfloat16, whatever their precision.
+        "cross_entropy_loss_fusion": has_cuda() and bf16,
     }

@@ -103,6 +103,12 @@ def initialize_process_group(timeout_minutes: int) -> None:
         )
 
 
+def leave_process_group() -> None:
+    """End the groups of a run that is over; NCCL warns of those that are left to the exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def create_parallel(config: ParallelConfig, num_layers: int, seed: int) -> Parallel:
     """Create the process groups of one layout and seed the generators that dropout uses.
 

@@ -199,3 +199,24 @@ def test_packed_sequences_are_a_programmers_error() -> None:
     packed = make_case([[cases.GENERATION, cases.TEXT]])
     with pytest.raises(AssertionError, match="a sequence holds one sample"):
         sampled_attention(8)(*sbhd(packed), attention_mask=None, attention_bias=aia_context(packed))
+
+
+@pytest.mark.parametrize(
+    ("engine", "recipe", "allowed", "refused"),
+    [
+        ("2.11.0", "delayed", "0", False),
+        ("2.20.2", "delayed", "0", True),
+        ("2.20.2", "delayed", "1", False),
+        ("2.20.2", "tensorwise", "0", False),
+    ],
+)
+def test_a_run_that_could_not_resume_is_refused_at_its_start(
+    engine: str, recipe: str, allowed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE", allowed)
+    config = run_config(**ON, fp8_recipe=recipe)
+    if not refused:
+        assert fp8_options(config, HOPPER, engine)["fp8"] == "hybrid"
+        return
+    with pytest.raises(ValueError, match=f"{engine} refuses to load, so this run could not resume"):
+        fp8_options(config, HOPPER, engine)

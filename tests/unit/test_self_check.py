@@ -125,6 +125,25 @@ def test_auto_falls_back_to_flash_and_says_so(monkeypatch: pytest.MonkeyPatch) -
         check_method(method("flash", "cudnn"), setting, may_change_backend=False)
 
 
+def test_a_kernel_that_raises_falls_back_as_a_wrong_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = rectangle.attend
+
+    def attend(*arguments: Any, backend: Any) -> Any:
+        if backend == "cudnn":
+            raise RuntimeError("No valid execution plans built.\nmore of it")
+        return original(*arguments)
+
+    monkeypatch.setattr(rectangle, "attend", attend)
+    setting = AttentionSetting(CPU, FP32, *SHAPE)
+    chosen = check_method(method("flash", "cudnn"), setting, may_change_backend=True)
+    assert chosen.backend == "flash"
+    assert "as cudnn raises No valid execution plans built. more of it" in str(chosen)
+    with pytest.raises(ValueError, match=r"kernel raises No valid .* on this machine;"):
+        check_method(method("flash", "cudnn"), setting, may_change_backend=False)
+
+
 def test_the_run_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_aia.config.files import with_values
     from megatron_aia.models import preset_table
