@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         if is_rank_0():
             _announce(config, world_size, has_gpu, notes)
         config = ensure_demo_data(config)
-        order_collectives(config.parallel.tensor_model_parallel_size)
+        order_collectives(config.parallel.layout[0])
         # Heavy to import, and of no use to a command line that is wrong.
         quiet_imports()
         from megatron_aia.data.replacements import UnreadableStep

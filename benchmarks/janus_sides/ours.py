@@ -60,8 +60,5 @@ class Ours:
 def _weighted_term(output: StepOutput) -> float:
     total = 0.0
     for aia in output.aia_contexts:
-        assert aia.objective is not None
-        for _, layer in aia.measured:
-            loss = aia.objective.loss(aia.intensity(layer), aia.term_tasks, layer)
-            total += float(loss.sum())
+        total += sum(float(aia.loss(layer).sum()) for _, layer in aia.measured)
     return total

@@ -6,8 +6,8 @@ reduction of the sums; backward waits for it, because only the derivative needs 
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Optional
+from functools import cached_property, partial
+from typing import Any, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.roles import AIATerm, Segment, Task
+from megatron_aia.runtime.device import send
 
 BranchLayer = tuple[int, int]
 """Branch, 0 in a model that does not fork, and 0-based layer of the whole model."""
@@ -108,7 +109,8 @@ class AIAContext:
         def gradient() -> Tensor:
             reduced = pending.wait()
             pairs = self._head_query_pairs(reduced)
-            return objective.gradient(reduced / pairs, self.term_tasks, layer) / pairs
+            constants = self._constants(objective, reduced)[:, layer]
+            return objective.gradient(reduced / pairs, constants) / pairs
 
         attached: Tensor = _Inject.apply(output, sums, gradient)
         return attached
@@ -122,12 +124,54 @@ class AIAContext:
         sums = self.intensities[branch, layer].wait()
         return sums / self._head_query_pairs(sums)
 
+    def measurements(self) -> Optional[tuple[Tensor, Tensor]]:
+        """Return the intensities of the layers in ``measured``, and what each adds to the loss.
+
+        Returns:
+            Two of ``[layers, n]``, the second zero without an objective; None if no layer has
+            measured.
+        """
+        if not self.intensities:
+            return None
+        sums = torch.stack([self.intensities[place].wait() for place in self.measured])
+        intensity = sums / self._head_query_pairs(sums)
+        if self.objective is None:
+            return intensity, torch.zeros_like(intensity)
+        layers = self._sent("layers", intensity, [layer for _, layer in self.measured], torch.int64)
+        constants = self._constants(self.objective, intensity).index_select(1, layers)
+        return intensity, self.objective.loss(intensity, constants)
+
+    def loss(self, layer: int, branch: int = 0) -> Tensor:
+        """Return what each intensity of a layer adds to the loss of the step, ``[n]``.
+
+        Raises:
+            KeyError: as :meth:`intensity`.
+        """
+        assert self.objective is not None, "nothing is trained"
+        intensity = self.intensity(layer, branch)
+        return self.objective.loss(intensity, self._constants(self.objective, intensity)[:, layer])
+
     def _head_query_pairs(self, like: Tensor) -> Tensor:
         """H |Q| of each term, ``[n]``."""
-        key = ("head_query_pairs", like.device, like.dtype)
+        pairs = [self.num_heads * queries for queries in self.query_counts]
+        return self._sent("head_query_pairs", like, pairs)
+
+    def _constants(self, objective: AIALoss, like: Tensor) -> Tensor:
+        """Target, threshold and weight of all layers, ``[3, L, n]``."""
+        return self._sent("constants", like, partial(objective.constants, self.term_tasks))
+
+    def _sent(
+        self,
+        name: str,
+        like: Tensor,
+        values: Union[list[int], Callable[[], Tensor]],
+        dtype: Optional[torch.dtype] = None,
+    ) -> Tensor:
+        """Return host values on the device of ``like``; they are sent once a micro-batch."""
+        key = (name, like.device, dtype or like.dtype)
         if key not in self.cache:
-            pairs = [self.num_heads * queries for queries in self.query_counts]
-            self.cache[key] = torch.tensor(pairs, dtype=like.dtype, device=like.device)
+            made = values() if callable(values) else torch.tensor(values)
+            self.cache[key] = send(made.to(dtype or like.dtype), like.device)
         value: Tensor = self.cache[key]
         return value
 

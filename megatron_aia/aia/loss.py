@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,36 +52,41 @@ class AIALoss:
     """Intensities A, one for each (sample, task) pair, of the global batch."""
     penalty: Literal["huber", "mse"] = "huber"
 
-    def loss(self, intensity: Tensor, tasks: Sequence[Task], layer: int) -> Tensor:
+    def constants(self, tasks: Sequence[Task]) -> Tensor:
+        """Return target, threshold and weight lambda / (L A) of terms: float64 ``[3, L, n]``.
+
+        They lie on the host; a micro-batch sends those of all layers to its device at once.
+
+        Args:
+            tasks: task of each term.
+        """
+        scale = 1 / (self.num_layers * self.num_active) if self.num_active else 0.0
+        values = np.empty((3, self.num_layers, len(tasks)))
+        for term, task in enumerate(tasks):
+            values[0, :, term] = self.targets.target[task]
+            values[1, :, term] = self.targets.delta[task]
+            values[2, :, term] = self.lambdas[task] * scale
+        return torch.from_numpy(values)
+
+    def loss(self, intensity: Tensor, constants: Tensor) -> Tensor:
         """Return each term's share of the loss, lambda / (L A) * penalty(I - T).
 
         Args:
-            intensity: ``[n]``, I of Eq. 1, reduced over all ranks that share a sample.
-            tasks: task of each term.
-            layer: 0-based layer of the whole model.
+            intensity: ``[..., n]``, I of Eq. 1, reduced over all ranks that share a sample.
+            constants: ``[3, ..., n]``, of its layers, dtype and device; see :meth:`constants`.
 
         Returns:
-            ``[n]`` of the intensity's dtype; the sum over terms, layers, micro-batches and
+            ``[..., n]`` of the intensity's dtype; the sum over terms, layers, micro-batches and
             data-parallel ranks is the AIA loss of the step.
         """
-        target, delta, weight = self._constants(intensity, tasks, layer)
+        target, delta, weight = constants
         distance = intensity - target
         return weight * (huber(distance, delta) if self.penalty == "huber" else mse(distance))
 
-    def gradient(self, intensity: Tensor, tasks: Sequence[Task], layer: int) -> Tensor:
-        """Return d loss / d intensity of each term, ``[n]``; arguments as in :meth:`loss`."""
-        target, delta, weight = self._constants(intensity, tasks, layer)
+    def gradient(self, intensity: Tensor, constants: Tensor) -> Tensor:
+        """Return d loss / d intensity of each term, ``[..., n]``; arguments as in :meth:`loss`."""
+        target, delta, weight = constants
         distance = intensity - target
         if self.penalty == "huber":
             return weight * huber_gradient(distance, delta)
         return weight * mse_gradient(distance)
-
-    def _constants(self, like: Tensor, tasks: Sequence[Task], layer: int) -> Tensor:
-        """Target, threshold and weight of each term, ``[3, n]``, sent to the device at once."""
-        scale = 1 / (self.num_layers * self.num_active) if self.num_active else 0.0
-        columns = [
-            [float(self.targets.target[task][layer]) for task in tasks],
-            [float(self.targets.delta[task][layer]) for task in tasks],
-            [self.lambdas[task] * scale for task in tasks],
-        ]
-        return torch.tensor(columns, dtype=like.dtype, device=like.device)

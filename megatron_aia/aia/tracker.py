@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.runtime.device import send
 
 _NUM_QUANTITIES = 3
 _INTENSITY, _LOSS, _COUNT = range(_NUM_QUANTITIES)
@@ -43,6 +44,7 @@ class IntensityTracker:
         self._sums = torch.zeros(self._shape, dtype=torch.float64)
         self._num_steps = 0
         self._objective: Optional[AIALoss] = None
+        self._sent: dict[tuple[tuple[int, ...], tuple[Task, ...]], tuple[Tensor, Tensor]] = {}
 
     def add(self, aia: AIAContext) -> None:
         """Add one micro-batch, after its backward: recomputed layers measure only there.
@@ -52,24 +54,24 @@ class IntensityTracker:
         if aia.objective is not None and aia.objective is not self._objective:
             self._objective = aia.objective
             self._num_steps += 1
-        measured = aia.measured
-        if not measured:
+        measurements = aia.measurements()
+        if measurements is None:
             return
-        layers = [layer for _, layer in measured]
-        intensity = torch.stack([aia.intensity(layer, branch) for branch, layer in measured])
-        values = torch.zeros((_NUM_QUANTITIES, *intensity.shape), dtype=torch.float64)
-        values = values.to(intensity.device)
-        values[_INTENSITY] = intensity
-        values[_COUNT] = 1
-        if aia.objective is not None:
-            for i, layer in enumerate(layers):
-                values[_LOSS, i] = aia.objective.loss(intensity[i], aia.term_tasks, layer)
-        tasks = torch.tensor([AIA_TASKS.index(task) for task in aia.term_tasks])
-        added = values.new_zeros((_NUM_QUANTITIES, len(layers), len(AIA_TASKS)))
-        added.index_add_(2, tasks.to(values.device), values)
+        intensity, loss = measurements
+        values = torch.stack([intensity, loss, torch.ones_like(loss)]).double()
         self._sums = self._sums.to(values.device)
-        places = torch.tensor(layers, device=values.device)
-        self._sums.index_add_(2, places, added.transpose(1, 2).contiguous())
+        layers, tasks = self._places(aia, values.device)
+        added = values.new_zeros((_NUM_QUANTITIES, values.shape[1], len(AIA_TASKS)))
+        added.index_add_(2, tasks, values)
+        self._sums.index_add_(2, layers, added.transpose(1, 2).contiguous())
+
+    def _places(self, aia: AIAContext, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Layers of the measurements and tasks of their terms, int64; sent once for each kind."""
+        key = (tuple(layer for _, layer in aia.measured), aia.term_tasks)
+        if key not in self._sent:
+            tasks = torch.tensor([AIA_TASKS.index(task) for task in aia.term_tasks])
+            self._sent[key] = (send(torch.tensor(key[0]), device), send(tasks, device))
+        return self._sent[key]
 
     def totals(self) -> Tensor:
         """Return the sums as one float64 vector, to be summed over data and pipeline ranks.

@@ -34,6 +34,12 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
+def send(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device, without waiting for what runs there."""
+    pinned = tensor.pin_memory() if to.type == "cuda" and not tensor.is_cuda else tensor
+    return pinned.to(to, non_blocking=True)
+
+
 def compute_capability() -> tuple[int, int]:
     """Return the compute capability of this process's GPU; (0, 0) on a CPU."""
     return torch.cuda.get_device_capability() if has_cuda() else (0, 0)

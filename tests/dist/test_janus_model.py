@@ -154,10 +154,7 @@ def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, flo
     assert item.aia is not None and item.aia.objective is not None
     with torch.no_grad():
         outputs = spec.forward(ours, item.batch, item.aia)
-    term = sum(
-        float(item.aia.objective.loss(item.aia.intensity(i), item.aia.term_tasks, i).sum())
-        for _, i in item.aia.measured
-    )
+    term = sum(float(item.aia.loss(i).sum()) for _, i in item.aia.measured)
     next_token = float(
         (NextToken().values(outputs, item.batch, {}) * item.coefficients["ntp"]).sum()
     )

@@ -211,9 +211,7 @@ def _step_losses(
     local: dict[int, list[float]] = {}
     for aia in output.aia_contexts:
         for branch, layer in aia.measured:
-            assert aia.objective is not None
-            loss = aia.objective.loss(aia.intensity(layer, branch), aia.term_tasks, layer)
-            local.setdefault(layer, []).extend(loss.tolist())
+            local.setdefault(layer, []).extend(aia.loss(layer, branch).tolist())
     for group in (parallel.groups.dp_cp, parallel.groups.pp):
         dist.all_reduce(losses, group=group)
     parts: list[Any] = [None] * dist.get_world_size()

@@ -48,32 +48,43 @@ def test_penalties_keep_the_dtype(dtype: torch.dtype) -> None:
 def test_objective_by_hand() -> None:
     # Layer 1: I - T = 0.3 and -0.05; thresholds 0.05 and 0.1; L A = 2 * 3.
     intensity = torch.tensor([0.5, 0.25], dtype=torch.float64)
-    loss = objective().loss(intensity, AIA_TASKS, layer=1)
+    constants = objective().constants(AIA_TASKS)[:, 1]
+    loss = objective().loss(intensity, constants)
     assert loss.tolist() == pytest.approx(
         [5 / 6 * (0.05 * 0.3 - 0.05**2 / 2), 10 / 6 * 0.05**2 / 2]
     )
-    gradient = objective().gradient(intensity, AIA_TASKS, layer=1)
+    gradient = objective().gradient(intensity, constants)
     assert gradient.tolist() == pytest.approx([5 / 6 * 0.05, -10 / 6 * 0.05])
 
 
 def test_mse_objective_by_hand() -> None:
     intensity = torch.tensor([0.5, 0.25], dtype=torch.float64)
-    squares = objective(penalty="mse").loss(intensity, AIA_TASKS, layer=1)
+    squares = objective(penalty="mse").loss(intensity, objective().constants(AIA_TASKS)[:, 1])
     assert squares.tolist() == pytest.approx([5 / 6 * 0.3**2, 10 / 6 * 0.05**2])
 
 
 @pytest.mark.parametrize("penalty", ["huber", "mse"])
 def test_objective_gradient_is_the_derivative(penalty: str) -> None:
     tasks = [AIA_TASKS[i % 2] for i in range(20)]
-    for layer in range(2):
+    for constants in objective().constants(tasks).unbind(1):
         intensity = torch.linspace(0, 1, 20, dtype=torch.float64, requires_grad=True)
-        loss = objective(penalty=penalty).loss(intensity, tasks, layer)
+        loss = objective(penalty=penalty).loss(intensity, constants)
         (expected,) = torch.autograd.grad(loss.sum(), intensity)
-        got = objective(penalty=penalty).gradient(intensity.detach(), tasks, layer)
+        got = objective(penalty=penalty).gradient(intensity.detach(), constants)
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
 
 
 def test_a_step_without_active_samples_has_no_loss() -> None:
     empty = objective(num_active=0)
-    assert empty.loss(torch.zeros(0), [], layer=0).tolist() == []
-    assert empty.gradient(torch.ones(2), AIA_TASKS, layer=0).tolist() == [0.0, 0.0]
+    assert empty.loss(torch.zeros(0), empty.constants([])[:, 0]).tolist() == []
+    constants = empty.constants(AIA_TASKS)[:, 0]
+    assert empty.gradient(torch.ones(2), constants).tolist() == [0.0, 0.0]
+
+
+def test_all_layers_at_once_are_each_layer() -> None:
+    constants = objective().constants(AIA_TASKS)
+    intensity = torch.tensor([[0.5, 0.25], [0.1, 0.9]], dtype=torch.float64)
+    together = objective().loss(intensity, constants)
+    for layer in range(2):
+        alone = objective().loss(intensity[layer], constants[:, layer])
+        assert torch.equal(together[layer], alone)
