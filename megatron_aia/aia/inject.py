@@ -98,9 +98,8 @@ class AIAContext:
         """
         if not self.terms:
             return output
-        detached = sums.detach()
-        dtype = torch.promote_types(detached.dtype, torch.float32)
-        pending = PendingSum(detached.to(dtype, copy=True), self.group)
+        dtype = torch.float64 if sums.dtype == torch.float64 else torch.float32
+        pending = PendingSum(sums.detach().to(dtype, copy=True), self.group)
         self.intensities[branch, layer] = pending
         objective = self.objective
         if objective is None or not (torch.is_grad_enabled() and sums.requires_grad):
@@ -108,9 +107,9 @@ class AIAContext:
 
         def gradient() -> Tensor:
             reduced = pending.wait()
-            pairs = self._head_query_pairs(reduced)
-            constants = self._constants(objective, reduced)[:, layer]
-            return objective.gradient(reduced / pairs, constants) / pairs
+            return objective.gradient(
+                reduced, self._gradient_constants(objective, reduced)[:, layer]
+            )
 
         attached: Tensor = _Inject.apply(output, sums, gradient)
         return attached
@@ -153,8 +152,15 @@ class AIAContext:
 
     def _head_query_pairs(self, like: Tensor) -> Tensor:
         """H |Q| of each term, ``[n]``."""
-        pairs = [self.num_heads * queries for queries in self.query_counts]
-        return self._sent("head_query_pairs", like, pairs)
+        return self._sent("head_query_pairs", like, self._pairs)
+
+    @property
+    def _pairs(self) -> list[int]:
+        return [self.num_heads * queries for queries in self.query_counts]
+
+    def _gradient_constants(self, objective: AIALoss, like: Tensor) -> Tensor:
+        made = partial(objective.gradient_constants, self.term_tasks, self._pairs)
+        return self._sent("gradient_constants", like, made)
 
     def _constants(self, objective: AIALoss, like: Tensor) -> Tensor:
         """Target, threshold and weight of all layers, ``[3, L, n]``."""

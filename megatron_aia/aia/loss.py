@@ -21,20 +21,9 @@ def huber(x: Tensor, delta: Union[Tensor, float]) -> Tensor:
     return torch.where(x.abs() <= delta, x * x / 2, delta * x.abs() - delta * delta / 2)
 
 
-def huber_gradient(x: Tensor, delta: Union[Tensor, float]) -> Tensor:
-    """Return d huber / dx, which is x clipped to [-delta, delta]."""
-    limit = torch.as_tensor(delta, dtype=x.dtype, device=x.device)
-    return torch.clamp(x, -limit, limit)
-
-
 def mse(x: Tensor) -> Tensor:
     """Return x^2, the penalty of the ablation."""
     return x * x
-
-
-def mse_gradient(x: Tensor) -> Tensor:
-    """Return d mse / dx."""
-    return 2 * x
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +72,26 @@ class AIALoss:
         distance = intensity - target
         return weight * (huber(distance, delta) if self.penalty == "huber" else mse(distance))
 
-    def gradient(self, intensity: Tensor, constants: Tensor) -> Tensor:
-        """Return d loss / d intensity of each term, ``[..., n]``; arguments as in :meth:`loss`."""
-        target, delta, weight = constants
-        distance = intensity - target
-        if self.penalty == "huber":
-            return weight * huber_gradient(distance, delta)
-        return weight * mse_gradient(distance)
+    def gradient_constants(self, tasks: Sequence[Task], pairs: Sequence[int]) -> Tensor:
+        """Return what :meth:`gradient` computes with: float64 ``[5, L, n]``, on the host.
+
+        Args:
+            tasks: task of each term.
+            pairs: H |Q| of each term, which divides its sum.
+        """
+        target, delta, weight = self.constants(tasks)
+        if self.penalty == "mse":
+            delta, weight = torch.full_like(delta, torch.inf), 2 * weight
+        inverse = torch.tensor(pairs, dtype=torch.float64).reciprocal().expand_as(target)
+        return torch.stack((inverse, -target, -delta, delta, weight * inverse))
+
+    @staticmethod
+    def gradient(sums: Tensor, constants: Tensor) -> Tensor:
+        """Return d loss / d sum of each term: both penalties' is slope * clip(I - T).
+
+        Args:
+            sums: ``[n]``, reduced over all ranks that share a sample.
+            constants: ``[5, n]``, of the layer; see :meth:`gradient_constants`.
+        """
+        inverse, minus_target, low, high, slope = constants
+        return torch.addcmul(minus_target, sums, inverse).clamp_(low, high).mul_(slope)

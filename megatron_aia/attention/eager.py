@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.runtime.device import send
 
 
 def attend(
@@ -30,12 +31,14 @@ def attend(
     weights = probability.to(value.dtype).view(b, g, h // g, held, s)
     output = (weights @ value.unsqueeze(2)).view(b, h, held, d)
     sums = [probability.new_zeros(()) for _ in range(layout.num_terms)]
-    rectangles = layout.rectangles(query.device)
-    for piece, of_piece in zip(layout.pieces, rectangles, strict=True):
+    for piece, of_piece in zip(layout.pieces, layout.rectangles, strict=True):
         of_sample = piece.of_rows(probability)[0, :, :, piece.keys]
         for rectangle in of_piece:
-            rows = of_sample.index_select(1, rectangle.rows)
-            part = rows.index_select(2, rectangle.keys).sum()
+            rows, keys = (
+                send(torch.from_numpy(positions), query.device)
+                for positions in (rectangle.rows, rectangle.keys)
+            )
+            part = of_sample.index_select(1, rows).index_select(2, keys).sum()
             sums[rectangle.term] = sums[rectangle.term] + part
     return output, torch.stack(sums) if sums else probability.new_zeros(0)
 

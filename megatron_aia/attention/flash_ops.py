@@ -6,8 +6,8 @@ PyTorch's own, on a CPU and on CUDA; ``flash3`` and ``flash4`` are the packages 
 which PyTorch puts behind the same operators (``runtime.device.use_flash_attention``); ``cudnn`` is
 cuDNN's. On CUDA none was ever run; that the arguments fit is checked on PyTorch's meta device.
 
-On CUDA neighbouring samples are one call of the flash operators, with their boundaries. On a CPU,
-and for cuDNN, each is a call of its own.
+On CUDA neighbouring samples are one call of the flash operators, with their boundaries, whatever
+the backend: PyTorch calls cuDNN's for equal lengths only.
 
 Where context parallelism has cut a sample, its last n tokens attend to all of its m tokens. Kernels
 disagree about a causal mask of unequal lengths (the CPU's starts at the first key, CUDA's ends at
@@ -35,9 +35,9 @@ Extras = tuple[Tensor | int | None, ...]
 """What a kernel's backward wants back from its forward."""
 
 
-def joins_samples(device: torch.device, backend: Backend) -> bool:
+def joins_samples(device: torch.device) -> bool:
     """Return whether one call attends to several samples, each inside itself."""
-    return device.type != "cpu" and backend != "cudnn"
+    return device.type != "cpu"
 
 
 def forward(

@@ -6,7 +6,7 @@ triple sums of Eq. 1: exact for all but ``sampled``, which estimates them withou
 
     eager      eager.py      holds every map; the reference
     flash      rectangle.py  a flash kernel, and the queries x keys part of the map in blocks
-    fused      fused.py      one Triton kernel
+    fused      fused.py      one Triton kernel; experimental, only by name
     sampled    sampled.py    some queries a head, beside any kernel
 """
 
@@ -147,10 +147,7 @@ def choose_method(
             "cuDNN's kernel" if kernel == "cudnn" else f"the flash kernel of {machine.device_type}"
         )
         return Method("flash", f"exact beside {where}", sampled_queries, seed, kernel)
-    because = f"because flash {obstacle.split(';')[0]}"
-    if _obstacle("fused", machine) is None:
-        return Method("fused", f"exact in one kernel, {because}")
-    return Method("eager", f"exact with whole maps, {because}")
+    return Method("eager", f"exact with whole maps, because flash {obstacle.split(';')[0]}")
 
 
 def _choose_backend(asked: AskedBackend, machine: Machine) -> Backend:

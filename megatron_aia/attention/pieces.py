@@ -1,9 +1,9 @@
-"""Samples as kernels see them: cut by context parallelism, joined where they are whole."""
+"""Samples as kernels see them: cut by context parallelism."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from megatron_aia.aia.roles import AIATerm, Segment
@@ -40,68 +40,16 @@ class Piece:
         return x[self.batch_index : self.batch_index + 1, :, self.keys]
 
 
-class Strip:
-    """Pieces of one sequence that one kernel call attends to.
+@dataclass(frozen=True)
+class Rectangle:
+    """Queries x keys of one term in one piece, in its positions: part of what Eq. 1 sums."""
 
-    It is a single piece, or several whole ones that follow each other among the queries and among
-    the keys.
-    """
-
-    def __init__(self, first: Piece) -> None:
-        self.pieces = [first]
-        self._cumulative: dict[torch.device, Tensor] = {}
-
-    def extends_to(self, piece: Piece) -> bool:
-        """Whether ``piece`` may be added."""
-        last = self.pieces[-1]
-        follows = (piece.batch_index, piece.rows.start, piece.keys.start) == (
-            *(last.batch_index, last.rows.stop, last.keys.stop),
-        )
-        return follows and last.offset == piece.offset == 0
-
-    @property
-    def rows(self) -> slice:
-        """Positions among the queries that this rank holds."""
-        return slice(self.pieces[0].rows.start, self.pieces[-1].rows.stop)
-
-    @property
-    def keys(self) -> slice:
-        """Positions in the whole sequence."""
-        return slice(self.pieces[0].keys.start, self.pieces[-1].keys.stop)
-
-    def of_rows(self, x: Tensor) -> Tensor:
-        """View ``[1, h, rows, d]`` in ``[b, h, held tokens, d]``."""
-        batch_index = self.pieces[0].batch_index
-        return x[batch_index : batch_index + 1, :, self.rows]
-
-    def of_keys(self, x: Tensor) -> Tensor:
-        """View ``[1, g, keys, d]`` in ``[b, g, s, d]``."""
-        batch_index = self.pieces[0].batch_index
-        return x[batch_index : batch_index + 1, :, self.keys]
-
-    def rows_of(self, piece: Piece, x: Tensor) -> Tensor:
-        """View the queries of a piece, ``[h, rows, ...]``, in ``[1, h, strip's rows, ...]``."""
-        first = self.pieces[0].rows.start
-        return x[0, :, piece.rows.start - first : piece.rows.stop - first]
-
-    def keys_of(self, piece: Piece, x: Tensor) -> Tensor:
-        """View the keys of a piece, ``[g, keys, ...]``, in ``[1, g, strip's keys, ...]``."""
-        first = self.pieces[0].keys.start
-        return x[0, :, piece.keys.start - first : piece.keys.stop - first]
-
-    def cumulative(self, device: torch.device) -> Tensor | None:
-        """Return where pieces begin and the last ends, int32 ``[pieces + 1]``; None for one."""
-        if len(self.pieces) == 1:
-            return None
-        if device not in self._cumulative:
-            stops = [piece.rows.stop - self.rows.start for piece in self.pieces]
-            self._cumulative[device] = torch.tensor([0, *stops], dtype=torch.int32, device=device)
-        return self._cumulative[device]
-
-    @property
-    def longest(self) -> int:
-        """Queries of the longest piece."""
-        return max(piece.rows.stop - piece.rows.start for piece in self.pieces)
+    term: int
+    """Number of the term in the micro-batch."""
+    rows: np.ndarray
+    """int64 ``[rows]``, ascending, distinct."""
+    keys: np.ndarray
+    """int64 ``[keys]``, ascending, distinct."""
 
 
 def cut_pieces(segments: Sequence[Segment], held: Sequence[slice]) -> Iterator[Piece]:
@@ -120,12 +68,11 @@ def cut_pieces(segments: Sequence[Segment], held: Sequence[slice]) -> Iterator[P
             held_before += part.stop - part.start
 
 
-def lay_strips(pieces: Sequence[Piece], joined: bool) -> list[Strip]:
-    """Return a strip for each piece, or if ``joined`` as few as possible, in the same order."""
-    strips: list[Strip] = []
-    for piece in pieces:
-        if joined and strips and strips[-1].extends_to(piece):
-            strips[-1].pieces.append(piece)
-        else:
-            strips.append(Strip(piece))
-    return strips
+def rectangles_of(piece: Piece) -> Iterator[Rectangle]:
+    """Yield what of each term lies in the piece, where something does."""
+    first, stop = piece.keys.start + piece.offset, piece.keys.stop
+    for number, term in piece.terms:
+        rows = term.queries[(term.queries >= first) & (term.queries < stop)]
+        keys = term.keys[term.keys < stop]
+        if len(rows) and len(keys):
+            yield Rectangle(number, rows - first, keys - piece.keys.start)

@@ -7,24 +7,35 @@ term with rows Q and keys K the row masses s_i = sum_{j in K} P_ij, whose loss g
 
 The last summand needs P only on Q x K, a small rectangle. The shift of D is put into a flash
 backward that knows nothing of it: the kernel reads ``out`` only to form D, so it is called with an
-``out`` moved along dO until rowsum(dO * out) = D + g s.
+``out`` whose first channel is moved until rowsum(dO * out) = D + g s.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from megatron_aia.attention import flash_ops
-from megatron_aia.attention.layout import AttentionLayout, Rectangle
+from megatron_aia.attention.calls import TokenBuffer
+from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.tile_products import (
+    Probability,
+    accumulation_dtype,
+    add_rectangles,
+    measure,
+)
+from megatron_aia.attention.tiles import Heads, TileBlock, TilePlan, lay_tiles
 
-_MAX_BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+_MAX_BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26, "meta": 1 << 26}
 """Elements of P and of its queries held at a time: 4 MiB in float32 on a CPU, whose caches are what
 matters; 256 MiB on CUDA, where every block starts kernels."""
 
-_SMALLEST_GRADIENT = 2.0**-40
+_SMALLEST_GRADIENT = {torch.float32: 2.0**-40, torch.float64: 2.0**-80}
 """Of a row of dO, relative to the row's shift of D: far below rounding, far above underflow."""
+
+_SMALLEST_SHIFT = 2.0**-86
+"""Of a row that no term shifts, so that nothing is divided by zero: no gradient is as small."""
 
 
 def attend(
@@ -54,33 +65,27 @@ class _RectangleAttention(torch.autograd.Function):
         layout: AttentionLayout,
         scale: float,
         backend: flash_ops.Backend,
-    ) -> tuple[Optional[Tensor], Tensor]:
-        joined = flash_ops.joins_samples(query.device, backend)
-        # A single strip needs no copy: kernels give their output in the memory order of the query.
-        output = None if layout.is_one_strip(joined) else torch.zeros_like(query)
-        sums = query.new_zeros(layout.num_terms, dtype=_accumulation_dtype(query))
-        lses, masses, ctx.extras = [], [], []
-        rectangles = iter(layout.rectangles(query.device))
-        for strip in layout.strips(joined):
-            q, k, v = strip.of_rows(query), strip.of_keys(key), strip.of_keys(value)
-            where = (strip.cumulative(query.device), strip.longest)
-            strip_output, lse, extras = flash_ops.forward(q, k, v, scale, backend, where)
-            output = _place(output, strip_output, strip.of_rows)
+    ) -> tuple[Tensor, Tensor]:
+        calls = layout.calls(query.device)
+        whole = None if layout.is_one_call(query.device) else TokenBuffer(query)
+        output, lses, ctx.extras = query, [], []
+        for call in calls:
+            inputs = (call.of_queries(query), call.of_keys(key), call.of_keys(value))
+            boundaries = call.boundaries(query.device)
+            output, lse, extras = flash_ops.forward(*inputs, scale, backend, boundaries)
+            if whole is not None:
+                call.add_queries(whole, output)
             lses.append(lse)
             ctx.extras.append(extras)
-            for piece in strip.pieces:
-                views = (
-                    strip.rows_of(piece, q),
-                    strip.keys_of(piece, k),
-                    strip.rows_of(piece, lse),
-                )
-                for rectangle in next(rectangles):
-                    blocks = _probability_blocks(*views, rectangle, scale)
-                    mass = torch.cat([block.probability.sum(-1) for block in blocks], dim=1)
-                    sums[rectangle.term] += mass.sum()
-                    masses.append(mass)
-        ctx.save_for_backward(query, key, value, output, *lses, *masses)
-        ctx.layout = layout
+        if whole is not None:
+            output = whole.tensor
+        plan = _plan(query, key, layout)
+        sums, saved = measure(query, key, lses, plan, scale)
+        if sums is None:
+            sums = query.new_zeros(layout.num_terms, dtype=accumulation_dtype(query))
+        ctx.save_for_backward(query, key, value, output, *lses, *saved)
+        ctx.calls, ctx.plan = calls, plan
+        ctx.is_one_call = whole is None
         ctx.scale = scale
         ctx.backend = backend
         ctx.set_materialize_grads(False)
@@ -91,160 +96,98 @@ class _RectangleAttention(torch.autograd.Function):
         ctx: Any, grad_output: Optional[Tensor], grad_sums: Optional[Tensor]
     ) -> tuple[Optional[Tensor], ...]:
         query, key, value, output, *saved = ctx.saved_tensors
-        joined = flash_ops.joins_samples(query.device, ctx.backend)
-        strips = ctx.layout.strips(joined)
-        lses, masses = saved[: len(strips)], iter(saved[len(strips) :])
+        lses, of_tiles = saved[: len(ctx.calls)], saved[len(ctx.calls) :]
         if grad_output is None:
             grad_output = torch.zeros_like(output)
-        gradients: list[Optional[Tensor]] = [None, None, None]
-        if not ctx.layout.is_one_strip(joined):
-            gradients = [torch.zeros_like(x) for x in (query, key, value)]
-        rectangles = iter(ctx.layout.rectangles(query.device))
-        for strip, lse, extras in zip(strips, lses, ctx.extras, strict=True):
-            found = [(piece, r) for piece in strip.pieces for r in next(rectangles)]
-            weighted = [] if grad_sums is None else [(*f, grad_sums[f[1].term]) for f in found]
-            q, out, d_out = (strip.of_rows(x) for x in (query, output, grad_output))
-            k, v = strip.of_keys(key), strip.of_keys(value)
-            if weighted:
-                d_out, out = d_out.clone(), out.clone()
-            for piece, rectangle, grad_sum in weighted:
-                shifted = (strip.rows_of(piece, d_out), strip.rows_of(piece, out))
-                _shift_row_sums(*shifted, rectangle.rows, grad_sum * next(masses))
-            where = (strip.cumulative(query.device), strip.longest)
-            d_q, d_k, d_v = flash_ops.backward(
-                d_out, q, k, v, out, lse, extras, ctx.scale, ctx.backend, where
-            )
-            for piece, rectangle, grad_sum in weighted:
-                keys = strip.keys_of(piece, k)
-                rows = (strip.rows_of(piece, q), keys, strip.rows_of(piece, lse))
-                blocks = _probability_blocks(*rows, rectangle, ctx.scale)
-                grads = (strip.rows_of(piece, d_q), strip.keys_of(piece, d_k))
-                _add_rectangle(*grads, keys, rectangle, blocks, grad_sum * ctx.scale)
-            views = (strip.of_rows, strip.of_keys, strip.of_keys)
-            parts = zip(gradients, (d_q, d_k, d_v), views, strict=True)
-            gradients = [_place(*part) for part in parts]
+        # Of each block of tiles: its lse, its masses and the gradients of its terms.
+        weighted = []
+        if ctx.plan is not None and grad_sums is not None:
+            pairs = zip(of_tiles[0::2], of_tiles[1::2], strict=True)
+            weighted = [
+                (tiles, lse, mass, grad_sums.index_select(0, tiles.term))
+                for tiles, (lse, mass) in zip(ctx.plan.blocks, pairs, strict=True)
+            ]
+        if weighted:
+            shift = _shift_of_rows(query, [(t, mass, grad) for t, _, mass, grad in weighted])
+            grad_output, output = _shift_row_sums(grad_output, output, shift)
+        inputs = (grad_output, query, key, value, output)
+        gradients = _flash_backward(ctx, inputs, lses)
+        for tiles, lse, _, grad in weighted:
+            probability = Probability(query, key, tiles, lse, ctx.scale)
+            add_rectangles(gradients, probability, grad, ctx.scale, ctx.plan)
         return *gradients, None, None, None
 
 
-def _place(whole: Optional[Tensor], part: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add the part of a strip to the whole; a part that is everything is the whole, uncopied.
-
-    Added, because two pieces of a sample share its first keys.
-    """
-    if whole is None:
-        return part
-    view(whole).add_(part)
-    return whole
-
-
-class _Block(NamedTuple):
-    """Some rows of a rectangle."""
-
-    rows: Tensor
-    """int64 ``[rows]``, positions in the piece."""
-    query: Tensor
-    """``[g, h / g * rows, d]``, in the precision of the sums."""
-    probability: Tensor
-    """P ``[h, rows, keys]``, in the precision of the sums; the reader may overwrite it."""
+def _plan(query: Tensor, key: Tensor, layout: AttentionLayout) -> Optional[TilePlan]:
+    """Return the tiles of a micro-batch, which its layers share."""
+    heads = Heads(query.shape[1], key.shape[1], query.shape[-1])
+    dtype = accumulation_dtype(query)
+    cache_key = ("tiles", heads, query.device, dtype)
+    if cache_key not in layout.cache:
+        calls, limit = layout.calls(query.device), _MAX_BLOCK_ELEMENTS[query.device.type]
+        layout.cache[cache_key] = lay_tiles(layout, calls, heads, query.device, dtype, limit)
+    plan: Optional[TilePlan] = layout.cache[cache_key]
+    return plan
 
 
-def _probability_blocks(
-    query: Tensor, key: Tensor, lse: Tensor, rectangle: Rectangle, scale: float
-) -> Iterator[_Block]:
-    """Compute P on a rectangle, a bounded number of rows at a time.
+def _flash_backward(ctx: Any, inputs: tuple[Tensor, ...], lses: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of query, key and value that the kernels give."""
+    grad_output, query, key, value, output = inputs
+    buffers = [] if ctx.is_one_call else [TokenBuffer(x) for x in (query, key, value)]
+    for call, lse, extras in zip(ctx.calls, lses, ctx.extras, strict=True):
+        parts = flash_ops.backward(
+            call.of_gradient(grad_output),
+            call.of_queries(query),
+            call.of_keys(key),
+            call.of_keys(value),
+            call.of_queries(output),
+            lse,
+            extras,
+            ctx.scale,
+            ctx.backend,
+            call.boundaries(query.device),
+        )
+        if not buffers:
+            return [_tokens_first(x) for x in parts]
+        call.add_queries(buffers[0], parts[0])
+        call.add_keys(buffers[1], parts[1])
+        call.add_keys(buffers[2], parts[2])
+    return [buffer.tensor for buffer in buffers]
 
-    Scores are not rounded to bfloat16: they must be as exact as the log-sum-exp they meet.
-    """
-    heads, keys = query.shape[0], rectangle.keys
-    dtype = _accumulation_dtype(query)
-    key_columns = _take(key, keys).to(dtype) * scale
-    for rows in _row_blocks(rectangle.rows, heads * (len(keys) + query.shape[-1])):
-        query_rows = _by_key_head(_take(query, rows).to(dtype), key)
-        scores = (query_rows @ key_columns.transpose(-1, -2)).view(heads, len(rows), len(keys))
-        probability = scores.sub_(lse.index_select(1, rows).unsqueeze(-1)).exp_()
-        if rectangle.crosses_diagonal:
-            probability.masked_fill_(keys > rows.unsqueeze(-1) + rectangle.offset, 0)
-        yield _Block(rows, query_rows, probability)
+
+def _shift_of_rows(
+    query: Tensor, tiles_mass_gradient: Sequence[tuple[TileBlock, Tensor, Tensor]]
+) -> Tensor:
+    """Return what each row's D grows by, g s, ``[b, h, n]``."""
+    b, h, n, _ = query.shape
+    shape, dtype = (n * b * h,), accumulation_dtype(query)
+    shift = query.new_full(shape, _SMALLEST_SHIFT, dtype=dtype)
+    for tiles, mass, gradient in tiles_mass_gradient:
+        weighted = mass.view(len(gradient), -1) * gradient.unsqueeze(1)
+        shift.index_add_(0, tiles.queries, weighted.flatten())
+    return shift.view(n, b, h).permute(1, 2, 0)
 
 
-def _row_blocks(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
-    """Split rows that take so many elements each."""
-    return rows.split(max(1, _MAX_BLOCK_ELEMENTS[rows.device.type] // elements))
+def _shift_row_sums(grad_output: Tensor, output: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both so that rowsum(grad_output * output) has grown by a shift of each row.
 
-
-def _shift_row_sums(grad_output: Tensor, output: Tensor, rows: Tensor, shift: Tensor) -> None:
-    """Move ``output`` along ``grad_output`` so that rowsum(grad_output * output) grows by a shift.
-
-    A row whose gradient is zero, or nothing beside its shift, has no direction to move along; it
-    is given a gradient along the first channel, too small to matter in the results.
+    The first channel of the output moves, by the shift over its gradient. However small that is,
+    it is rounded relative to itself, so the sum is as exact as any channel's product. A gradient
+    that is nothing beside the shift grows first, too little to matter in the results.
 
     Args:
-        grad_output: ``[h, n, d]``, changed in place.
-        output: ``[h, n, d]``, changed in place.
-        rows: int64 ``[rows]`` to shift.
-        shift: ``[h, rows]``.
+        grad_output: ``[b, h, n, d]``.
+        output: ``[b, h, n, d]``.
+        shift: ``[b, h, n]``.
     """
-    heads, _, size = output.shape
-    blocks = _row_blocks(rows, heads * size)
-    for of_block, shift_of_block in zip(blocks, shift.split(len(blocks[0]), 1), strict=True):
-        _shift_block(grad_output, output, of_block, shift_of_block)
-
-
-def _shift_block(grad_output: Tensor, output: Tensor, rows: Tensor, shift: Tensor) -> None:
-    dtype = shift.dtype
-    gradient = _take(grad_output, rows).to(dtype)
-    low, high = gradient.aminmax(dim=-1)
-    peak = torch.maximum(high, -low)
-    floor = shift.abs() * _SMALLEST_GRADIENT
-    first = gradient[..., 0]
+    grad_output, output = grad_output.clone(), output.clone()
+    channel = grad_output[..., 0]
     # Away from zero, so that what the channel holds cannot cancel it.
-    first = torch.where(peak < floor, first + floor.copysign(first), first).to(grad_output.dtype)
-    grad_output[..., 0].transpose(0, 1).index_copy_(0, rows, first.transpose(0, 1))
-    gradient[..., 0] = first
-    # Squares of small gradients would underflow, so the direction is scaled by its largest entry.
-    # The bounds below only matter where gradient and shift are both zero, and nothing moves.
-    peak = torch.maximum(peak, first.to(dtype).abs()).clamp_min(torch.finfo(dtype).tiny)
-    direction = gradient.div_(peak.unsqueeze(-1))
-    square = torch.linalg.vector_norm(direction, dim=-1).square().clamp_min(1)
-    step = (shift / (peak * square)).unsqueeze(-1)
-    moved = torch.addcmul(_take(output, rows).to(dtype), step, direction)
-    output.transpose(0, 1).index_copy_(0, rows, moved.to(output.dtype).transpose(0, 1))
+    channel.add_(shift.copysign(channel), alpha=_SMALLEST_GRADIENT[shift.dtype])
+    output[..., 0].addcdiv_(shift, channel)
+    return grad_output, output
 
 
-def _add_rectangle(
-    grad_query: Tensor,
-    grad_key: Tensor,
-    key: Tensor,
-    rectangle: Rectangle,
-    blocks: Iterator[_Block],
-    weight: Tensor,
-) -> None:
-    """Add what P_ij * weight of dS on a rectangle gives the query and key gradients, in place."""
-    key_columns = _take(key, rectangle.keys).to(weight.dtype) * weight
-    grad_columns = torch.zeros_like(key_columns)
-    for rows, query_rows, probability in blocks:
-        by_key_head = _by_key_head(probability, key)
-        grad_rows = (by_key_head @ key_columns).view(grad_query.shape[0], len(rows), -1)
-        grad_rows = grad_rows.to(grad_query.dtype).transpose(0, 1)
-        grad_query.transpose(0, 1).index_add_(0, rows, grad_rows)
-        grad_columns += by_key_head.transpose(-1, -2) @ query_rows
-    grad_columns *= weight
-    grad_key.index_add_(1, rectangle.keys, grad_columns.to(grad_key.dtype))
-
-
-def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """Copy rows of ``[h, n, d]``.
-
-    Heads of a token lie together, as in megatron-core's ``[s, b, h, d]``; PyTorch copies rows of
-    memory many times faster than rows of a permuted view.
-    """
-    return x.transpose(0, 1).index_select(0, rows).transpose(0, 1)
-
-
-def _by_key_head(by_query_head: Tensor, key: Tensor) -> Tensor:
-    """Fold ``[h, rows, x]`` into ``[g, h / g * rows, x]``: query heads that share a key head."""
-    return by_query_head.reshape(key.shape[0], -1, by_query_head.shape[-1])
-
-
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _tokens_first(x: Tensor) -> Tensor:
+    """Return ``[b, h, n, d]`` in the memory order of megatron-core's; most kernels give it so."""
+    return x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)

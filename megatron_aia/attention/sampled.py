@@ -23,7 +23,9 @@ from torch import Tensor
 from megatron_aia.aia.roles import Task
 from megatron_aia.attention import rectangle
 from megatron_aia.attention.flash_ops import Backend
-from megatron_aia.attention.layout import AttentionLayout, Piece
+from megatron_aia.attention.layout import AttentionLayout
+from megatron_aia.attention.pieces import Piece
+from megatron_aia.runtime.device import send
 
 _MAX_BLOCK_ELEMENTS = 1 << 22
 """Elements of P (heads x queries x keys) held at a time: 16 MiB in float32."""
@@ -79,21 +81,22 @@ class SampledIntensity:
         self, num_heads: int, layout: AttentionLayout, device: torch.device
     ) -> "list[_Sample]":
         samples = []
-        for piece, rectangles in zip(layout.pieces, layout.rectangles(device), strict=True):
+        for piece, rectangles in zip(layout.pieces, layout.rectangles, strict=True):
             terms = dict(piece.terms)
             for of_term in rectangles:
                 term = terms[of_term.term]
                 drawn = self.choose(len(term.queries), num_heads, piece.position, term.task)
                 queries, weights, stops = _in_piece(piece, term.queries, *drawn)
-                is_key = torch.zeros(piece.keys.stop - piece.keys.start, device=device)
+                is_key = torch.zeros(piece.keys.stop - piece.keys.start)
+                is_key[torch.from_numpy(of_term.keys)] = 1
                 samples.append(
                     _Sample(
                         of_term.term,
                         piece,
-                        torch.from_numpy(queries).to(device),
-                        torch.from_numpy(weights).to(device),
+                        send(torch.from_numpy(queries), device),
+                        send(torch.from_numpy(weights), device),
                         tuple(stops.tolist()),
-                        is_key.index_fill_(0, of_term.keys, 1),
+                        send(is_key, device),
                     )
                 )
         return samples

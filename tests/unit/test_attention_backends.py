@@ -11,6 +11,8 @@ from attention_cases import make_case
 from attention_checks import check, num_terms, run
 
 from megatron_aia.attention import flash_ops, rectangle
+from megatron_aia.attention import layout as layouts
+from megatron_aia.attention.calls import StripCall
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.runtime.context_parallel_slices import slices_of_rank
 
@@ -52,7 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return tuple(by_sample(boundaries, use))
 
-    monkeypatch.setattr(flash_ops, "joins_samples", lambda *_: True)
+    monkeypatch.setattr(layouts, "joins_samples", lambda *_: True)
     monkeypatch.setattr(flash_ops, "_forward_joined", forward)
     monkeypatch.setattr(flash_ops, "_backward_joined", backward)
     return found
@@ -70,7 +72,7 @@ def test_a_row_without_padding_is_not_copied(calls: list[int]) -> None:
     case = make_case(ROWS[:1], padding=0)
     check(rectangle.attend, case, FP32)
     layout = AttentionLayout(case.segments, case.query.shape[2], 1)
-    assert layout.is_one_strip(joined=True) and not layout.is_one_strip(joined=False)
+    assert layout.is_one_call(case.query.device)
     assert calls == [3, 3]
 
 
@@ -81,14 +83,15 @@ def test_what_context_parallelism_cuts_is_not_joined() -> None:
     joined = 0
     for rank in range(2):
         layout = AttentionLayout(case.segments, length, 1, slices_of_rank(length, rank, 2))
-        strips = layout.strips(joined=True)
-        assert [p for strip in strips for p in strip.pieces] == list(layout.pieces)
-        for strip in strips:
-            if len(strip.pieces) > 1:
+        calls = layout.calls(torch.device("cuda"))
+        assert [p for call in calls for p in call.pieces] == list(layout.pieces)
+        for call in calls:
+            assert isinstance(call, StripCall)
+            if len(call.pieces) > 1:
                 joined += 1
-                assert all(piece.offset == 0 for piece in strip.pieces)
-                size = strip.rows.stop - strip.rows.start
-                assert size == strip.keys.stop - strip.keys.start
+                assert all(piece.offset == 0 for piece in call.pieces)
+                size = call.rows.stop - call.rows.start
+                assert size == call.keys.stop - call.keys.start
     assert joined
 
 
@@ -123,8 +126,7 @@ def test_arguments_for_joined_samples_fit_the_operators() -> None:
     query = torch.empty(1, 8, 24, 64, dtype=BF16, device="meta")
     key, value = (torch.empty(1, 2, 24, 64, dtype=BF16, device="meta") for _ in range(2))
     where = (torch.empty(4, dtype=torch.int32, device="meta"), 11)
-    assert flash_ops.joins_samples(query.device, "flash3")
-    assert not flash_ops.joins_samples(query.device, "cudnn")
+    assert flash_ops.joins_samples(query.device)
     output, lse, extras = flash_ops.forward(query, key, value, 0.1, "flash", where)
     assert (output.shape, lse.shape, lse.dtype) == (query.shape, (1, 8, 24), FP32)
     inputs = (output, query, key, value, output, lse)

@@ -127,9 +127,11 @@ def test_pieces_of_a_sample_and_of_a_term() -> None:
         (slice(1, 6), slice(7, 12), 0),
         (slice(6, 12), slice(7, 18), 5),
     ]
-    nothing, no_rows, (found,) = layout.rectangles(torch.device("cpu"))
+    nothing, no_rows, (found,) = layout.rectangles
     assert nothing == no_rows == ()
-    assert (found.rows + found.offset + 7).tolist() == [r for r in term.queries if 12 <= r < 18]
+    assert (found.rows + layout.pieces[2].offset + 7).tolist() == [
+        r for r in term.queries if 12 <= r < 18
+    ]
     assert (found.keys + 7).tolist() == term.keys.tolist()
 
 

@@ -224,7 +224,7 @@ MISTAKES = {
     "no path": (FILE.replace("path: both, task: gen", "task: gen"), "the key path is missing"),
     "a number for a path": (FILE.replace("path: both", "path: 3"), "path must be .*, not 3"),
     "unknown option": (FILE.replace("limit", "limits"), "unknown key limits; did you"),
-    "a URL that runs": (FILE.replace("texts", "'pipe:cat x'"), "chat: path pipe:cat x: no URL"),
+    "a URL that runs": (FILE.replace("texts", "'pipe:cat x'"), "path pipe:cat x: unsupported URL"),
     "unknown task": (FILE.replace("generation", "drawn"), "task 'drawn' is none; use text, gen"),
     "limit of 0": (FILE.replace("limit: 5", "limit: 0"), "limit must be .* from 1 on, not 0"),
     "limit as text": (FILE.replace("limit: 5", "limit: 5k"), "limit must be .*, not '5k'"),

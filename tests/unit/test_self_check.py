@@ -71,7 +71,7 @@ def base_two_logarithms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lose_the_rectangle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rectangle, "_add_rectangle", lambda *_: None)
+    monkeypatch.setattr(rectangle, "add_rectangles", lambda *_: None)
 
 
 def not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
