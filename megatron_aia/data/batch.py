@@ -1,7 +1,7 @@
 """Sequences of packed samples as tensors: what one forward pass of any pipeline stage needs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ class MicroBatch:
     sequence_tokens: torch.Tensor | None = None
     """int64 ``[b, whole sequence]``: tokens of the sequences that the other tensors hold a part
     of; None where they hold all of it."""
+    places: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Where tokens stand that the model treats apart, by name; see ``ModelSpec.places``."""
 
     def pin_memory(self) -> "MicroBatch":
         """Return a copy in page-locked memory, from which a GPU fetches while it computes."""
@@ -55,12 +57,13 @@ class MicroBatch:
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
         """Return a copy with ``function`` applied to every tensor."""
         changed: dict[str, Any] = {
-            field.name: function(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
+            entry.name: function(value)
+            for entry in fields(self)
+            if isinstance(value := getattr(self, entry.name), torch.Tensor)
         }
         targets = {name: target.map(function) for name, target in self.targets.items()}
-        return replace(self, **changed, targets=targets)
+        places = {name: function(positions) for name, positions in self.places.items()}
+        return replace(self, **changed, targets=targets, places=places)
 
     def next_token_labels(self, fill: int) -> torch.Tensor:
         """Return the ids to predict, int64 ``[b, s]``; ``fill`` where there is none."""

@@ -1,6 +1,6 @@
 """How a model family is built, run and trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +43,11 @@ class ModelSpec:
     losses: Callable[[Config], tuple[LossTerm, ...]]
     """What is learned; each term reads a target that the sample encoder declares."""
     encoder: MakesEncoder
+    places: Callable[[Config, MicroBatch, int, int], Mapping[str, torch.Tensor]] = (
+        lambda config, batch, rank, size: {}
+    )
+    """``(config, batch, rank, size)`` to what ``MicroBatch.places`` holds, from the part of a
+    context-parallel rank, on the host. A model that looks for tokens itself makes a GPU wait."""
     image_area: Callable[[Config], int | None] = lambda config: None
     """Pixels of a picture before its codes are made; None leaves that to the image tokeniser."""
     draw_greedily: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor] | None = None

@@ -36,8 +36,9 @@ def device() -> torch.device:
 
 def send(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
     """Return a tensor of the host on a device, without waiting for what runs there."""
-    pinned = tensor.pin_memory() if to.type == "cuda" and not tensor.is_cuda else tensor
-    return pinned.to(to, non_blocking=True)
+    if to.type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(to, non_blocking=True)
 
 
 def compute_capability() -> tuple[int, int]:

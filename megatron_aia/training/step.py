@@ -1,7 +1,7 @@
 """One optimizer step: all micro-batches are drawn and counted first, then mcore's schedule runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from megatron_aia.data.batch import MicroBatch, slice_for_rank
 from megatron_aia.models.layers import uses_own_attention
 from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.models.spec import ModelSpec
-from megatron_aia.runtime.device import device
+from megatron_aia.runtime.device import device, send
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.training.counts import StepCounts, count_step
 from megatron_aia.training.teacher import Teacher
@@ -53,6 +53,7 @@ class StepOutput:
 
 def plan_step(
     batches: Sequence[MicroBatch],
+    spec: ModelSpec,
     terms: Sequence[LossTerm],
     config: Config,
     parallel: Parallel,
@@ -64,6 +65,7 @@ def plan_step(
 
     Args:
         batches: this rank's micro-batches of whole sequences, on the host.
+        spec: of the model family.
         terms: of the loss.
         config: of the run.
         parallel: of the run; all its data-parallel ranks must call this together.
@@ -81,7 +83,9 @@ def plan_step(
                 num_heads=config.model.num_attention_heads,
                 group=parallel.groups.tp_cp,
             )
-        held, entries = slice_for_rank(batch, parallel.context_rank, parallel.context_size)
+        place = (parallel.context_rank, parallel.context_size)
+        held, entries = slice_for_rank(batch, *place)
+        held = replace(held, places=spec.places(config, held, *place))
         coefficients = {
             term.name: _to_device(
                 term.coefficients(batch, counts.of_term[term.name])[entries[term.target]]
@@ -107,7 +111,7 @@ def _objective(config: Config, counts: StepCounts, targets: LayerTargets) -> AIA
 
 
 def _to_device(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(device(), non_blocking=True)
+    return send(tensor, device())
 
 
 def run_step(
@@ -133,7 +137,7 @@ def run_step(
         targets: of the AIA term; None leaves it off.
         teacher: runs first, over the same micro-batches; needed if a term asks for one.
     """
-    counts, inputs = plan_step(batches, terms, config, parallel, targets)
+    counts, inputs = plan_step(batches, spec, terms, config, parallel, targets)
     if teacher is not None:
         for item, outputs in zip(inputs, teacher.run([i.batch for i in inputs]), strict=True):
             item.teacher = outputs

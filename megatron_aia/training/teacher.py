@@ -84,7 +84,9 @@ class Teacher:
 
     def _with_asked_targets(self, batch: MicroBatch) -> MicroBatch:
         targets = {name: t for name, t in batch.targets.items() if name in self._targets}
-        return replace(batch, targets=targets)
+        # Places of labels are those of all targets.
+        places = batch.places if len(targets) == len(batch.targets) else {}
+        return replace(batch, targets=targets, places=places)
 
     def _aia(self, batch: MicroBatch) -> AIAContext | None:
         """Return what this project's attention needs to keep samples apart; nothing is measured."""

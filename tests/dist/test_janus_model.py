@@ -150,7 +150,7 @@ def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, flo
     written = write(config, samples)
     batch = build_micro_batch([written[:2], written[2:]], 64, 0, config.model.image_size)
     targets = load_profile("released_code").resolve(PUBLISHED_DEPTH, "stage")
-    _, (item,) = plan_step([batch], spec.losses(config), config, parallel, targets)
+    _, (item,) = plan_step([batch], spec, spec.losses(config), config, parallel, targets)
     assert item.aia is not None and item.aia.objective is not None
     with torch.no_grad():
         outputs = spec.forward(ours, item.batch, item.aia)

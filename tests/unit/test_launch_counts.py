@@ -5,15 +5,12 @@ CUDA's on PyTorch's device ``meta``, which takes every call and computes nothing
 second layer of a micro-batch: what a micro-batch lays out once, it has laid out.
 """
 
-from typing import Any
-
 import attention_cases as cases
 import pytest
 import torch
 from attention_cases import Case, make_case
+from support.calls import Calls
 from support.core_attention import aia_context, config, sbhd
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.roles import without_terms
@@ -25,31 +22,8 @@ MORE_FOR_AIA = 40
 
 DRAWN = [cases.GEN_KEY] * 9 + [cases.PLAIN] + [cases.GEN_ROW] * 40 + [cases.PLAIN]
 SEEN = [cases.UND_KEY] * 37 + [cases.PLAIN] * 3 + [cases.UND_ROW] * 11
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
 
 PATHS = [("meta", torch.bfloat16), ("cpu", torch.float32)]
-
-
-class Calls(TorchDispatchMode):
-    """Collects the names of calls that are no views, and copies between devices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.waits: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.name().removeprefix("aten::")
-        if not func.is_view:
-            self.names.append(name)
-        tensors = [x for x in (*args, result) if isinstance(x, Tensor)]
-        crosses = name.startswith(("_to_copy", "copy_")) and len({x.device for x in tensors}) > 1
-        if crosses or name.startswith(WAITS):
-            self.waits.append(name)
-        return result
 
 
 def packed(samples: int) -> Case:

@@ -9,7 +9,8 @@ from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_causal_mask
 from megatron_aia.models.janus_pro.draw import draw_greedily
-from megatron_aia.models.janus_pro.network import NO_LABEL, JanusModel, vocabulary
+from megatron_aia.models.janus_pro.network import JanusModel, vocabulary
+from megatron_aia.models.janus_pro.places import NO_LABEL, Places, find_places
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
 from megatron_aia.models.janus_pro.settings import janus_model
 from megatron_aia.models.janus_pro.special_tokens import JanusSpecialTokens
@@ -31,11 +32,20 @@ def forward(model: torch.nn.Module, batch: MicroBatch, aia: AIAContext | None) -
         batch.position_ids,
         packed_causal_mask(batch.segment_ids) if aia is None else None,
         images=batch.images,
-        sequence_tokens=batch.sequence_tokens,
         labels=batch.next_token_labels(fill=NO_LABEL),
+        places=Places(**batch.places) if batch.places else None,
         extra_block_kwargs=None if aia is None else {"attention_bias": aia},
     )
     return {"nll": output} if is_last_chunk(model) else output
+
+
+def places(config: Config, batch: MicroBatch, rank: int, size: int) -> dict[str, Tensor]:
+    """Return where the tokens of each kind stand; see ``ModelSpec``."""
+    labels = batch.next_token_labels(fill=NO_LABEL)
+    found = find_places(
+        vocabulary(janus_model(config)), batch.tokens, labels, batch.sequence_tokens, rank, size
+    )
+    return vars(found)
 
 
 def encoder(
@@ -70,6 +80,7 @@ SPEC = ModelSpec(
     forward=forward,
     losses=losses,
     encoder=encoder,
+    places=places,
     # It draws images of one size.
     image_area=lambda config: janus_model(config).image_size ** 2,
     draw_greedily=draw_greedily,

@@ -25,13 +25,11 @@ from megatron_aia.models.backbone import (
     padded_vocab_size,
 )
 from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
+from megatron_aia.models.janus_pro.places import Places, find_places
 from megatron_aia.models.janus_pro.settings import JanusModelConfig, janus_model
 from megatron_aia.models.janus_pro.siglip import SiglipTower
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
-from megatron_aia.runtime.context_parallel_slices import slice_tensor
 from megatron_aia.runtime.parallel import Parallel
-
-NO_LABEL = -1
 
 
 def vocabulary(model: JanusModelConfig) -> JanusVocabulary:
@@ -78,7 +76,7 @@ class JanusModel(PackedGPTModel):
         images: Optional[Tensor] = None,
         labels: Optional[Tensor] = None,
         extra_block_kwargs: Optional[dict[str, Any]] = None,
-        sequence_tokens: Optional[Tensor] = None,
+        places: Optional[Places] = None,
     ) -> Tensor:
         """Run the chunk.
 
@@ -90,18 +88,19 @@ class JanusModel(PackedGPTModel):
                 None where no position is a slot.
             labels: ``[b, s]`` ids, ``NO_LABEL`` where nothing is to be learned.
             extra_block_kwargs: travels to the layers.
-            sequence_tokens: ``[b, s * cp]`` of whole sequences, where context-parallel ranks share
-                them.
+            places: of the tokens and labels; None finds them here, which waits for the device and
+                takes sequences for whole.
 
         Returns:
             Before the last stage, hidden states ``[s, b, h]``. On it, negative log-likelihoods
             ``[b, s]`` (0 without a label), or without labels the hidden states ``[b, s, h]``
             that ``text_logits`` and ``code_logits`` take.
         """
+        # Kept for _postprocess, which megatron-core calls with arguments of its own.
+        self._places = places or find_places(self.vocabulary, tokens, labels)
         decoder_input = None
         if self.pre_process:
-            features = self._held_features(self._embed_images(images), sequence_tokens)
-            decoder_input = self._embed(tokens, position_ids, features)
+            decoder_input = self._embed(tokens, position_ids, self._embed_images(images))
         return super().forward(
             tokens,
             position_ids,
@@ -119,15 +118,19 @@ class JanusModel(PackedGPTModel):
     def _embed(self, tokens: Tensor, position_ids: Tensor, features: Tensor) -> Tensor:
         """Return the decoder's input ``[s, b, h]``; under sequence parallelism this rank's part.
 
-        ``features [m, h]`` go to the slots in their order; any that are left have none.
+        ``features [n * slots, h]`` are those of all images of the whole sequences: every
+        context-parallel rank has looked at them, as an image may lie on several. The sum of
+        gradients over the ranks is that of one look.
         """
-        ids = self.vocabulary
+        ids, places = self.vocabulary, self._places
         is_text = tokens < ids.first_code
         text = self.embedding(tokens.where(is_text, 0), position_ids)  # [s, b, h]
         rows = text.transpose(0, 1).flatten(0, 1)  # [b * s, h]
-        codes, is_code = tokens - ids.first_code, ~is_text & (tokens < ids.image_slot)
-        rows = _replace(rows, is_code, self._embed_codes(codes[is_code]))
-        rows = _replace(rows, tokens == ids.image_slot, features)
+        codes = self._embed_codes(tokens.flatten().index_select(0, places.codes) - ids.first_code)
+        rows = rows.index_copy(0, places.codes, codes[: len(places.codes)].to(rows.dtype))
+        assert len(places.slots) <= len(features), "a slot without a feature"
+        held = features.index_select(0, places.features)
+        rows = rows.index_copy(0, places.slots, held.to(rows.dtype))
         embedded = rows.view(*tokens.shape, -1).transpose(0, 1).contiguous()
         if self.config.sequence_parallel:
             embedded = scatter_to_sequence_parallel_region(embedded, group=self.pg_collection.tp)
@@ -145,27 +148,13 @@ class JanusModel(PackedGPTModel):
             features = self.vision_model(images).flatten(0, 1)
         elif any(parameter.requires_grad for parameter in self.vision_model.parameters()):
             side = self.vision_model.image_size
-            black = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-            features = self.vision_model(black.to(self.embedding_device)).flatten(0, 1)
+            black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.embedding_device)
+            features = self.vision_model(black).flatten(0, 1)
         else:
             weight = self.vision_projection.encoder.linear_fc1.weight
             features = weight.new_zeros(1, weight.shape[1])
         embedded: Tensor = self.vision_projection(features)
         return embedded
-
-    def _held_features(self, features: Tensor, sequence_tokens: Optional[Tensor]) -> Tensor:
-        """Return the features of the slots that this rank holds, of all ``[n * slots, h]``.
-
-        Every context-parallel rank has looked at all images of its sequences: an image may lie on
-        several of them, and the sum of gradients over the ranks is that of one look.
-        """
-        if sequence_tokens is None:
-            return features
-        place = (self.pg_collection.cp.rank(), self.pg_collection.cp.size())
-        is_slot = sequence_tokens == self.vocabulary.image_slot
-        number = is_slot.flatten().cumsum(0).view_as(is_slot) - 1
-        held = slice_tensor(number, *place, dim=1)[slice_tensor(is_slot, *place, dim=1)]
-        return features[held]
 
     @property
     def embedding_device(self) -> torch.device:
@@ -192,11 +181,11 @@ class JanusModel(PackedGPTModel):
         rows, targets = hidden.flatten(0, 1), labels.flatten()
         first_code = self.vocabulary.first_code
         losses = rows.new_zeros(len(targets), dtype=torch.float32)
-        for head, chosen, offset, size in (
-            (self.text_logits, (targets >= 0) & (targets < first_code), 0, first_code),
-            (self.code_logits, targets >= first_code, first_code, self.vocabulary.codebook_size),
+        places, num_codes = self._places, self.vocabulary.codebook_size
+        for head, positions, offset, size in (
+            (self.text_logits, places.text_labels, 0, first_code),
+            (self.code_logits, places.code_labels, first_code, num_codes),
         ):
-            positions = chosen.nonzero().flatten()
             count = len(positions)
             if not count:
                 # One row for nobody: every parameter gets a gradient.
@@ -216,10 +205,3 @@ class JanusModel(PackedGPTModel):
         """Return this rank's columns of the image head, ``[..., padded codebook_size / tp]``."""
         logits: Tensor = self.generation_head(hidden)
         return logits
-
-
-def _replace(rows: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
-    """Return ``rows [n, h]`` with ``values`` where ``chosen`` (``n`` entries) is true, in order."""
-    positions = chosen.flatten().nonzero().flatten()
-    assert len(positions) <= len(values), "a slot without a feature"
-    return rows.index_copy(0, positions, values[: len(positions)].to(rows.dtype))
