@@ -20,6 +20,10 @@ from megatron_aia.runtime.device import send
 _COST_OF_A_CALL = 64 * 64
 """Elements of a map that take as long as one more call on a CPU."""
 
+_USUAL_LENGTH = 64
+"""Tokens of which a single sample is made a multiple, as varying lengths of sequences are: cuDNN
+plans for every length anew, which takes as long as some layers."""
+
 _PLACES_TO_CUT = 16
 """Where groups of samples may end, evenly over the samples: many give many choices to compare."""
 
@@ -37,13 +41,15 @@ class TokenBuffer:
 class StripCall:
     """Samples that follow each other in a sequence, or one piece: a view of every tensor."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[Piece], padding: int = 0) -> None:
+        """``padding`` tokens after the last piece, of no sample, are attended to as its end."""
         first, last = pieces[0], pieces[-1]
         self.pieces = tuple(pieces)
+        self.padding = padding
         self.batch_size = 1
-        self.rows = slice(first.rows.start, last.rows.stop)
+        self.rows = slice(first.rows.start, last.rows.stop + padding)
         """Positions among the queries that this rank holds."""
-        self.keys = slice(first.keys.start, last.keys.stop)
+        self.keys = slice(first.keys.start, last.keys.stop + padding)
         """Positions in the whole sequence."""
         self.length = self.rows.stop - self.rows.start
         """Queries of the call, or of each entry of its batch."""
@@ -77,6 +83,11 @@ class StripCall:
         """Return :meth:`of_queries` of the output's gradient."""
         return self.of_queries(x)
 
+    def clear_padding(self, x: Tensor) -> None:
+        """Set the padding of the call to zero in ``[b, h, held, d]``."""
+        if self.padding:
+            x[self._sequence, :, self.rows.stop - self.padding : self.rows.stop].zero_()
+
     def add_queries(self, whole: TokenBuffer, part: Tensor) -> None:
         """Put what :meth:`of_queries` took back to its place."""
         self.of_queries(whole.tensor).copy_(part)
@@ -97,6 +108,7 @@ class BatchCall:
     ) -> None:
         """``sequences`` of ``num_keys`` tokens, of whose queries this rank holds ``num_rows``."""
         self.pieces = tuple(pieces)
+        self.padding = 0
         self.batch_size = len(pieces)
         self.length = max(piece.rows.stop - piece.rows.start for piece in pieces)
         inside = torch.arange(self.length)
@@ -134,6 +146,9 @@ class BatchCall:
         padding = self._is_padding.view(self.batch_size, 1, self.length, 1)
         return self.of_queries(x).masked_fill_(padding, 0)
 
+    def clear_padding(self, x: Tensor) -> None:
+        """Do nothing: what pads a batch is in no tensor but the copies."""
+
     def add_queries(self, whole: TokenBuffer, part: Tensor) -> None:
         """Put what :meth:`of_queries` took back to its place."""
         whole.tokens.index_add_(0, self._rows[1], part.transpose(1, 2).flatten(0, 1))
@@ -150,15 +165,36 @@ class BatchCall:
 KernelCall = Union[StripCall, BatchCall]
 
 
-def joined_calls(pieces: Sequence[Piece]) -> list[KernelCall]:
-    """Return calls with boundaries: neighbouring whole samples are one."""
+def joined_calls(pieces: Sequence[Piece], num_rows: int, num_keys: int) -> list[KernelCall]:
+    """Return calls with boundaries: neighbouring whole samples are one.
+
+    A single sample takes some of the padding behind it along: cuDNN plans for every length anew.
+
+    Args:
+        pieces: of the micro-batch.
+        num_rows: queries of a sequence that this rank holds.
+        num_keys: tokens of a sequence.
+    """
     strips: list[list[Piece]] = []
     for piece in pieces:
         if strips and _follows(strips[-1][-1], piece):
             strips[-1].append(piece)
         else:
             strips.append([piece])
-    return [StripCall(strip) for strip in strips]
+    last = {strip[-1].batch_index: strip for strip in strips}
+    return [
+        StripCall(strip, _padding_of(strip[0], num_rows, num_keys))
+        if len(strip) == 1 and strip is last[strip[0].batch_index]
+        else StripCall(strip)
+        for strip in strips
+    ]
+
+
+def _padding_of(piece: Piece, num_rows: int, num_keys: int) -> int:
+    """Return the tokens behind the last piece of a sequence that bring it to a usual length."""
+    if piece.offset or num_rows != num_keys:
+        return 0
+    return min(-_length(piece) % _USUAL_LENGTH, num_rows - piece.rows.stop)
 
 
 def _follows(last: Piece, piece: Piece) -> bool:

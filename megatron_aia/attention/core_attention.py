@@ -2,9 +2,7 @@
 
 from typing import Any, Optional
 
-import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.random import is_checkpointing
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -13,6 +11,7 @@ from megatron_aia.aia.inject import AIAContext
 from megatron_aia.attention.context_parallel import gather_keys_values
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import DEFAULT_METHOD, Method
+from megatron_aia.runtime import recompute
 from megatron_aia.runtime.context_parallel_slices import slices_of_rank
 
 
@@ -94,7 +93,7 @@ class AIACoreAttention(MegatronModule):
         s, b, h, d = query.shape
         if self.context_group is not None:
             key, value = gather_keys_values(key, value, self.context_group)
-        measure = not is_first_pass_of_recompute()
+        measure = not recompute.is_first_pass()
         layout = shared_layout(attention_bias, key.shape[0], b, measure, self.context_group)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         output, sums = self.attend(q, k, v, layout, self.softmax_scale)
@@ -107,14 +106,6 @@ def first_head(config: TransformerConfig, pg_collection: Optional[Any]) -> int:
     tensor_rank = pg_collection.tp.rank() if pg_collection is not None else 0
     heads_of_rank = config.num_attention_heads // config.tensor_model_parallel_size
     return int(tensor_rank * heads_of_rank)
-
-
-def is_first_pass_of_recompute() -> bool:
-    """Whether this forward will run again before its backward, and may leave measuring to that.
-
-    An evaluation runs without gradient too, but not inside a checkpoint.
-    """
-    return not torch.is_grad_enabled() and is_checkpointing()
 
 
 def shared_layout(

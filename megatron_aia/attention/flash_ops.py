@@ -113,6 +113,11 @@ def backward(
     return front_query + grad_query, grad_key, grad_value
 
 
+def _takes_cudnn(query: Tensor, key: Tensor, backend: Backend) -> bool:
+    """Return whether cuDNN's kernel attends; PyTorch takes it for no sequence of one token."""
+    return backend == "cudnn" and query.shape[2] > 1 and key.shape[2] > 1
+
+
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, backend: Backend
 ) -> tuple[Tensor, Tensor, Extras]:
@@ -121,7 +126,7 @@ def _forward(
             query, key, value, 0.0, is_causal, scale=scale
         )
         return output, lse, ()
-    if backend == "cudnn":
+    if _takes_cudnn(query, key, backend):
         output, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = (
             _aten._scaled_dot_product_cudnn_attention(
                 query, key, value, None, True, 0.0, is_causal, scale=scale
@@ -155,7 +160,7 @@ def _backward(
         gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *inputs, lse, 0.0, is_causal, scale=scale
         )
-    elif backend == "cudnn":
+    elif _takes_cudnn(query, key, backend):
         cum_q, cum_k, max_q, max_k, seed, offset = extras
         gradients = _aten._scaled_dot_product_cudnn_attention_backward(
             *(*inputs, lse.unsqueeze(-1), seed, offset, None, cum_q, cum_k, max_q, max_k),

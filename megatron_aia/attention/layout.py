@@ -47,9 +47,11 @@ class AttentionLayout:
         """Return which calls of a kernel attend to the micro-batch on a device."""
         joined = joins_samples(device)
         if joined not in self._calls:
-            num_rows = sum(part.stop - part.start for part in self.held)
-            lengths = (self.batch_size, num_rows, self.seq_length)
-            calls = joined_calls(self.pieces) if joined else batched_calls(self.pieces, *lengths)
+            lengths = (sum(part.stop - part.start for part in self.held), self.seq_length)
+            if joined:
+                calls = joined_calls(self.pieces, *lengths)
+            else:
+                calls = batched_calls(self.pieces, self.batch_size, *lengths)
             self._calls[joined] = tuple(calls)
         return self._calls[joined]
 

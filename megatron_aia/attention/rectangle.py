@@ -79,6 +79,8 @@ class _RectangleAttention(torch.autograd.Function):
             ctx.extras.append(extras)
         if whole is not None:
             output = whole.tensor
+        for call in calls:
+            call.clear_padding(output)
         plan = _plan(query, key, layout)
         sums, saved = measure(query, key, lses, plan, scale)
         if sums is None:
@@ -110,6 +112,10 @@ class _RectangleAttention(torch.autograd.Function):
         if weighted:
             shift = _shift_of_rows(query, [(t, mass, grad) for t, _, mass, grad in weighted])
             grad_output, output = _shift_row_sums(grad_output, output, shift)
+        elif any(call.padding for call in ctx.calls):
+            grad_output = grad_output.clone()
+        for call in ctx.calls:
+            call.clear_padding(grad_output)
         inputs = (grad_output, query, key, value, output)
         gradients = _flash_backward(ctx, inputs, lses)
         for tiles, lse, _, grad in weighted:

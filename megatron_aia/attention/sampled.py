@@ -73,7 +73,11 @@ class SampledIntensity:
         Returns:
             ``[n]``, at least float32; differentiable in ``query`` and ``key``.
         """
-        samples = self._draw(query.shape[1], layout, query.device)
+        # Kept for a second forward under recompute.
+        drawn = ("sampled", self, query.shape[1], query.device)
+        if drawn not in layout.cache:
+            layout.cache[drawn] = self._draw(query.shape[1], layout, query.device)
+        samples = layout.cache[drawn]
         sums: Tensor = _RowMasses.apply(query, key, layout, scale, samples)
         return sums
 

@@ -8,12 +8,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_aia.aia.inject import AIAContext
-from megatron_aia.attention.core_attention import (
-    first_head,
-    is_first_pass_of_recompute,
-    shared_layout,
-)
+from megatron_aia.attention.core_attention import first_head, shared_layout
 from megatron_aia.attention.methods import Method
+from megatron_aia.runtime import recompute
 
 
 class SampledCoreAttention(MegatronModule):
@@ -97,7 +94,7 @@ class SampledCoreAttention(MegatronModule):
         output: Tensor = self.inner(
             query, key, value, attention_mask=None, attn_mask_type=AttnMaskType.causal
         )
-        if is_first_pass_of_recompute():
+        if recompute.is_first_pass():
             return output
         s, b = query.shape[:2]
         layout = shared_layout(attention_bias, s, b, measure=True)

@@ -12,6 +12,14 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import (
+    get_default_load_sharded_strategy,
+    get_default_save_sharded_strategy,
+)
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -62,6 +70,10 @@ class CheckpointIO:
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._parallel = parallel
+        # Replicas share the writing, and plan it once: what a run saves keeps its shape.
+        self._save_strategy = FullyParallelSaveStrategyWrapper(
+            get_default_save_sharded_strategy(), parallel.groups.dp_cp, do_cache_distribution=True
+        )
 
     def save(self, folder: Path, state: RunState, config_text: str, keep: int = 0) -> Path:
         """Write a checkpoint; every rank calls this, on a file system they share.
@@ -80,7 +92,7 @@ class CheckpointIO:
             "rng_state": self._rng_state(),
         }
         with end_with_children("that writes a checkpoint"):
-            dist_checkpointing.save(content, str(temporary))
+            dist_checkpointing.save(content, str(temporary), self._save_strategy)
         # On the host: the slowest writer may take longer than a collective of the GPU may.
         dist.barrier(self._parallel.control)
 
@@ -123,7 +135,7 @@ class CheckpointIO:
             content["optimizer"] = self._optimizer_state(is_loading=True)
             if state.layout == self.layout():
                 content["rng_state"] = self._rng_state()
-        loaded = read_sharded(content, path)
+        loaded = read_sharded(content, path, self._parallel.groups.dp_cp)
         _load_chunks(self._models, loaded)
         if weights_only:
             self._optimizer.reload_model_params()
@@ -234,12 +246,16 @@ def _fresh_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def read_sharded(content: dict[str, Any], path: Path) -> Any:
+def read_sharded(
+    content: dict[str, Any], path: Path, replicas: dist.ProcessGroup | None = None
+) -> Any:
     """Read the tensors that ``content`` describes.
 
     Args:
         content: sharded state.
         path: one checkpoint.
+        replicas: ranks that want the same tensors: each reads a part of them and sends it to the
+            others. None reads all on every rank.
 
     Raises:
         ValueError: the files are damaged, or of another model or a newer megatron-core.
@@ -247,7 +263,10 @@ def read_sharded(content: dict[str, Any], path: Path) -> Any:
     check_megatron_core(path, read_state(path).megatron_core)
     # Damaged files raise CheckpointException, which is a BaseException of torch.
     try:
-        return dist_checkpointing.load(content, str(path))
+        strategy = get_default_load_sharded_strategy(str(path))
+        if replicas is not None and replicas.size() > 1:
+            strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
+        return dist_checkpointing.load(content, str(path), strategy)
     except (
         CheckpointException,
         CheckpointingException,

@@ -34,7 +34,9 @@ from megatron_aia.runtime.versions import check_versions
 
 # Modules that megatron-core imports lazily; they must exist before they can be adapted.
 _LAZY_MODULES = (
+    "megatron.core.dist_checkpointing.exchange_utils",
     "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    "megatron.core.dist_checkpointing.strategies.fully_parallel",
     "megatron.core.dist_checkpointing.strategies.state_dict_saver",
     "megatron.core.dist_checkpointing.strategies.torch",
     "megatron.core.distributed.finalize_model_grads",

@@ -8,8 +8,9 @@ adaptation              reason
 ``_redirect_cuda``      tensors are made with ``device="cuda"`` by name, all over megatron-core;
                         from 0.19 on the sum of gradients asks for the stream it runs on
 ``_accept_cpu_types``   optimizers compare type names such as ``torch.cuda.FloatTensor``
-``_accept_cuda_calls``  the distributed optimizer gathers its state, and the first and the last
-                        stage share an embedding, from ``tensor.cuda()`` copies
+``_accept_cuda_calls``  the distributed optimizer gathers its state, the first and the last stage
+                        share an embedding, and ranks that load together exchange tensors, from
+                        ``tensor.cuda()`` copies
 ``_use_host_rng``       dropout and recompute save and restore the state of the CUDA generator
 ======================  =========================================================================
 """
@@ -119,16 +120,20 @@ def _accept_cpu_types() -> None:
 
 
 def _accept_cuda_calls() -> None:
-    """Let ``Tensor.cuda()`` return the tensor itself, only in the methods that need it."""
+    """Let ``Tensor.cuda()`` return the tensor itself, only in the functions that need it."""
     distributed: Any = sys.modules["megatron.core.optimizer.distrib_optimizer"]
     language: Any = sys.modules["megatron.core.models.common.language_module.language_module"]
-    for cls, name in (
+    parallel_load: Any = sys.modules["megatron.core.dist_checkpointing.strategies.fully_parallel"]
+    for owner, name in (
         (distributed.DistributedOptimizer, "get_parameter_state_dp_zero"),
         (language.LanguageModule, "setup_embeddings_and_output_layer"),
+        (parallel_load, "exchange_by_distribution"),
     ):
-        method = getattr(cls, name)
-        here = _with_tensor_method(method, "cuda", lambda original: lambda self, *args, **kw: self)
-        setattr(cls, name, here)
+        function = getattr(owner, name)
+        make = _with_tensor_method(
+            function, "cuda", lambda original: lambda self, *args, **kw: self
+        )
+        setattr(owner, name, make)
 
 
 def _with_cuda_type_names(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 from megatron_aia.aia import inject
-from megatron_aia.attention import core_attention
 from megatron_aia.models import backbone, layers
 from megatron_aia.models.janus_pro import network
 from megatron_aia.models.norm import RMSNorm
+from megatron_aia.runtime import recompute
 from megatron_aia.training import counts, setup, step
 
 VISIBLE = 1e-3
@@ -99,7 +99,7 @@ def plant_batched_p2p() -> None:
 
 def plant_no_term_under_recompute() -> None:
     """A guard that takes the second pass of recompute for the first loses the whole term."""
-    core_attention.is_first_pass_of_recompute = lambda: True
+    recompute.is_first_pass = lambda: True
 
 
 def plant_head_without_reduction() -> None:

@@ -176,14 +176,28 @@ stages:
 """
 
 
-def test_damaged_checkpoint_is_one_line(saved: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_damaged_checkpoint_is_one_line(
+    world_size: int, saved: Path, data: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(saved / "iter_0000004", copy)
     for file in copy.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    message = spawn(failure_of, 1, run_config(data, Layout(), train_iters=6, load=str(copy)))
+    config = run_config(data, Layout(), train_iters=6, load=str(copy))
+    message = spawn(failure_of, world_size, config)
     assert "cannot be loaded" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_replicas_share_the_writing(distributed: bool, data: Path, tmp_path: Path) -> None:
+    layout = Layout({"use_distributed_optimizer": distributed})
+    spawn(train, 2, run_config(data, layout, train_iters=1, save=str(tmp_path)))
+    sizes = [0, 0]
+    for file in (tmp_path / "iter_0000001").glob("__*.distcp"):
+        sizes[int(file.name.split("_")[2])] += file.stat().st_size
+    assert min(sizes) > 0.4 * sum(sizes), sizes
 
 
 def test_finetune_takes_the_weights_alone(saved: Path, data: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.methods import Method
 from megatron_aia.attention.sampled import SampledIntensity
 from megatron_aia.attention.self_check import AttentionSetting, check_method
+from megatron_aia.runtime.context_parallel_slices import slice_tensor, slices_of_rank
 from megatron_aia.runtime.device import (
     flash_attention_packages,
     has_cudnn_attention,
@@ -81,6 +82,29 @@ def test_a_run_would_take_this_kernel(backend: Backend, shape: tuple[int, int, i
 @pytest.mark.parametrize("head_size", [64, 80, 96, 128])
 def test_packed_samples(name: str, dtype: torch.dtype, head_size: int) -> None:
     check(method(name), make_case(PACKED, 8, 2, head_size), dtype, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["flash", pytest.param("rectangle on cudnn", marks=CUDNN)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_piece_of_one_query(name: str, rank: int) -> None:
+    """Context parallelism leaves one where a sample ends one token past the edge of a chunk."""
+    # 700 tokens in chunks of 175: the first sample has one query in the second.
+    case = make_case([[[cases.PLAIN] * 176, LONG_ANSWER, [cases.PLAIN] * 24]], 8, 2, 128, padding=0)
+    tokens = case.query.shape[2]
+    layout = AttentionLayout(case.segments, tokens, 1, slices_of_rank(tokens, rank, 2))
+    assert min(p.rows.stop - p.rows.start for p in layout.pieces) == (1 if rank else 24)
+    results = []
+    for attend, dtype, device in ((method(name), BF16, "cuda"), (METHODS["eager"], FP32, "cpu")):
+        query, key, value = case.inputs(dtype, device)
+        held = slice_tensor(query, rank, 2, dim=2)
+        output, sums = attend(held, key, value, layout, case.scale)
+        results.append(
+            [output, sums, *torch.autograd.grad(output.sum() + sums.sum(), (key, value))]
+        )
+        layout.cache.clear()
+    for got, want in zip(*results, strict=True):
+        error = (got.cpu().float() - want).norm() / want.norm()
+        assert error < 0.03
 
 
 @pytest.mark.parametrize(("name", "dtype"), RUNS)

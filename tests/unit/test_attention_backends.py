@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention_cases import make_case
 from attention_checks import check, num_terms, run
+from support.calls import Calls
 
 from megatron_aia.attention import flash_ops, rectangle
 from megatron_aia.attention import layout as layouts
@@ -76,6 +77,21 @@ def test_a_row_without_padding_is_not_copied(calls: list[int]) -> None:
     assert calls == [3, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, FP32, BF16])
+@pytest.mark.parametrize("padding", [0, 3, 200])
+@pytest.mark.parametrize("rows", [[[cases.GENERATION]], [[cases.UNDERSTANDING], [cases.TEXT]]])
+def test_a_single_sample_takes_padding_along(
+    calls: list[int], rows: Any, padding: int, dtype: Any
+) -> None:
+    """For kernels that plan by length; nothing but the length of the call may show it."""
+    case = make_case(rows, padding=padding)
+    check(rectangle.attend, case, dtype)
+    assert calls == []
+    layout = AttentionLayout(case.segments, case.query.shape[2], len(rows))
+    longest = max(call.length for call in layout.calls(case.query.device))
+    assert longest == (64 if padding == 200 else len(rows[0][0]) + padding)
+
+
 def test_what_context_parallelism_cuts_is_not_joined() -> None:
     samples = [cases.TEXT, cases.TEXT, cases.GENERATION, cases.INTERLEAVED]
     case = make_case([samples], padding=0)
@@ -120,6 +136,18 @@ def test_arguments_for_one_sample_fit_the_operators(backend: Any, length: int) -
     assert len(extras) == (1 if length == 8 else 2)
     gradients = flash_ops.backward(output, query, key, value, output, lse, extras, 0.1, backend)
     assert [x.shape for x in gradients] == [query.shape, key.shape, value.shape]
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (8, 9), (8, 8), (2, 3)])
+def test_cudnn_gets_no_sequence_of_one_token(queries: int, keys: int) -> None:
+    query = torch.empty(1, 8, queries, 64, dtype=BF16, device="meta")
+    key, value = (torch.empty(1, 2, keys, 64, dtype=BF16, device="meta") for _ in range(2))
+    with Calls() as found:
+        output, lse, extras = flash_ops.forward(query, key, value, 0.1, "cudnn")
+        flash_ops.backward(output, query, key, value, output, lse, extras, 0.1, "cudnn")
+    taken = sorted(name.split("_")[4] for name in found.names if "scaled_dot" in name)
+    lengths = [queries] if queries == keys else [queries, min(keys - queries, queries)]
+    assert taken == sorted(2 * ["flash" if n == 1 else "cudnn" for n in lengths])
 
 
 def test_arguments_for_joined_samples_fit_the_operators() -> None:

@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import attention_cases as cases
 import pytest
 import reference
@@ -15,9 +18,9 @@ from support.core_attention import (
 from torch.utils.checkpoint import checkpoint
 
 from megatron_aia.aia.inject import AIAContext
-from megatron_aia.attention import core_attention
 from megatron_aia.attention.core_attention import AIACoreAttention
 from megatron_aia.attention.methods import Method
+from megatron_aia.runtime import recompute
 
 pytestmark = pytest.mark.versions
 
@@ -59,7 +62,7 @@ def test_recompute_gives_the_same_numbers_once(
     plain = module(*plain_inputs, None, attention_bias=plain_aia)
     expected = gradients(case, plain_inputs, plain)
 
-    monkeypatch.setattr(core_attention, "is_checkpointing", lambda: True)
+    monkeypatch.setattr(recompute, "is_checkpointing", lambda: True)
     output = checkpoint(
         lambda q, k, v: module(q, k, v, None, attention_bias=aia),
         *inputs,
@@ -71,6 +74,20 @@ def test_recompute_gives_the_same_numbers_once(
     for got, want in zip(gradients(case, inputs, output), expected, strict=True):
         torch.testing.assert_close(got, want)
     torch.testing.assert_close(aia.intensity(LAYER), plain_aia.intensity(LAYER))
+
+
+def test_the_first_pass_of_transformer_engines_checkpoint_measures_nothing(
+    case: Case, module: AIACoreAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not set megatron-core's flag; a stand-in for its module tells."""
+    engine = SimpleNamespace(is_fp8_activation_recompute_enabled=lambda: True)
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.distributed", engine)
+    aia = aia_context(case)
+    with torch.no_grad():
+        module(*sbhd(case), None, attention_bias=aia)
+    assert aia.measured == ()
+    module(*sbhd(case), None, attention_bias=aia)
+    assert aia.measured == ((0, LAYER),)
 
 
 def test_evaluation_measures(case: Case, module: AIACoreAttention) -> None:

@@ -32,15 +32,13 @@ def test_the_preset_gives_way(argv, note):
 
 def test_a_layout_of_a_preset_fits_fewer_processes(tmp_path):
     data = f"--data-path {tmp_path} --load {tmp_path}"
-    config, notes = settle(f"--preset emu3_8b {data}", world_size=4)
-    assert config.parallel.layout == (4, 1, 1)
-    assert notes == [
-        "--pipeline-model-parallel-size 2 of preset emu3_8b is 1 here, to fit this run"
-    ]
+    config, notes = settle(f"--preset emu3_8b {data}", world_size=2)
+    assert config.parallel.layout == (2, 1, 1)
+    assert notes == ["--tensor-model-parallel-size 4 of preset emu3_8b is 2 here, to fit this run"]
     assert settle(f"--preset emu3_8b {data}", world_size=16)[1] == []
     given = "--tensor-model-parallel-size 2"
     config, notes = settle(f"--preset emu3_8b {data} {given}", world_size=2)
-    assert (config.parallel.layout, len(notes)) == ((2, 1, 1), 1)
+    assert (config.parallel.layout, len(notes)) == ((2, 1, 1), 0)
 
 
 @pytest.mark.parametrize(

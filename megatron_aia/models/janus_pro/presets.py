@@ -44,7 +44,8 @@ def janus_pro_7b() -> Config:
             pipeline_model_parallel_size=1,
             sequence_parallel=True,
             use_distributed_optimizer=True,
-            recompute_granularity="selective",
+            overlap_grad_reduce=True,
+            overlap_param_gather=True,
         ),
         data=DataConfig(seq_length=8192, global_batch_size=256, cfg_drop_prob=0.1),
         training=TrainingConfig(
