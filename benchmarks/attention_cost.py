@@ -2,10 +2,11 @@
 
     python benchmarks/attention_cost.py --figure benchmarks/attention_cost.png
 
-One process. In every round all methods run forward and backward on the same tensors, one after the
-other; a ratio is the median over rounds of a method's time over that of plain attention in the same
-round. Plain attention is PyTorch's, pinned to one kernel, on each sample; it runs twice, and the
-second against the first is the noise. Memory is the peak of the allocator above the inputs.
+One process. In every round all methods run forward and backward on the same tensors, one after
+the other; a ratio is the median over rounds of a method's time over that of the same kernel with AIA
+off in the same round. That runs twice, and the second against the first is the noise. PyTorch's own
+attention, a call for each sample, stands beside it. Memory is the peak of the allocator above the
+inputs.
 
 On a CPU the time is CPU time of one thread, which other processes disturb less than wall time; on a
 GPU it is that of CUDA events. Defaults are the heads of Emu3 on one of eight tensor-parallel ranks.
@@ -26,26 +27,24 @@ from megatron_aia.runtime.device import describe, has_cuda
 
 def measure(shape: str, length: int, options: argparse.Namespace) -> dict[str, Result]:
     layer = Layer(shape, length, options)
-    steps = {
-        name: partial(layer.step, run)
-        for name, run in methods(shape, length, options.sampled_queries).items()
-    }
+    chosen = methods(shape, length, options.sampled_queries)
+    steps = {name: partial(layer.step, run) for name, (run, _) in chosen.items()}
     memory = {name: peak_bytes(step) for name, step in steps.items()}  # also the warm-up
     rounds = options.rounds or max(3, min(15, 8192 // length))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(seconds(step))
-    reference = next(iter(steps))
     return {
         name: Result(
             statistics.median(times[name]),
-            statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True)),
+            statistics.median(a / b for a, b in zip(times[name], times[other], strict=True)),
             memory[name],
-            memory[name] / memory[reference],
+            memory[name] / memory[other],
             layer.operations / statistics.median(times[name]),
+            is_reference=name == other,
         )
-        for name in steps
+        for name, (_, other) in chosen.items()
     }
 
 

@@ -107,6 +107,9 @@ class Side:
         self.spec = load_model_spec("emu3")
         self.models = build_models(self.config, self.spec, self.parallel)
         self.optimizer = build_optimizer(self.config, self.models, self.parallel)
+        attentions = [m for m in self.models[0].modules() if isinstance(m, AIACoreAttention)]
+        self.own = attentions[0].method if attentions else None
+        """What the run has chosen; None where Transformer Engine attends."""
         self.batch = make_batch(tuple(SHAPES[options.shape](options.length)), options.length)
         self.targets = load_profile("paper").resolve(options.layers, "stage")
 
@@ -117,13 +120,14 @@ class Side:
             return {"AIA, sampled": partial(self.step, None, True)}
         found["AIA off again"] = found["AIA off"]
         for name in ("flash", "sampled"):
-            method = Method(name, "under test", sampled_queries)
-            found[f"AIA, {method.name}"] = partial(self.step, method, True)
+            # On the kernel that the run has chosen, as with AIA off.
+            method = replace(self.own, name=name, sampled_queries=sampled_queries)
+            found[f"AIA, {name} on {method.backend}"] = partial(self.step, method, True)
         return found
 
     def step(self, method: Method | None, measures: bool) -> None:
-        if method is not None:
-            self._attend_by(method)
+        if self.own is not None:
+            self._attend_by(method or self.own)
         targets = self.targets if measures else None
         run_step(
             self.models,

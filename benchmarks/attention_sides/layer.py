@@ -15,9 +15,10 @@ from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import AIA_TASKS, AIATerm, Segment, Task
 from megatron_aia.attention import fused, rectangle
+from megatron_aia.attention.flash_ops import Backend
 from megatron_aia.attention.layout import AttentionLayout
 from megatron_aia.attention.sampled import SampledIntensity
-from megatron_aia.runtime.device import device, has_cuda, has_triton
+from megatron_aia.runtime.device import device, has_cuda, has_cudnn_attention, has_triton
 
 Run = Callable[[Tensor, Tensor, Tensor, AttentionLayout, float], tuple[Tensor, Tensor | None]]
 
@@ -127,17 +128,31 @@ class Layer:
             x.grad = None
 
 
-def methods(shape: str, length: int, sampled_queries: int) -> dict[str, Run]:
-    """Return what runs in a round, in order; the first is what the others are compared with."""
-    found: dict[str, Run] = {}
-    for backend in (CUDNN, FLASH) if has_cuda() else (FLASH,):
-        found[f"plain ({backend.name.split('_')[0].lower()})"] = partial(plain, backend)
-    found["plain again"] = next(iter(found.values()))
-    found["AIA, flash"] = rectangle.attend
-    sampled = SampledIntensity(sampled_queries, 0, 0)
-    found[f"AIA, sampled, {sampled_queries} queries"] = sampled.attend
+def off(
+    q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, backend: Backend
+) -> tuple[Tensor, None]:
+    """Attend as a run with AIA off does: the same kernel and calls, nothing measured."""
+    output, _ = rectangle.attend(q, k, v, layout.without_terms(), scale, backend)
+    return output, None
+
+
+def methods(shape: str, length: int, sampled_queries: int) -> dict[str, tuple[Run, str]]:
+    """Return what runs in a round, in order, each with the name of what it is compared with."""
+    found: dict[str, tuple[Run, str]] = {}
+    backends: list[tuple[Backend, SDPBackend]] = [("flash", FLASH)]
+    if has_cudnn_attention():
+        backends.insert(0, ("cudnn", CUDNN))
+    for backend, of_torch in backends:
+        name = f"AIA off ({backend})"
+        found[name] = (partial(off, backend=backend), name)
+        found[f"again ({backend})"] = (partial(off, backend=backend), name)
+        found[f"PyTorch's ({backend})"] = (partial(plain, of_torch), name)
+        found[f"AIA, flash ({backend})"] = (partial(rectangle.attend, backend=backend), name)
+        sampled = SampledIntensity(sampled_queries, 0, 0, backend=backend)
+        found[f"AIA, {sampled_queries} sampled queries ({backend})"] = (sampled.attend, name)
+    first = next(iter(found))
     if has_cuda() and has_triton():
-        found["AIA, fused"] = fused.attend
+        found["AIA, fused"] = (fused.attend, first)
     if length <= LONGEST_EAGER and shape != "packed":
-        found["released eager"] = eager
+        found["released eager"] = (eager, first)
     return found
