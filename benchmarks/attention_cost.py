@@ -3,8 +3,8 @@
     python benchmarks/attention_cost.py --figure benchmarks/attention_cost.png
 
 One process. In every round all methods run forward and backward on the same tensors, one after
-the other; a ratio is the median over rounds of a method's time over that of the same kernel with AIA
-off in the same round. That runs twice, and the second against the first is the noise. PyTorch's own
+the other; a ratio is the median over rounds of a method's time over that of the same kernel with
+AIA off in the same round. That runs twice, and the second against the first is the noise. PyTorch's
 attention, a call for each sample, stands beside it. Memory is the peak of the allocator above the
 inputs.
 
