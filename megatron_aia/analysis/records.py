@@ -60,6 +60,22 @@ class LogRecord:
     """Share of the positions of the interval's sequences that hold no real token, in 0..1."""
     corrupt_samples: int = 0
     """Corrupt samples known so far; replacements are read in their place."""
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds a step, mean over ranks: ``data`` (waiting for it), ``forward_backward``,
+    ``gradient_reduction``, ``optimizer``, ``save``. The rest of a step is none of them."""
+    slowest_rank: int = -1
+    """Whose forward and backward took longest."""
+    rank_spread: float = math.nan
+    """That time over the shortest of all ranks."""
+    memory: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Bytes, the most of all ranks in the interval: ``allocated`` and ``reserved`` of a GPU and
+    its ``total``; ``resident`` of a CPU process."""
+    tflops_per_device: float = math.nan
+    """10^12 operations a second that the model needs, on each device; nothing counts twice."""
+    aia_tflops_per_device: float = math.nan
+    """What intensities add to that."""
+    mfu: float = math.nan
+    """``tflops_per_device`` over the device's peak; NaN where that is not known."""
 
     def to_json(self) -> str:
         """Return the record as one line of standard JSON: NaN is ``null``, infinity a string."""
@@ -82,7 +98,7 @@ class LogRecord:
                     field.name: _decode(field, values)
                     for field in dataclasses.fields(cls)
                     # Records of before there was the field do without it.
-                    if field.name in values or field.default is dataclasses.MISSING
+                    if field.name in values or not _has_default(field)
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -101,6 +117,11 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
             values["terms"][AIA_TERM] = sum(map(_decode_number, aia.values()))
             values["losses"][AIA_TERM] = aia
     return values
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def task_name(task: Task) -> str:

@@ -274,6 +274,26 @@ class LoggingConfig:
     """Folder for TensorBoard events; unset, none are written."""
     aia_figure_interval: NonNegativeInt = 0
     """Steps between TensorBoard figures of the intensity curves; 0 draws none."""
+    log_throughput: bool = False
+    """A second console line: TFLOP/s a GPU, MFU, memory, where the time goes, the slowest rank. The
+    JSON records and TensorBoard always have them."""
+    peak_flops: Optional[PositiveFloat] = None
+    """FLOP/s of one device at its peak, for MFU; unset, by the name of the GPU."""
+    profile: bool = False
+    """Trace some steps with torch.profiler, into the folder of --tensorboard-dir or --save."""
+    profile_step_start: PositiveInt = 10
+    """First step to trace."""
+    profile_step_end: PositiveInt = 12
+    """The trace ends before this step."""
+    profile_ranks: tuple[NonNegativeInt, ...] = (0,)
+    """Ranks that trace, and that record memory."""
+    record_memory_history: bool = False
+    """Record who allocates GPU memory; written at the end, and when it runs out."""
+
+    @property
+    def profiles(self) -> bool:
+        """Whether files beside the log are written."""
+        return self.profile or self.record_memory_history
 
 
 @dataclass

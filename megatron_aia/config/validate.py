@@ -9,6 +9,7 @@ from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.settings import flag
 from megatron_aia.config.tree import AIAConfig, Config
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
+from megatron_aia.config.validate_logging import check_logging, notes_on_logging
 from megatron_aia.config.validate_model import (
     check_context_parallel,
     check_model_settings,
@@ -44,6 +45,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
     _check_data(config)
     _check_training(config)
     _check_checkpoint(config)
+    check_logging(config, world_size, has_gpu)
     return _settings_without_effect(config)
 
 
@@ -52,9 +54,10 @@ def _check_ranges(config: Config) -> None:
         value, allowed = value_of(config, name), setting.kind.range
         if allowed is None or value is None:
             continue
-        # nan compares false with everything, inf passes `>= 0` and trains to nan
-        if not (allowed.contains(value) and math.isfinite(value)):
-            raise ValueError(f"{setting.flag} {value} is out of range; {allowed.remedy}")
+        for part in value if isinstance(value, tuple) else (value,):
+            # nan compares false with everything, inf passes `>= 0` and trains to nan
+            if not (allowed.contains(part) and math.isfinite(part)):
+                raise ValueError(f"{setting.flag} {part} is out of range; {allowed.remedy}")
 
 
 def _check_data(config: Config) -> None:
@@ -134,7 +137,7 @@ def _check_checkpoint(config: Config) -> None:
 
 
 def _settings_without_effect(config: Config) -> list[str]:
-    notes = notes_on_fp8(config)
+    notes = notes_on_fp8(config) + notes_on_logging(config)
     figures = config.logging.aia_figure_interval
     if figures % config.logging.log_interval:
         notes.append(

@@ -119,7 +119,8 @@ class StepLoader(SampleReader):
             f"the first {len(positions)} samples are {counts} "
             "(generation:understanding:text:mixed), "
             f"{tokens / len(positions):.0f} tokens each on average",
-            f"{num_sequences / _DESCRIBED_STEPS:.1f} sequences of {size} tokens a step "
+            f"{tokens / _DESCRIBED_STEPS:,.0f} tokens a step, in "
+            f"{num_sequences / _DESCRIBED_STEPS:.1f} sequences of {size} tokens "
             f"with packing {'on' if self.packing else 'off'}, {padding:.1%} of them padding",
         ]
 

@@ -12,6 +12,7 @@ from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
+from megatron_aia.models.flops import decoder_flops
 from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
@@ -48,6 +49,8 @@ class ModelSpec:
     )
     """``(config, batch, rank, size)`` to what ``MicroBatch.places`` holds, from the part of a
     context-parallel rank, on the host. A model that looks for tokens itself makes a GPU wait."""
+    flops: Callable[[Config, MicroBatch], float] = decoder_flops
+    """``(config, batch)`` to the operations of a forward and backward over whole sequences."""
     image_area: Callable[[Config], int | None] = lambda config: None
     """Pixels of a picture before its codes are made; None leaves that to the image tokeniser."""
     draw_greedily: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor] | None = None

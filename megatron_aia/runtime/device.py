@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import resource
 
 import torch
 
@@ -32,6 +33,27 @@ def has_cuda() -> bool:
 def device() -> torch.device:
     """Return the device of this process: its CUDA device, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def device_name() -> str:
+    """Return what this process computes on: the name of its GPU, or CPU."""
+    return torch.cuda.get_device_name() if has_cuda() else "CPU"
+
+
+def memory_in_use() -> dict[str, float]:
+    """Return bytes: of a GPU ``allocated`` and ``reserved``, the most since the last call, and its
+    ``total``; of a CPU process ``resident``, the most since it started.
+    """
+    if not has_cuda():
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"resident": kibibytes * 1024.0}
+    found = {
+        "allocated": float(torch.cuda.max_memory_allocated()),
+        "reserved": float(torch.cuda.max_memory_reserved()),
+        "total": float(torch.cuda.get_device_properties(device()).total_memory),
+    }
+    torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 def send(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
@@ -138,11 +160,10 @@ def has_triton() -> bool:
 
 def describe() -> str:
     """Return one line for the log: device, torch, megatron-core, accelerated packages."""
-    where = torch.cuda.get_device_name() if has_cuda() else "CPU"
     versions = {name: _version(name) for name in ACCELERATED_PACKAGES}
     packages = [f"{name} {version or 'not installed'}" for name, version in versions.items()]
     core = f"megatron-core {megatron_core_version()}"
-    return ", ".join([where, f"torch {torch.__version__}", core, *packages])
+    return ", ".join([device_name(), f"torch {torch.__version__}", core, *packages])
 
 
 def _version(package: str) -> str | None:

@@ -9,10 +9,15 @@ from megatron_aia.config import Config
 from megatron_aia.models.layers import uses_transformer_engine
 from megatron_aia.runtime.device import describe
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.training.model_size import ModelSize, describe_size, draw_layout
 
 
 def describe_run(
-    config: Config, parallel: Parallel, models: Sequence[torch.nn.Module], notes: dict[str, str]
+    config: Config,
+    parallel: Parallel,
+    models: Sequence[torch.nn.Module],
+    size: ModelSize,
+    notes: dict[str, str],
 ) -> list[tuple[str, str]]:
     """Return (label, text) lines for the start of the log.
 
@@ -20,6 +25,7 @@ def describe_run(
         config: of the run.
         parallel: of the run.
         models: chunks of this process.
+        size: of the whole model.
         notes: further labels and texts, put before the last line.
     """
     tensor, pipeline, context = config.parallel.layout
@@ -29,7 +35,8 @@ def describe_run(
     adam = mcore_optimizer.Adam
     return [
         ("machine", describe()),
-        ("layout", layout),
+        ("layout", "\n".join([layout, *draw_layout(parallel, config.model.num_layers)])),
+        *describe_size(config, size, parallel),
         ("layers", "Transformer Engine" if uses_transformer_engine(config) else "megatron-core"),
         ("attention", _attention(models[0])),
         ("optimizer", f"{adam.__module__}.{adam.__name__}"),

@@ -12,6 +12,13 @@ _TASK_LABELS = {
     Task.TEXT: "text",
     Task.MIXED: "mixed",
 }
+_PHASE_LABELS = {
+    "data": "data",
+    "forward_backward": "fwd+bwd",
+    "gradient_reduction": "reduce",
+    "optimizer": "optimizer",
+    "save": "save",
+}
 _MISSING = "-"
 _BANNER_COLUMNS = 100
 
@@ -67,6 +74,22 @@ def format_record(record: LogRecord, eta_seconds: float) -> str:
         [f"grad {_format_number(record.grad_norm)}", skipped],
     ]
     return " | ".join("  ".join(group) for group in groups)
+
+
+def format_instruments(record: LogRecord) -> str:
+    """Return the second console line of a log step, of ``--log-throughput``."""
+    speed = f"{record.tflops_per_device:.4g} TFLOP/s a device"
+    if record.aia_tflops_per_device:
+        speed += f" (AIA {record.aia_tflops_per_device:.2g} more)"
+    if not math.isnan(record.mfu):
+        speed += f"  MFU {record.mfu:.1%}"
+    memory = "  ".join(f"{kind} {size / 2**30:.2f}" for kind, size in record.memory.items())
+    shares = "  ".join(
+        f"{_PHASE_LABELS[phase]} {seconds / record.seconds_per_iteration:.0%}"
+        for phase, seconds in record.phases.items()
+    )
+    slowest = f"slowest rank {record.slowest_rank} (x {record.rank_spread:.2f})"
+    return " | ".join([f"    {speed}", f"GiB {memory}", shares, slowest])
 
 
 def format_banner(lines: list[tuple[str, str]]) -> str:

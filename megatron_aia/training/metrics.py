@@ -15,6 +15,8 @@ from megatron_aia.analysis.records import AIA_TERM, LogRecord
 from megatron_aia.models.losses import LossTerm
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.runtime.timers import StepTimers
+from megatron_aia.training.instruments import measure_ranks
 from megatron_aia.training.step import StepOutput
 
 
@@ -26,6 +28,8 @@ class IntervalMetrics:
         terms: of the loss.
         targets: of the AIA term; None if it is off.
         parallel: of the run.
+        timers: whose spans have the names of ``PHASES``.
+        peak: FLOP/s of a device at most; None if unknown.
     """
 
     def __init__(
@@ -34,7 +38,11 @@ class IntervalMetrics:
         terms: Sequence[LossTerm],
         targets: LayerTargets | None,
         parallel: Parallel,
+        timers: StepTimers,
+        peak: float | None = None,
     ) -> None:
+        self._timers = timers
+        self._peak = peak
         self._terms = terms
         self._targets = targets
         self._parallel = parallel
@@ -46,6 +54,8 @@ class IntervalMetrics:
         self._steps += 1
         self._tokens += output.counts.tokens
         self._positions += output.counts.positions
+        self._flops += output.flops[0]
+        self._aia_flops += output.flops[1]
         if not updated:
             self._skipped += 1
             return
@@ -68,15 +78,20 @@ class IntervalMetrics:
     ) -> LogRecord:
         """Reduce over data- and context-parallel ranks and pipeline stages; start a new interval.
 
-        Every rank calls this; all get the same record but for the timings, which are their own,
-        and for the corrupt samples, which rank 0 counts.
+        Every rank calls this; all get the same record but for the time of a step, which is their
+        own, and for the corrupt samples, which rank 0 counts.
         """
         parts, losses = self._mean_losses(self._reduce())
         intensities = self._tracker.report()
         if self._targets is not None:
             losses[AIA_TERM] = intensities.loss
             parts[AIA_TERM] = sum(intensities.loss.values())
+        measured = measure_ranks(
+            self._timers.take(), self._steps, self._flops, self._aia_flops, self._parallel
+        )
         seconds = (time.perf_counter() - self._start) / self._steps
+        tera_seconds = 1e12 * seconds * dist.get_world_size()
+        tflops = measured.flops_a_step / tera_seconds
         record = LogRecord(
             iteration=iteration,
             train_iters=train_iters,
@@ -94,6 +109,13 @@ class IntervalMetrics:
             target=self._target_curves(),
             padding_fraction=1 - self._tokens / self._positions,
             corrupt_samples=corrupt_samples,
+            phases=measured.phases,
+            slowest_rank=measured.slowest_rank,
+            rank_spread=measured.rank_spread,
+            memory=measured.memory,
+            tflops_per_device=tflops,
+            aia_tflops_per_device=measured.aia_flops_a_step / tera_seconds,
+            mfu=tflops * 1e12 / self._peak if self._peak else math.nan,
         )
         self._clear()
         return record
@@ -136,5 +158,6 @@ class IntervalMetrics:
             term.name: torch.zeros(NUM_TASKS, dtype=torch.float64) for term in self._terms
         }
         self._steps = self._skipped = self._tokens = self._positions = 0
+        self._flops, self._aia_flops = 0.0, 0.0
         self._grad_norm = math.nan
         self._start = time.perf_counter()

@@ -7,7 +7,12 @@ from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record
 from megatron_aia.checkpoint.folder import CONFIG_FILE
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
-from megatron_aia.training.console import EtaEstimator, format_banner, format_record
+from megatron_aia.training.console import (
+    EtaEstimator,
+    format_banner,
+    format_instruments,
+    format_record,
+)
 from megatron_aia.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
@@ -24,6 +29,7 @@ class Reporter:
 
     def __init__(self, config: Config, start_iteration: int) -> None:
         self._figure_interval = config.logging.aia_figure_interval
+        self._log_throughput = config.logging.log_throughput
         self._eta = EtaEstimator(start_iteration)
         self._first: LogRecord | None = None
         folder = config.checkpoint.save or config.logging.tensorboard_dir
@@ -48,6 +54,8 @@ class Reporter:
         """Report a record."""
         self._first = self._first or record
         logger.info(format_record(record, self._eta.update(record)))
+        if self._log_throughput:
+            logger.info(format_instruments(record))
         if self._records_folder:
             append_record(self._records_folder, record)
         if self._tensorboard:

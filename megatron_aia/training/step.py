@@ -16,11 +16,13 @@ from megatron_aia.aia.profile import LayerTargets
 from megatron_aia.aia.roles import NUM_TASKS, Task, without_terms
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch, slice_for_rank
+from megatron_aia.models.flops import aia_flops
 from megatron_aia.models.layers import uses_own_attention
 from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device, send
 from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.runtime.timers import StepTimers
 from megatron_aia.training.counts import StepCounts, count_step
 from megatron_aia.training.teacher import Teacher
 
@@ -46,6 +48,8 @@ class StepOutput:
     counts: StepCounts
     aia_contexts: tuple[AIAContext, ...]
     """One a micro-batch, holding the intensities of this rank's layers; empty with AIA off."""
+    flops: tuple[float, float]
+    """Operations of the model and of its intensities on this rank's samples; see models.flops."""
     losses: torch.Tensor
     """float64 ``[terms, 1 + NUM_TASKS]``, of the tokens that this rank holds: its part of each
     normalised term, then the sums of weight x value by task. Zero but on the last stage."""
@@ -156,7 +160,11 @@ def run_step(
         total += report
     measured = targets is not None
     aia_contexts = tuple(item.aia for item in inputs if measured and item.aia is not None)
-    return StepOutput(counts, aia_contexts, total)
+    flops = (
+        sum(spec.flops(config, batch) for batch in batches),
+        sum(aia_flops(config, batch) for batch in batches) if measured else 0.0,
+    )
+    return StepOutput(counts, aia_contexts, flops, total)
 
 
 def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs: Any) -> None:
@@ -165,6 +173,18 @@ def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs
     Takes the place of megatron-core's function, which would divide by the token count it is given.
     """
     finalize_model_grads(models, None, **kwargs)
+
+
+def time_gradient_reduction(models: Sequence[Any], timers: StepTimers) -> None:
+    """Time :func:`sum_gradients` of every step as ``gradient_reduction``."""
+    core: Any = models[0].config  # the one the schedule reads
+    reduce = core.finalize_model_grads_func
+
+    def timed(*args: Any, **kwargs: Any) -> None:
+        with timers.span("gradient_reduction"):
+            reduce(*args, **kwargs)
+
+    core.finalize_model_grads_func = timed
 
 
 def _forward_step(

@@ -67,6 +67,13 @@ def _scalars(record: LogRecord) -> Iterator[tuple[str, float]]:
     yield "throughput/tokens_per_second", record.tokens_per_second
     yield "throughput/seconds_per_iteration", record.seconds_per_iteration
     yield "throughput/padding_fraction", record.padding_fraction
+    yield "throughput/tflops_per_device", record.tflops_per_device
+    yield "throughput/aia_tflops_per_device", record.aia_tflops_per_device
+    yield "throughput/mfu", record.mfu
+    yield "ranks/slowest", record.slowest_rank if record.phases else math.nan
+    yield "ranks/spread", record.rank_spread
+    yield from ((f"seconds/{phase}", value) for phase, value in record.phases.items())
+    yield from ((f"memory_gib/{kind}", value / 2**30) for kind, value in record.memory.items())
     for task, curve in record.intensity.items():
         yield from ((_intensity_tag(task, layer), value) for layer, value in enumerate(curve))
     for task, curve in record.target.items():

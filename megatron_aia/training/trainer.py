@@ -11,16 +11,21 @@ from megatron_aia.checkpoint.folder import RunState, architecture, has_checkpoin
 from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import CheckpointConfig, Config
 from megatron_aia.config.files import dump
+from megatron_aia.config.validate_logging import run_folder
 from megatron_aia.data.loader import StepLoader
 from megatron_aia.models import load_model_spec
+from megatron_aia.runtime.flight_recorder import keep_flight_records
 from megatron_aia.runtime.log import configure_logging
 from megatron_aia.runtime.parallel import (
     broadcast_failure,
     create_parallel,
     initialize_process_group,
 )
+from megatron_aia.runtime.timers import StepTimers
 from megatron_aia.training.banner import describe_run
+from megatron_aia.training.instruments import peak_of_device
 from megatron_aia.training.metrics import IntervalMetrics
+from megatron_aia.training.model_size import model_size
 from megatron_aia.training.optimizer import (
     apply_gradients,
     build_optimizer,
@@ -29,9 +34,10 @@ from megatron_aia.training.optimizer import (
 )
 from megatron_aia.training.reporter import Reporter
 from megatron_aia.training.setup import build_data, build_models, build_teacher, loss_terms
-from megatron_aia.training.step import run_step
+from megatron_aia.training.step import run_step, time_gradient_reduction
 from megatron_aia.training.stop_signal import StopSignal
 from megatron_aia.training.synced_loader import SyncedLoader
+from megatron_aia.training.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,8 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         configure_logging()
+        folder = run_folder(config)
+        keep_flight_records(Path(folder) if folder else None)
         initialize_process_group(config.parallel.distributed_timeout_minutes)
         self.parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
         self.spec = load_model_spec(config.model.model)
@@ -69,9 +77,14 @@ class Trainer:
             (self._resume if resumes else self._take_weights)(source)
         steps_left = max(config.training.train_iters - self.iteration, 0)
         self.data.mixture.check_length(self.position + steps_left * config.data.global_batch_size)
+        self.size = model_size(self.models, self.parallel)
+        self.timers = StepTimers()
+        time_gradient_reduction(self.models, self.timers)
+        peak, self.peak_note = peak_of_device(config)
         self.metrics = IntervalMetrics(
-            config.model.num_layers, self.terms, self.targets, self.parallel
+            config.model.num_layers, self.terms, self.targets, self.parallel, self.timers, peak
         )
+        self.traces = Traces(config)
         self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
 
     @property
@@ -104,6 +117,7 @@ class Trainer:
             self._train()
         finally:
             self.feed.close()
+            self.traces.close()
         if self.reporter:
             self.reporter.close()
         dist.barrier()
@@ -114,30 +128,35 @@ class Trainer:
             model.train()
         stop = StopSignal(self.parallel) if self.config.checkpoint.exit_signal_handler else None
         while self.iteration < train_iters:
+            self.traces.before_step(self.iteration + 1)
             self._step()
             if self._is_log_step():
                 self._log()
             stopping = stop is not None and stop.requested()
             if stopping or self._is_save_step():
-                self._save()
+                with self.timers.span("save", on_host=True):
+                    self._save()
             if stopping:
                 logger.info("stopped by a signal at iteration %d", self.iteration)
                 break
         logger.info("data: %s", self.data.mixture.describe_drawn(self.position))
 
     def _step(self) -> None:
-        batches = self.feed.step(self.position)
-        output = run_step(
-            self.models,
-            self.spec,
-            self.terms,
-            self.config,
-            self.parallel,
-            batches,
-            self.targets,
-            self.teacher,
-        )
-        updated, grad_norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
+        with self.timers.span("data", on_host=True):
+            batches = self.feed.step(self.position)
+        with self.timers.span("forward_backward"):
+            output = run_step(
+                self.models,
+                self.spec,
+                self.terms,
+                self.config,
+                self.parallel,
+                batches,
+                self.targets,
+                self.teacher,
+            )
+        with self.timers.span("optimizer"):
+            updated, grad_norm = apply_gradients(self.optimizer, self.config.training.clip_grad)
         self.step_learning_rate = learning_rate(self.optimizer)
         self.scheduler.step(increment=1)
         self.iteration += 1
@@ -239,7 +258,9 @@ class Trainer:
                 "AIA": self.profile_note,
                 "start": self.start_note,
             }
-            lines = describe_run(self.config, self.parallel, self.models, notes)
+            if self.config.logging.log_throughput:
+                notes["MFU"] = self.peak_note
+            lines = describe_run(self.config, self.parallel, self.models, self.size, notes)
             data = [("data", line.removeprefix("data: ")) for line in self.data.describe()]
             if self.position:
                 data.append(("data", self.data.mixture.describe_drawn(self.position)))

@@ -1,5 +1,7 @@
 """The loop: reports, checkpoints that go, skipped updates, and refusals before anything hangs."""
 
+import gzip
+import json
 import math
 import os
 import shutil
@@ -21,6 +23,7 @@ from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config import Config
 from megatron_aia.config.files import read_yaml
 from megatron_aia.runtime.parallel import destroy_parallel
+from megatron_aia.training.instruments import PHASES
 from megatron_aia.training.trainer import Trainer
 
 LAYERS = 4
@@ -66,6 +69,16 @@ def test_records_hold_every_number(saved: Path) -> None:
             assert curve.shape == (LAYERS,)
             assert ((curve > 0) & (curve < 1)).all()
         assert 0 < record.padding_fraction < 1
+        assert list(record.phases) == [*PHASES]
+        assert 0 < record.phases["forward_backward"] < record.seconds_per_iteration
+        assert sum(record.phases.values()) < 1.5 * record.seconds_per_iteration
+        assert record.phases["gradient_reduction"] > 0
+        assert record.slowest_rank in (0, 1) and record.rank_spread >= 1
+        assert record.memory["resident"] > 2**27
+        assert 0 < record.aia_tflops_per_device < record.tflops_per_device
+        assert math.isnan(record.mfu)
+    # A save is part of the next interval.
+    assert records[0].phases["save"] == 0 < records[1].phases["save"]
 
 
 def test_tensorboard_holds_the_records(saved: Path) -> None:
@@ -73,8 +86,39 @@ def test_tensorboard_holds_the_records(saved: Path) -> None:
     events.Reload()
     last = read_records(saved)[-1]
     assert events.Scalars("loss/total")[-1].value == pytest.approx(last.loss, rel=1e-6)
-    assert f"intensity_generation/layer_{LAYERS - 1:02}" in events.Tags()["scalars"]
+    tags = events.Tags()["scalars"]
+    assert f"intensity_generation/layer_{LAYERS - 1:02}" in tags
+    assert {f"seconds/{phase}" for phase in PHASES} <= set(tags)
+    assert {"memory_gib/resident", "throughput/tflops_per_device", "ranks/spread"} <= set(tags)
+    assert "throughput/mfu" not in tags, "the peak of a CPU is not known"
     assert [image.step for image in events.Images("intensity")] == [2, 4]
+
+
+def test_traces_and_throughput_are_shown(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = run_config(data, Layout(), train_iters=3, save=str(tmp_path))
+    traced = changed(
+        config,
+        "logging",
+        log_throughput=True,
+        peak_flops=1e10,
+        profile=True,
+        profile_step_start=2,
+        profile_step_end=3,
+        profile_ranks=(1,),
+    )
+    records = spawn(train, 2, traced)
+    for record in records:
+        assert record.mfu == pytest.approx(record.tflops_per_device * 1e12 / 1e10)
+    (trace,) = (tmp_path / "profile").iterdir()
+    assert trace.name == "rank_00001_steps_2_3.json.gz"
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = {event["name"] for event in events}
+    assert "_RectangleAttention" in names and "_RectangleAttentionBackward" in names
+    shown = capfd.readouterr().out
+    assert shown.count("TFLOP/s a device") == shown.count("  MFU ") == 3
+    assert "stage 0: layers 0-3 and embedding and heads on ranks 0-1" in shown
 
 
 def test_saved_configuration_can_be_read_again(saved: Path, data: Path) -> None:

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 
 from megatron_aia.aia import inject
 from megatron_aia.attention import context_parallel, flash_ops
-from megatron_aia.models.janus_pro import network
+from megatron_aia.models.janus_pro import model as janus
 from megatron_aia.runtime.context_parallel_slices import slice_tensor
 from megatron_aia.training import setup, step
 from support.layouts import Layout
@@ -88,9 +88,13 @@ def plant_positions_cut_unlike_tokens() -> None:
 
 def plant_features_of_the_first_slots() -> None:
     """A rank that holds later slots needs the features of these."""
-    network.JanusModel._held_features = (  # type: ignore[method-assign]
-        lambda self, features, sequence_tokens: features
-    )
+    original = janus.find_places
+
+    def places(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return replace(found, features=torch.arange(len(found.slots)))
+
+    janus.find_places = places
 
 
 # Mistake, processes, layout in which it must show.

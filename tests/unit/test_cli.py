@@ -173,7 +173,9 @@ def test_every_flag_has_type_default_and_help(capsys, monkeypatch, preset):
             assert default == ("on" if value else "off")
         else:
             assert re.search(r"INT|FLOAT|TEXT|\{.+\}", kind), name
-            shown = " ".join(value) or "none given" if setting.kind.is_tuple else str(value)
+            shown = str(value)
+            if setting.kind.is_tuple:
+                shown = " ".join(map(str, value)) or "none given"
             assert default == ("none" if value is None else shown)
 
 

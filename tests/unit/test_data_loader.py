@@ -152,7 +152,7 @@ def test_the_log_shows_what_variable_rows_save(folders: tuple[str, ...]) -> None
         fixed = batches(folders, packing=layout.pop("packing", False), **layout)
         variable = replace(fixed, length_multiple=4)
         assert padding(variable) < padding(fixed)
-        assert f"sequences of at most {SEQ_LENGTH} tokens a step" in variable.describe()[-1]
+        assert f"sequences of at most {SEQ_LENGTH} tokens" in variable.describe()[-1]
         found = total = 0
         for position in range(0, 4 * GBS, GBS):
             for rank in range(fixed.data_parallel_size):

@@ -14,6 +14,7 @@ from megatron_aia.models.backbone import (
 )
 from megatron_aia.models.emu3.sample_encoder import Emu3SampleEncoder
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
+from megatron_aia.models.flops import decoder_flops
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel
@@ -72,10 +73,16 @@ def losses(config: Config) -> tuple[LossTerm, ...]:
     return (NextToken(normalization=config.training.loss_normalization),)
 
 
+def flops(config: Config, batch: MicroBatch) -> float:
+    """Return the operations of one micro-batch; see ``models.flops``."""
+    return decoder_flops(config, batch, vocabulary(config).size)
+
+
 SPEC = ModelSpec(
     name="emu3",
     build=build,
     forward=forward,
     losses=losses,
+    flops=flops,
     encoder=encoder,
 )

@@ -9,6 +9,7 @@ from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_causal_mask
 from megatron_aia.models.janus_pro.draw import draw_greedily
+from megatron_aia.models.janus_pro.flops import janus_flops
 from megatron_aia.models.janus_pro.network import JanusModel, vocabulary
 from megatron_aia.models.janus_pro.places import NO_LABEL, Places, find_places
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
@@ -81,6 +82,7 @@ SPEC = ModelSpec(
     losses=losses,
     encoder=encoder,
     places=places,
+    flops=janus_flops,
     # It draws images of one size.
     image_area=lambda config: janus_model(config).image_size ** 2,
     draw_greedily=draw_greedily,
