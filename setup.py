@@ -17,7 +17,8 @@ setup(
         "fsspec",
         # The two ranges are those of megatron_aia/runtime/versions.py. megatron-core 0.17 and newer
         # need Python 3.12; pip finds 0.16.1 for 3.10 and 3.11.
-        "torch>=2.11",
+        # NVIDIA's images have versions such as 2.11.0a0+1a2b3c.
+        "torch>=2.11.0a0",
         "megatron-core>=0.16.1,!=0.17.0,<0.20",
         "numpy",
         "packaging",

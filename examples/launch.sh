@@ -1,7 +1,9 @@
 # Start a training script of this folder on all processes of this machine. Sourced by the scripts.
 #
 # Several machines: run the same command on each, with the variables NNODES, NODE_RANK (0 to
-# NNODES-1), MASTER_ADDR and MASTER_PORT set. NPROC_PER_NODE overrides the number of processes.
+# NNODES-1), MASTER_ADDR and MASTER_PORT set. NPROC_PER_NODE overrides the number of processes,
+# TORCHRUN_ARGS adds flags of torchrun (--max-restarts 3 --log-dir logs), SECONDS_TO_SAVE is the time
+# that the processes have to save after SIGTERM (600). Slurm: examples/slurm/.
 
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
@@ -40,4 +42,6 @@ if ((nodes > 1)); then
 else
     rendezvous=(--standalone)
 fi
-exec "$PYTHON" "$repository/examples/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$processes" "$0" "$@"
+read -r -a more <<< "${TORCHRUN_ARGS:-}"
+exec "$PYTHON" "$repository/examples/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$processes" \
+    ${more[@]+"${more[@]}"} "$0" "$@"

@@ -32,9 +32,10 @@ DOCUMENTS = sorted(
 FLAGS_OF_TORCHRUN = {
     *("--standalone", "--nnodes", "--node-rank", "--nproc-per-node", "--shutdown-timeout"),
     *("--master-addr", "--master-port", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
+    "--max-restarts",
 }
 FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
-FLAGS_OF_OTHERS = {"--logdir", "--demo"}
+FLAGS_OF_OTHERS = {"--logdir", "--demo", "--editable", "--no-build-isolation", "--signal"}
 WITH_OLD_NAMES = ("CHANGELOG.md", "docs/from_megatron_lm.md")
 """Documents that may name flags of earlier versions and of Megatron-LM."""
 FLAGS_OF_INSPECT_DATA = {"--position", "--count", "--save-image", "--plot", "--plot-steps"}

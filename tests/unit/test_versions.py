@@ -123,7 +123,8 @@ def test_setup_asks_pip_for_the_same() -> None:
     text = (REPOSITORY / "setup.py").read_text()
     strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     for name, wanted in versions.SUPPORTED.items():
-        assert f"{name}{wanted}" in strings
+        # pip takes a container's 2.11.0a0 for less than 2.11.
+        assert f"{name}{wanted}" in strings or f"{name}{wanted}.0a0" in strings
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-newest.txt"])
