@@ -104,13 +104,7 @@ test-all: $(INSTALLED)
 	$(call with_lint,$(PYTEST))
 
 gpu: $(INSTALLED)
-	$(BIN)/pytest -m gpu
-	$(BIN)/python benchmarks/attention_cost.py
-	$(BIN)/python benchmarks/step_cost.py
-	$(BIN)/python benchmarks/step_cost.py --shape packed --heads-a-group 1
-	@if $(BIN)/python -c "import transformer_engine.pytorch" 2>/dev/null; \
-		then $(BIN)/python benchmarks/step_cost.py --fp8; \
-		else echo "Transformer Engine does not import here: FP8 was NOT compared"; fi
+	$(BIN)/python benchmarks/gpu.py --output gpu_proof.jsonl
 
 clean:
 	rm -rf $(VENV) $(NEWEST) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -33,7 +33,7 @@ from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec, preset_table
 from megatron_aia.runtime.device import describe, device, has_cuda, has_transformer_engine
-from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
+from megatron_aia.runtime.parallel import Parallel, create_parallel, initialize_process_group
 from megatron_aia.training.optimizer import apply_gradients, build_optimizer
 from megatron_aia.training.setup import build_models
 from megatron_aia.training.step import run_step
@@ -98,12 +98,18 @@ def make_batch(segments: tuple[Segment, ...], length: int) -> MicroBatch:
     )
 
 
+def one_process(options: argparse.Namespace) -> Parallel:
+    """Make the groups of a single process; once, whatever the number of models."""
+    initialize_process_group(10)
+    return create_parallel(make_config(options, "bf16").parallel, options.layers, seed=1)
+
+
 class Side:
     """A model with its optimizer, and the steps that are compared on it."""
 
-    def __init__(self, options: argparse.Namespace, precision: str) -> None:
+    def __init__(self, options: argparse.Namespace, precision: str, parallel: Parallel) -> None:
         self.config = make_config(options, precision)
-        self.parallel = create_parallel(self.config.parallel, options.layers, seed=1)
+        self.parallel = parallel
         self.spec = load_model_spec("emu3")
         self.models = build_models(self.config, self.spec, self.parallel)
         self.optimizer = build_optimizer(self.config, self.models, self.parallel)
@@ -173,9 +179,9 @@ def main() -> None:
     if options.fp8 and not has_transformer_engine():
         parser.error("--fp8 needs a GPU and Transformer Engine")
     torch.set_num_threads(1)
-    initialize_process_group(10)
+    parallel = one_process(options)
     precisions = list(FP8) if options.fp8 and options.shape != "packed" else ["bf16"]
-    sides = {name: Side(options, name) for name in precisions}
+    sides = {name: Side(options, name, parallel) for name in precisions}
     print(f"{describe()}, {processor()}; {vars(options)}")
     report(sides, options)
 
