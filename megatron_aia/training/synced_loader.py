@@ -15,25 +15,33 @@ from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.data.replacements import CorruptSample, CorruptSamplesFound, UnreadableStep
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure
 from megatron_aia.training.corrupt_list import CorruptList
+from megatron_aia.training.stop_signal import StopSignal
 
 
 class SyncedLoader:
     """Reads steps ahead, and gives corrupt samples their replacements on all ranks together.
 
     Only some ranks decode a picture, so only they see that it is damaged; but all ranks plan the
-    sequences of a step. Hence one number is reduced over all ranks before each step.
+    sequences of a step. Hence two flags are reduced over all ranks before each step: whether there
+    is a problem, and whether the run is to stop.
 
     Args:
         config: of the run.
         batches: of this rank.
         parallel: of the run.
+        stop: tells whether this rank was asked to stop.
 
     Raises:
         ValueError: on every rank, if more samples are damaged than the run allows.
     """
 
-    def __init__(self, config: Config, batches: StepLoader, parallel: Parallel) -> None:
+    def __init__(
+        self, config: Config, batches: StepLoader, parallel: Parallel, stop: StopSignal
+    ) -> None:
         self._batches = batches
+        self._stop = stop
+        self.stops = False
+        """Some rank was asked to stop; known on all of them after a step was drawn."""
         self._control = parallel.control
         self._timeout = datetime.timedelta(minutes=config.parallel.distributed_timeout_minutes)
         # The workers' copy of an image tokeniser could not use the GPU, nor as many threads.
@@ -57,7 +65,8 @@ class SyncedLoader:
     def step(self, position: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of the step whose first sample is at ``position``.
 
-        Every rank calls this, with the same position.
+        Every rank calls this, with the same position. If ``stops`` is set afterwards, they may be
+        incomplete: no step is to follow.
 
         Raises:
             UnreadableStep: on every rank, if one of them cannot read its part, or if more samples
@@ -73,7 +82,7 @@ class SyncedLoader:
                 corrupt = found.samples
             except (ValueError, OSError) as caught:
                 error = caught
-            if not self._any_rank(bool(corrupt or error)):
+            if not self._agree(bool(corrupt or error)) or self.stops:
                 return batches
             try:
                 self._share_corrupt(corrupt, error, position)
@@ -85,12 +94,14 @@ class SyncedLoader:
         """End the processes that read ahead."""
         self._prefetcher.close()
 
-    def _any_rank(self, has_problem: bool) -> bool:
-        flag = torch.tensor(int(has_problem))
-        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._control, async_op=True)
+    def _agree(self, has_problem: bool) -> bool:
+        """Return whether any rank has a problem; set ``stops`` if any was asked to stop."""
+        flags = torch.tensor([has_problem, self._stop.received], dtype=torch.int32)
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control, async_op=True)
         # The group itself waits for hours, for the sake of the first look at the data.
         work.wait(self._timeout)
-        return bool(flag)
+        problem, self.stops = map(bool, flags.tolist())
+        return problem
 
     def _share_corrupt(
         self, corrupt: Sequence[CorruptSample], error: Exception | None, position: int | None

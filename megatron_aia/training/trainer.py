@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from megatron_aia.checkpoint.io import CheckpointIO
 from megatron_aia.config import CheckpointConfig, Config
 from megatron_aia.config.files import dump
 from megatron_aia.config.validate_logging import run_folder
+from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import StepLoader
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.flight_recorder import keep_flight_records
@@ -63,7 +65,8 @@ class Trainer:
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data()
         self.terms = loss_terms(config, self.spec, self.data.encoder)
-        self.feed = SyncedLoader(config, self.data, self.parallel)
+        stop = StopSignal(listens=config.checkpoint.exit_signal_handler)
+        self.feed = SyncedLoader(config, self.data, self.parallel, stop)
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
         self.teacher = build_teacher(config, self.spec, self.parallel, self.terms)
@@ -126,24 +129,25 @@ class Trainer:
         train_iters = self.config.training.train_iters
         for model in self.models:
             model.train()
-        stop = StopSignal(self.parallel) if self.config.checkpoint.exit_signal_handler else None
+        first = self.iteration
         while self.iteration < train_iters:
             self.traces.before_step(self.iteration + 1)
-            self._step()
-            if self._is_log_step():
-                self._log()
-            stopping = stop is not None and stop.requested()
-            if stopping or self._is_save_step():
-                with self.timers.span("save", on_host=True):
+            with self.timers.span("data", on_host=True):
+                batches = self.feed.step(self.position)
+            if self.feed.stops:
+                if self.iteration > first and not self._is_save_step():
                     self._save()
-            if stopping:
                 logger.info("stopped by a signal at iteration %d", self.iteration)
                 break
+            self._step(batches)
+            if self._is_log_step():
+                self._log()
+            if self._is_save_step():
+                with self.timers.span("save", on_host=True):
+                    self._save()
         logger.info("data: %s", self.data.mixture.describe_drawn(self.position))
 
-    def _step(self) -> None:
-        with self.timers.span("data", on_host=True):
-            batches = self.feed.step(self.position)
+    def _step(self, batches: Sequence[MicroBatch]) -> None:
         with self.timers.span("forward_backward"):
             output = run_step(
                 self.models,
