@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import numpy as np
 
@@ -17,11 +17,45 @@ METRICS_FILE = "metrics.jsonl"
 AIA_TERM = "aia"
 """Name of the AIA term among the loss terms."""
 
+R = TypeVar("R", bound="JsonRecord")
+
 JsonNumber = Union[int, float, str, None]
 
 
 @dataclass(frozen=True, eq=False)
-class LogRecord:
+class JsonRecord:
+    """A dataclass that is one line of JSON."""
+
+    def to_json(self) -> str:
+        """Return the record as one line of standard JSON: NaN is ``null``, infinity a string."""
+        values = {
+            field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
+        return json.dumps(values, allow_nan=False)
+
+    @classmethod
+    def from_json(cls: type[R], line: str) -> R:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: the line is not such a record.
+        """
+        try:
+            values = _translate(json.loads(line))
+            return cls(
+                **{
+                    field.name: _decode(field, values)
+                    for field in dataclasses.fields(cls)
+                    # Records of before there was the field do without it.
+                    if field.name in values or not _has_default(field)
+                }
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a log record: {error!r}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class LogRecord(JsonRecord):
     """Everything reported at one log step. The interval is the steps since the previous one.
 
     A value that does not exist is NaN, a task without a value has no entry.
@@ -62,7 +96,7 @@ class LogRecord:
     """Corrupt samples known so far; replacements are read in their place."""
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds a step, mean over ranks: ``data`` (waiting for it), ``forward_backward``,
-    ``gradient_reduction``, ``optimizer``, ``save``. The rest of a step is none of them."""
+    ``gradient_reduction``, ``optimizer``, ``validation``, ``save``. The rest is none of them."""
     slowest_rank: int = -1
     """Whose forward and backward took longest."""
     rank_spread: float = math.nan
@@ -76,33 +110,6 @@ class LogRecord:
     """What intensities add to that."""
     mfu: float = math.nan
     """``tflops_per_device`` over the device's peak; NaN where that is not known."""
-
-    def to_json(self) -> str:
-        """Return the record as one line of standard JSON: NaN is ``null``, infinity a string."""
-        values = {
-            field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
-        return json.dumps(values, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> "LogRecord":
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: the line is not such a record.
-        """
-        try:
-            values = _translate(json.loads(line))
-            return cls(
-                **{
-                    field.name: _decode(field, values)
-                    for field in dataclasses.fields(cls)
-                    # Records of before there was the field do without it.
-                    if field.name in values or not _has_default(field)
-                }
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a log record: {error!r}") from error
 
 
 def _translate(values: dict[str, Any]) -> dict[str, Any]:
@@ -129,9 +136,9 @@ def task_name(task: Task) -> str:
     return task.name.lower()
 
 
-def append_record(folder: Path, record: LogRecord) -> None:
-    """Add ``record`` to the metrics file of ``folder``, which must exist."""
-    with open(folder / METRICS_FILE, "a", encoding="utf-8") as file:
+def append_record(folder: Path, record: JsonRecord, file_name: str = METRICS_FILE) -> None:
+    """Add ``record`` to a file of ``folder``, which must exist."""
+    with open(folder / file_name, "a", encoding="utf-8") as file:
         file.write(record.to_json() + "\n")
 
 
@@ -156,21 +163,34 @@ def read_records(folder: Path) -> list[LogRecord]:
     Raises:
         ValueError: the file is missing, empty or holds something else.
     """
-    path = folder / METRICS_FILE
+    return read_lines(folder / METRICS_FILE, LogRecord, "logged a step")
+
+
+def read_lines(path: Path, kind: type[R], what: str) -> list[R]:
+    """Read a file of records as :func:`read_records` does.
+
+    Args:
+        path: of the file.
+        kind: of its records, which have an ``iteration``.
+        what: the run has done, to be in it; for the error.
+
+    Raises:
+        ValueError: the file is missing, empty or holds something else.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: give the folder of a run that logged a step")
-    records: list[LogRecord] = []
+        raise ValueError(f"{path} does not exist: give the folder of a run that {what}")
+    records: list[Any] = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = LogRecord.from_json(line)
+                record: Any = kind.from_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             while records and records[-1].iteration >= record.iteration:
                 records.pop()
             records.append(record)
     if not records:
-        raise ValueError(f"{path} holds no records: the run stopped before its first log step")
+        raise ValueError(f"{path} holds no records: the run stopped before it {what}")
     return records
 
 

@@ -96,12 +96,9 @@ _OTHERWISE = {
     "--dp": "the processes that TP, PP and CP leave are data parallel",
 }
 _ABSENT = {
-    "--split": "there is no evaluation during training: all samples of --data-path train",
-    "--valid-data-path": "there is no evaluation during training",
-    "--test-data-path": "there is no evaluation during training",
-    "--eval-iters": "there is no evaluation during training",
-    "--eval-interval": "there is no evaluation during training",
-    "--log-validation-ppl-to-tensorboard": "there is no evaluation during training",
+    "--split": "all samples of --data-path train; see --valid-data-path",
+    "--test-data-path": "see --valid-data-path",
+    "--log-validation-ppl-to-tensorboard": "see --valid-data-path",
     "--fp8-param-gather": "weights are gathered as they are kept, not in FP8",
     "--data-parallel-random-init": "all replicas start from the same weights",
     "--expert-model-parallel-size": "there are no experts",

@@ -160,6 +160,9 @@ class DataConfig:
     """Folders of WebDataset shards written by tools/build_shards.py, or their URLs (s3://, gs://,
     https://). With weights, as 2 A 1 B, their shares are exact in every 3 samples, whatever their
     tasks. Or a mixture file (*.yaml)."""
+    valid_data_path: tuple[str, ...] = ()
+    """Folders or URLs to validate on while training, in the forms of --data-path; prompts are never
+    dropped there."""
     data_cache_path: Optional[str] = None
     """Folder for the index and tables of the data folders; unset, each keeps its own inside."""
     tokenizer_model: Optional[str] = None
@@ -200,6 +203,10 @@ class TrainingConfig:
 
     train_iters: PositiveInt = 1000
     """Optimizer steps of the whole run, resumed steps included."""
+    eval_interval: PositiveInt = 1000
+    """With --valid-data-path: steps between validations; the last step is followed by one too."""
+    eval_iters: PositiveInt = 100
+    """Global batches of one validation: always the same samples, the first ones."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: patterns of their names, as vision_model.*"""
     loss_normalization: Literal["task", "token", "sample"] = "task"

@@ -1,13 +1,14 @@
 """Checks of a configuration, so that a mistake is one line before any process starts to work."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_aia.config.data_sources import check_data_sources, named_folders
 from megatron_aia.config.files import settings_by_name, value_of
 from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.settings import flag
-from megatron_aia.config.tree import AIAConfig, Config
+from megatron_aia.config.tree import AIAConfig, Config, TrainingConfig
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_logging import check_logging, notes_on_logging
 from megatron_aia.config.validate_model import (
@@ -69,28 +70,28 @@ def _check_data(config: Config) -> None:
         )
     check_data_sources(data)
     for folder in named_folders(data):
-        _check_data_folder(folder, data.data_cache_path)
+        _check_data_folder("--data-path", folder, data.data_cache_path)
+    for folder in named_folders(replace(data, data_path=data.valid_data_path)):
+        _check_data_folder("--valid-data-path", folder, data.data_cache_path)
     for name in ("tokenizer_model", "image_tokenizer"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise ValueError(f"{flag(name)} {path} does not exist")
 
 
-def _check_data_folder(folder: str, cache_path: str | None) -> None:
+def _check_data_folder(name: str, folder: str, cache_path: str | None) -> None:
     if is_url(folder):
         try:
             check_location(folder)
         except ValueError as error:
-            raise ValueError(f"--data-path {error}") from None
+            raise ValueError(f"{name} {error}") from None
         if cache_path is None:
             raise ValueError(
-                f"--data-path {folder} is a URL and cannot keep its index; name a folder for it by "
+                f"{name} {folder} is a URL and cannot keep its index; name a folder for it by "
                 "--data-cache-path"
             )
     elif not Path(folder).is_dir():
-        raise ValueError(
-            f"--data-path {folder} is not a folder; write one with tools/build_shards.py"
-        )
+        raise ValueError(f"{name} {folder} is not a folder; write one with tools/build_shards.py")
 
 
 def _check_training(config: Config) -> None:
@@ -151,6 +152,11 @@ def _settings_without_effect(config: Config) -> list[str]:
         )
     if config.parallel.sequence_parallel and config.parallel.layout[0] == 1:
         notes.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
+    for name in ("eval_interval", "eval_iters"):
+        if not config.data.valid_data_path and value_of(config, name) != getattr(
+            TrainingConfig, name
+        ):
+            notes.append(f"{flag(name)} has no effect without --valid-data-path")
     if config.checkpoint.save_total_limit and config.checkpoint.save is None:
         notes.append("--save-total-limit has no effect without --save")
     if (

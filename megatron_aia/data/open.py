@@ -1,6 +1,7 @@
 """From the configuration to the data of a run: what is mixed, its folders, its micro-batches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_aia.config import Config, DataConfig
@@ -49,6 +50,17 @@ def open_batches(
     )
     batches.check()
     return batches
+
+
+def validation_config(config: Config) -> Config:
+    """Return the configuration that opens the validation data: its folders, whole prompts."""
+    data = replace(
+        config.data,
+        data_path=config.data.valid_data_path,
+        tokenizer_model=_tokenizer_path(config.data),
+        cfg_drop_prob=0.0,
+    )
+    return replace(config, data=data)
 
 
 def build_step_loader(

@@ -5,6 +5,7 @@ import textwrap
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.records import LogRecord
+from megatron_aia.analysis.validation import ValidationRecord
 
 _TASK_LABELS = {
     Task.GENERATION: "gen",
@@ -17,6 +18,7 @@ _PHASE_LABELS = {
     "forward_backward": "fwd+bwd",
     "gradient_reduction": "reduce",
     "optimizer": "optimizer",
+    "validation": "validation",
     "save": "save",
 }
 _MISSING = "-"
@@ -76,6 +78,13 @@ def format_record(record: LogRecord, eta_seconds: float) -> str:
     return " | ".join("  ".join(group) for group in groups)
 
 
+def format_validation(record: ValidationRecord) -> str:
+    """Return the console line of a validation."""
+    terms = "  ".join(f"{term} {_format_tasks(tasks)}" for term, tasks in record.losses.items())
+    head = f"validation after iteration {record.iteration}, {record.samples} samples"
+    return f"{head} | loss {record.loss:.3f}  {terms}"
+
+
 def format_instruments(record: LogRecord) -> str:
     """Return the second console line of a log step, of ``--log-throughput``."""
     speed = f"{record.tflops_per_device:.4g} TFLOP/s a device"
@@ -87,6 +96,7 @@ def format_instruments(record: LogRecord) -> str:
     shares = "  ".join(
         f"{_PHASE_LABELS[phase]} {seconds / record.seconds_per_iteration:.0%}"
         for phase, seconds in record.phases.items()
+        if seconds or phase != "validation"
     )
     slowest = f"slowest rank {record.slowest_rank} (x {record.rank_spread:.2f})"
     return " | ".join([f"    {speed}", f"GiB {memory}", shares, slowest])

@@ -27,6 +27,16 @@ class StepCounts:
     positions: int
     """Tokens and padding."""
 
+    def __add__(self, other: "StepCounts") -> "StepCounts":
+        """Return the counts of both batches together."""
+        return StepCounts(
+            {name: part + other.of_term[name] for name, part in self.of_term.items()},
+            self.intensities + other.intensities,
+            self.inactive + other.inactive,
+            self.tokens + other.tokens,
+            self.positions + other.positions,
+        )
+
 
 def count_step(
     batches: Sequence[MicroBatch], terms: Sequence[LossTerm], data_group: dist.ProcessGroup

@@ -5,18 +5,16 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from megatron_aia.aia.profile import LayerTargets
-from megatron_aia.aia.roles import NUM_TASKS, Task
-from megatron_aia.aia.tracker import IntensityTracker
-from megatron_aia.analysis.records import AIA_TERM, LogRecord
+from megatron_aia.aia.roles import Task
+from megatron_aia.analysis.records import LogRecord
 from megatron_aia.models.losses import LossTerm
-from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.runtime.timers import StepTimers
 from megatron_aia.training.instruments import measure_ranks
+from megatron_aia.training.loss_sums import LossSums
 from megatron_aia.training.step import StepOutput
 
 
@@ -43,10 +41,9 @@ class IntervalMetrics:
     ) -> None:
         self._timers = timers
         self._peak = peak
-        self._terms = terms
         self._targets = targets
         self._parallel = parallel
-        self._tracker = IntensityTracker(num_layers)
+        self._sums = LossSums(num_layers, terms, targets is not None, parallel)
         self._clear()
 
     def add(self, output: StepOutput, updated: bool, grad_norm: float) -> None:
@@ -59,13 +56,8 @@ class IntervalMetrics:
         if not updated:
             self._skipped += 1
             return
-        self._losses += output.losses
-        for term in self._terms:
-            counts = output.counts.of_term[term.name]
-            self._weights[term.name] += term.weight_by_task(counts)
+        self._sums.add(output)
         self._grad_norm = grad_norm
-        for aia in output.aia_contexts:
-            self._tracker.add(aia)
 
     def record(
         self,
@@ -81,11 +73,7 @@ class IntervalMetrics:
         Every rank calls this; all get the same record but for the time of a step, which is their
         own, and for the corrupt samples, which rank 0 counts.
         """
-        parts, losses = self._mean_losses(self._reduce())
-        intensities = self._tracker.report()
-        if self._targets is not None:
-            losses[AIA_TERM] = intensities.loss
-            parts[AIA_TERM] = sum(intensities.loss.values())
+        means = self._sums.mean(self._steps - self._skipped)
         measured = measure_ranks(
             self._timers.take(), self._steps, self._flops, self._aia_flops, self._parallel
         )
@@ -102,10 +90,10 @@ class IntervalMetrics:
             grad_norm=self._grad_norm,
             skipped_iterations=self._skipped,
             total_skipped=total_skipped,
-            loss=sum(parts.values()),
-            terms=parts,
-            losses=losses,
-            intensity=intensities.intensity if self._targets is not None else {},
+            loss=sum(means.terms.values()),
+            terms=means.terms,
+            losses=means.losses,
+            intensity=means.intensities.intensity if self._targets is not None else {},
             target=self._target_curves(),
             padding_fraction=1 - self._tokens / self._positions,
             corrupt_samples=corrupt_samples,
@@ -120,43 +108,11 @@ class IntervalMetrics:
         self._clear()
         return record
 
-    def _mean_losses(
-        self, sums: torch.Tensor
-    ) -> tuple[dict[str, float], dict[str, dict[Task, float]]]:
-        """Return each term's part of the loss, a mean over steps, and its mean value by task."""
-        updates = self._steps - self._skipped
-        parts, losses = {}, {}
-        for term, (part, *by_task) in zip(self._terms, sums.tolist(), strict=True):
-            weight = self._weights[term.name].tolist()
-            parts[term.name] = part / updates if updates else math.nan
-            losses[term.name] = {
-                Task(i): by_task[i] / weight[i] for i in range(NUM_TASKS) if weight[i] > 0
-            }
-        return parts, losses
-
-    def _reduce(self) -> torch.Tensor:
-        """Return the sums of the loss terms over all ranks; the tracker gets the intensities'."""
-        tracked = self._tracker.totals().to(device())
-        if self._parallel.context_rank > 0:
-            # Sums of losses are parts, but every context-parallel rank has the whole intensities.
-            tracked.zero_()
-        sums = torch.cat([self._losses.flatten(), tracked])
-        for group in (self._parallel.groups.dp_cp, self._parallel.groups.pp):
-            dist.all_reduce(sums, group=group)
-        losses, tracked = sums.split([self._losses.numel(), len(tracked)])
-        self._tracker.load_totals(tracked)
-        return losses.view_as(self._losses)
-
     def _target_curves(self) -> dict[Task, np.ndarray]:
         return {} if self._targets is None else dict(self._targets.target)
 
     def _clear(self) -> None:
-        self._tracker.clear()
-        shape = (len(self._terms), 1 + NUM_TASKS)
-        self._losses = torch.zeros(shape, dtype=torch.float64, device=device())
-        self._weights = {
-            term.name: torch.zeros(NUM_TASKS, dtype=torch.float64) for term in self._terms
-        }
+        self._sums.clear()
         self._steps = self._skipped = self._tokens = self._positions = 0
         self._flops, self._aia_flops = 0.0, 0.0
         self._grad_norm = math.nan

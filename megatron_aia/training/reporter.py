@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
+from megatron_aia.analysis.validation import VALIDATION_FILE, ValidationRecord
 from megatron_aia.checkpoint.folder import CONFIG_FILE
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
@@ -12,6 +13,7 @@ from megatron_aia.training.console import (
     format_banner,
     format_instruments,
     format_record,
+    format_validation,
 )
 from megatron_aia.training.tensorboard import TensorBoardLog
 
@@ -36,7 +38,8 @@ class Reporter:
         self._records_folder = Path(folder) if folder else None
         if self._records_folder:
             self._records_folder.mkdir(parents=True, exist_ok=True)
-            end_lines(self._records_folder / METRICS_FILE)
+            for name in (METRICS_FILE, VALIDATION_FILE):
+                end_lines(self._records_folder / name)
         self.settings = self._keep_settings(config)
         """Where the settings of the run start from and stand, for the banner."""
         self._tensorboard: TensorBoardLog | None = None
@@ -62,6 +65,14 @@ class Reporter:
             self._tensorboard.write(record)
             if self._figure_interval and record.iteration % self._figure_interval == 0:
                 self._draw(record)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Report a validation."""
+        logger.info(format_validation(record))
+        if self._records_folder:
+            append_record(self._records_folder, record, VALIDATION_FILE)
+        if self._tensorboard:
+            self._tensorboard.write_validation(record)
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -61,22 +61,22 @@ def plan_step(
     terms: Sequence[LossTerm],
     config: Config,
     parallel: Parallel,
-    targets: LayerTargets | None,
-) -> tuple[StepCounts, list[StepInput]]:
-    """Count the global batch and attach the normalisers to this rank's part of its micro-batches.
+    counts: StepCounts,
+    objective: AIALoss | None,
+) -> list[StepInput]:
+    """Attach the normalisers to this rank's part of its micro-batches, and send them to the device.
 
-    Context-parallel ranks read the same rows and count them whole. Only then are the sequences cut.
+    Context-parallel ranks read the same rows. Only now, counted whole, are the sequences cut.
 
     Args:
         batches: this rank's micro-batches of whole sequences, on the host.
         spec: of the model family.
         terms: of the loss.
         config: of the run.
-        parallel: of the run; all its data-parallel ranks must call this together.
-        targets: of the AIA term; None leaves it off.
+        parallel: of the run.
+        counts: of the global batch, or of more that is normalised together.
+        objective: the AIA loss over what was counted; None leaves it off.
     """
-    counts = count_step(batches, terms, parallel.groups.dp)
-    objective = None if targets is None else _objective(config, counts, targets)
     inputs = []
     for batch in batches:
         aia = None
@@ -97,10 +97,15 @@ def plan_step(
             for term in terms
         }
         inputs.append(StepInput(held.map(_to_device), aia, coefficients))
-    return counts, inputs
+    return inputs
 
 
-def _objective(config: Config, counts: StepCounts, targets: LayerTargets) -> AIALoss:
+def aia_objective(
+    config: Config, counts: StepCounts, targets: LayerTargets | None
+) -> AIALoss | None:
+    """Return the AIA loss over what was counted; None with AIA off."""
+    if targets is None:
+        return None
     inactive = counts.inactive if config.aia.aia_count_inactive else 0
     return AIALoss(
         targets=targets,
@@ -141,7 +146,9 @@ def run_step(
         targets: of the AIA term; None leaves it off.
         teacher: runs first, over the same micro-batches; needed if a term asks for one.
     """
-    counts, inputs = plan_step(batches, spec, terms, config, parallel, targets)
+    counts = count_step(batches, terms, parallel.groups.dp)
+    objective = aia_objective(config, counts, targets)
+    inputs = plan_step(batches, spec, terms, config, parallel, counts, objective)
     if teacher is not None:
         for item, outputs in zip(inputs, teacher.run([i.batch for i in inputs]), strict=True):
             item.teacher = outputs
@@ -155,16 +162,46 @@ def run_step(
         seq_length=config.data.seq_length,
         micro_batch_size=config.data.micro_batch_size,
     )
+    flops = (
+        sum(spec.flops(config, batch) for batch in batches),
+        sum(aia_flops(config, batch) for batch in batches) if objective else 0.0,
+    )
+    return StepOutput(counts, _contexts(inputs, objective), flops, _sum_reports(reports, terms))
+
+
+def run_validation_step(
+    models: list[DistributedDataParallel],
+    spec: ModelSpec,
+    terms: Sequence[LossTerm],
+    config: Config,
+    inputs: Sequence[StepInput],
+    counts: StepCounts,
+    objective: AIALoss | None,
+) -> StepOutput:
+    """Run forward alone over inputs that ``plan_step`` has made; arguments are those of it."""
+    with torch.no_grad():
+        reports: list[torch.Tensor] = get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, spec, terms),
+            data_iterator=[iter(inputs) for _ in models],
+            model=models,
+            num_microbatches=len(inputs),
+            seq_length=config.data.seq_length,
+            micro_batch_size=config.data.micro_batch_size,
+            forward_only=True,
+        )
+    contexts = _contexts(inputs, objective)
+    return StepOutput(counts, contexts, (0.0, 0.0), _sum_reports(reports, terms))
+
+
+def _contexts(inputs: Sequence[StepInput], objective: AIALoss | None) -> tuple[AIAContext, ...]:
+    return tuple(item.aia for item in inputs if objective is not None and item.aia is not None)
+
+
+def _sum_reports(reports: Sequence[torch.Tensor], terms: Sequence[LossTerm]) -> torch.Tensor:
     total = torch.zeros(len(terms), 1 + NUM_TASKS, dtype=torch.float64, device=device())
     for report in reports:
         total += report
-    measured = targets is not None
-    aia_contexts = tuple(item.aia for item in inputs if measured and item.aia is not None)
-    flops = (
-        sum(spec.flops(config, batch) for batch in batches),
-        sum(aia_flops(config, batch) for batch in batches) if measured else 0.0,
-    )
-    return StepOutput(counts, aia_contexts, flops, total)
+    return total
 
 
 def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs: Any) -> None:

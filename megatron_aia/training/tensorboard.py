@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.records import LogRecord, task_name
+from megatron_aia.analysis.validation import ValidationRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,20 @@ class TensorBoardLog:
             self._writer.add_custom_scalars(_chart_layout(record))
             self._has_layout = True
         for name, value in _scalars(record):
+            if not math.isnan(value):
+                self._writer.add_scalar(name, value, record.iteration)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Add a point to every curve of the validation."""
+        values = [("valid/total", record.loss)]
+        for term, value in record.terms.items():
+            values.append((f"valid/{term}", value))
+            by_task = record.losses[term].items()
+            values += [(f"valid/{term}_{task_name(task)}", part) for task, part in by_task]
+        for task, curve in record.intensity.items():
+            tags = (f"valid_{_intensity_tag(task, layer)}" for layer in range(len(curve)))
+            values += zip(tags, map(float, curve), strict=True)
+        for name, value in values:
             if not math.isnan(value):
                 self._writer.add_scalar(name, value, record.iteration)
 

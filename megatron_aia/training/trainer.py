@@ -15,6 +15,7 @@ from megatron_aia.config.files import dump
 from megatron_aia.config.validate_logging import run_folder
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import StepLoader
+from megatron_aia.data.open import validation_config
 from megatron_aia.models import load_model_spec
 from megatron_aia.runtime.flight_recorder import keep_flight_records
 from megatron_aia.runtime.log import configure_logging
@@ -25,6 +26,7 @@ from megatron_aia.runtime.parallel import (
 )
 from megatron_aia.runtime.timers import StepTimers
 from megatron_aia.training.banner import describe_run
+from megatron_aia.training.evaluator import Evaluator, is_due
 from megatron_aia.training.instruments import peak_of_device
 from megatron_aia.training.metrics import IntervalMetrics
 from megatron_aia.training.model_size import model_size
@@ -63,10 +65,11 @@ class Trainer:
         self.parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
         self.spec = load_model_spec(config.model.model)
         self.targets, self.profile_note = _resolve_targets(config)
-        self.data = self._open_data()
+        self.data = self._open_data(config)
         self.terms = loss_terms(config, self.spec, self.data.encoder)
         stop = StopSignal(listens=config.checkpoint.exit_signal_handler)
         self.feed = SyncedLoader(config, self.data, self.parallel, stop)
+        self.evaluator = self._build_evaluator()
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
         self.teacher = build_teacher(config, self.spec, self.parallel, self.terms)
@@ -95,14 +98,22 @@ class Trainer:
         """Place of the next sample in the order of the data."""
         return self.consumed_samples - self.data_start
 
-    def _open_data(self) -> StepLoader:
+    def _build_evaluator(self) -> Evaluator | None:
+        if not self.config.data.valid_data_path:
+            return None
+        config = validation_config(self.config)
+        return Evaluator(
+            config, self.spec, self.parallel, self.terms, self.targets, self._open_data(config)
+        )
+
+    def _open_data(self, config: Config) -> StepLoader:
         """Open the data on rank 0 first: it fills the caches that the other ranks then read."""
         data: StepLoader | None = None
         for opens_now in (dist.get_rank() == 0, dist.get_rank() != 0):
             error: Exception | None = None
             if opens_now:
                 try:
-                    data = build_data(self.config, self.spec, self.parallel)
+                    data = build_data(config, self.spec, self.parallel)
                 except (ValueError, OSError) as caught:
                     error = ValueError(str(caught))
             broadcast_failure(error, self.parallel.control)
@@ -142,6 +153,8 @@ class Trainer:
             self._step(batches)
             if self._is_log_step():
                 self._log()
+            if self.evaluator is not None and is_due(self.config, self.iteration):
+                self._validate(self.evaluator)
             if self._is_save_step():
                 with self.timers.span("save", on_host=True):
                     self._save()
@@ -167,6 +180,12 @@ class Trainer:
         self.consumed_samples += self.config.data.global_batch_size
         self.total_skipped += not updated
         self.metrics.add(output, updated, grad_norm)
+
+    def _validate(self, evaluator: Evaluator) -> None:
+        with self.timers.span("validation"):
+            record = evaluator.run(self.models, self.teacher, self.iteration)
+        if self.reporter:
+            self.reporter.write_validation(record)
 
     def _is_log_step(self) -> bool:
         # The first step too: its intensities are those before training.

@@ -25,7 +25,8 @@ from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.losses import NextToken
 from megatron_aia.runtime.parallel import Parallel, create_parallel, initialize_process_group
 from megatron_aia.shards.raw_sample import RawSample, Turn
-from megatron_aia.training.step import plan_step
+from megatron_aia.training.counts import count_step
+from megatron_aia.training.step import aia_objective, plan_step
 
 SLOTS = JANUS_GRID**2
 PUBLISHED_DEPTH = 30
@@ -150,7 +151,10 @@ def both_losses(samples: Sequence[RawSample], weight: float) -> tuple[float, flo
     written = write(config, samples)
     batch = build_micro_batch([written[:2], written[2:]], 64, 0, config.model.image_size)
     targets = load_profile("released_code").resolve(PUBLISHED_DEPTH, "stage")
-    _, (item,) = plan_step([batch], spec, spec.losses(config), config, parallel, targets)
+    terms = spec.losses(config)
+    counts = count_step([batch], terms, parallel.groups.dp)
+    objective = aia_objective(config, counts, targets)
+    (item,) = plan_step([batch], spec, terms, config, parallel, counts, objective)
     assert item.aia is not None and item.aia.objective is not None
     with torch.no_grad():
         outputs = spec.forward(ours, item.batch, item.aia)

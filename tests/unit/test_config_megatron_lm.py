@@ -10,7 +10,7 @@ from megatron_aia.models import fields_of_families
 
 COMMAND_LINE = (
     "--swiglu --normalization RMSNorm --use-flash-attn --disable-bias-linear --no-load-optim "
-    "--train-samples 1000 --split 969,30,1 --eval-iters 10 --wandb-project mine --moe-router-topk 2"
+    "--train-samples 1000 --split 969,30,1 --wandb-project mine --moe-router-topk 2"
 )
 
 
