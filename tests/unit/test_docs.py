@@ -109,6 +109,12 @@ def test_named_paths_exist(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_nothing_is_left_to_be_filled_in(document: str) -> None:
+    left = re.findall(r"^[A-Z]+$|\b(?:TODO|TBD|FIXME|XXX)\b", prose_of(document), re.MULTILINE)
+    assert not left
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_resolve(document: str) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
