@@ -11,7 +11,7 @@ from attention_cases import make_case
 from attention_checks import check, num_terms, run
 from support.calls import Calls
 
-from megatron_aia.attention import flash_ops, rectangle
+from megatron_aia.attention import flash_ops, rectangle, tile_products
 from megatron_aia.attention import layout as layouts
 from megatron_aia.attention.calls import StripCall
 from megatron_aia.attention.layout import AttentionLayout
@@ -90,6 +90,23 @@ def test_a_single_sample_takes_padding_along(
     layout = AttentionLayout(case.segments, case.query.shape[2], len(rows))
     longest = max(call.length for call in layout.calls(case.query.device))
     assert longest == (64 if padding == 200 else len(rows[0][0]) + padding)
+
+
+@pytest.mark.parametrize("strength", [1e-6, 1.0, 100.0])
+def test_products_in_bfloat16_as_on_cuda(
+    calls: list[int], strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU multiplies in float32; here it is given what tensor cores are: bf16, fp32 sums."""
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        assert left.dtype == right.dtype == BF16
+        return left.float() @ right.float()
+
+    monkeypatch.setattr(tile_products, "_for_products", lambda x: x)
+    monkeypatch.setattr(tile_products, "_product", product)
+    long = [cases.GEN_KEY] * 40 + [cases.PLAIN] + [cases.GEN_ROW] * 300
+    for rows in (ROWS, [[cases.GENERATION]], [[long, cases.UNDERSTANDING]], [[long]]):
+        check(rectangle.attend, make_case(rows), BF16, strength)
 
 
 def test_what_context_parallelism_cuts_is_not_joined() -> None:
