@@ -90,7 +90,7 @@ def start(file: str, slurm: dict[str, str], flags: list[str], log: Path) -> subp
         return subprocess.Popen(command, env=slurm, stdout=output, stderr=subprocess.STDOUT)
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
@@ -115,7 +115,7 @@ def test_a_job_is_stopped_saves_and_is_queued_again(
     job = start("pretrain_emu3_aia.sbatch", slurm, flags, log)
     wait_for(lambda: steps_of(slurm["RUN"]) >= 3 or job.poll() is not None, "no step is done")
     job.send_signal(signal.SIGTERM)
-    job.wait(90)
+    job.wait(240)
     text = log.read_text()
     stopped = re.search(r"stopped by a signal at iteration (\d+)", text)
     assert stopped, text
@@ -127,7 +127,7 @@ def test_a_job_is_stopped_saves_and_is_queued_again(
 
     last = int(stopped[1])
     again = start("pretrain_emu3_aia.sbatch", slurm, [*flags, "--train-iters", str(last + 2)], log)
-    assert again.wait(90) == 0, log.read_text()
+    assert again.wait(240) == 0, log.read_text()
     # The banner wraps long lines, and torchrun marks each.
     unwrapped = re.sub(r"\s|\[default0\]:", "", log.read_text())
     assert f"{slurm['RUN']},iteration{last}" in unwrapped
@@ -141,7 +141,7 @@ def test_the_flags_of_srun(slurm: dict[str, str], tmp_path: Path) -> None:
     environment = {**slurm, "CONTAINER": "aia.sqsh", "CONTAINER_MOUNTS": "/data:/data"}
     flags = ["--num-lyers", "3"]
     job = start("posttrain_janus_pro_aia.sbatch", environment, flags, tmp_path / "job.out")
-    assert job.wait(90) != 0
+    assert job.wait(240) != 0
     assert "error: unknown option --num-lyers" in (tmp_path / "job.out").read_text()
     given = (tmp_path / "srun").read_text()
     assert "--nodes 2 --ntasks 2 --ntasks-per-node 1 --kill-on-bad-exit=1" in given
