@@ -25,6 +25,8 @@ class StepProfiler:
         self._path = folder / "profile" / f"{rank_name()}_steps_{start}_{end}.json.gz"
         self._start, self._end = start, end
         self._profile: profile | None = None
+        self.has_written = False
+        """The trace is there."""
 
     def before_step(self, step: int) -> None:
         """Begin or end the trace; called before step ``step`` (counted from 1)."""
@@ -43,6 +45,7 @@ class StepProfiler:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self._path))
         self._profile = None
+        self.has_written = True
 
 
 class MemoryHistory:

@@ -9,13 +9,18 @@ from megatron_aia.analysis.validation import ValidationRecord
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.loader import StepLoader
-from megatron_aia.data.replacements import CorruptSamplesFound
+from megatron_aia.data.replacements import CorruptSamplesFound, UnreadableStep
 from megatron_aia.models.losses import LossTerm
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
 from megatron_aia.training.counts import StepCounts, count_step
 from megatron_aia.training.loss_sums import LossSums
-from megatron_aia.training.step import aia_objective, plan_step, run_validation_step
+from megatron_aia.training.step import (
+    aia_objective,
+    ask_teacher,
+    plan_step,
+    run_validation_step,
+)
 from megatron_aia.training.teacher import Teacher
 
 
@@ -33,6 +38,9 @@ class Evaluator:
         terms: of the loss.
         targets: of the AIA term; None leaves it off.
         batches: of this rank.
+
+    Raises:
+        ValueError: on every rank, if a sample is corrupt or cannot be read: all are read here once.
     """
 
     def __init__(
@@ -46,7 +54,8 @@ class Evaluator:
     ) -> None:
         self._config, self._spec, self._parallel = config, spec, parallel
         self._terms, self._targets, self._batches = terms, targets, batches
-        self._counts: StepCounts | None = None
+        parts = [count_step(batches, terms, parallel.groups.dp) for batches in self._steps()]
+        self._counts: StepCounts = sum(parts[1:], start=parts[0])
 
     def run(
         self,
@@ -62,7 +71,7 @@ class Evaluator:
             iteration: steps done.
 
         Raises:
-            ValueError: on every rank, if a sample is corrupt or cannot be read.
+            UnreadableStep: on every rank, if a sample cannot be read any more.
         """
         gather_parameters(models)
         for model in models:
@@ -82,30 +91,19 @@ class Evaluator:
 
     def _measure(self, models: list[DistributedDataParallel], teacher: Teacher | None) -> LossSums:
         config, parallel, terms = self._config, self._parallel, self._terms
-        counts = self._count()
+        counts = self._counts
         objective = aia_objective(config, counts, self._targets)
         has_aia = self._targets is not None
         sums = LossSums(config.model.num_layers, terms, has_aia, parallel)
         for number, batches in enumerate(self._steps()):
             inputs = plan_step(batches, self._spec, terms, config, parallel, counts, objective)
-            if teacher is not None:
-                taught = teacher.run([item.batch for item in inputs])
-                for item, outputs in zip(inputs, taught, strict=True):
-                    item.teacher = outputs
+            ask_teacher(teacher, inputs)
             output = run_validation_step(
                 models, self._spec, terms, config, inputs, counts, objective
             )
             # The counts are those of all steps together.
             (sums.add_part if number else sums.add)(output)
         return sums
-
-    def _count(self) -> StepCounts:
-        """Return the counts of all samples; they are read for it once in a run."""
-        if self._counts is None:
-            group = self._parallel.groups.dp
-            parts = [count_step(batches, self._terms, group) for batches in self._steps()]
-            self._counts = sum(parts[1:], start=parts[0])
-        return self._counts
 
     def _steps(self) -> Iterator[list[MicroBatch]]:
         for number in range(self._config.training.eval_iters):
@@ -121,7 +119,10 @@ class Evaluator:
                 )
             except (ValueError, OSError) as caught:
                 error = ValueError(f"--valid-data-path: {caught}")
-            broadcast_failure(error, self._parallel.control)
+            try:
+                broadcast_failure(error, self._parallel.control)
+            except ValueError as failure:
+                raise UnreadableStep(str(failure)) from error
             yield batches
 
 

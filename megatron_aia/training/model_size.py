@@ -112,8 +112,7 @@ def draw_layout(parallel: Parallel, num_layers: int) -> list[str]:
         layers = ", ".join(f"{first}-{first + each - 1}" for first in firsts)
         # Pipeline stages are the slowest to change over ranks: megatron-core's order tp-cp-dp-pp.
         held = f"{stage * ranks // stages}-{(stage + 1) * ranks // stages - 1}"
-        ends = [name for name, is_there in (("embedding", stage == 0),) if is_there]
-        ends += ["heads"] * (stage == stages - 1)
+        ends = ["embedding"] * (stage == 0) + ["heads"] * (stage == stages - 1)
         where = f" and {' and '.join(ends)}" if ends else ""
         lines.append(f"stage {stage}: layers {layers}{where} on ranks {held}")
     return lines

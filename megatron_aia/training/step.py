@@ -149,24 +149,15 @@ def run_step(
     counts = count_step(batches, terms, parallel.groups.dp)
     objective = aia_objective(config, counts, targets)
     inputs = plan_step(batches, spec, terms, config, parallel, counts, objective)
-    if teacher is not None:
-        for item, outputs in zip(inputs, teacher.run([i.batch for i in inputs]), strict=True):
-            item.teacher = outputs
+    ask_teacher(teacher, inputs)
     for model in models:
         model.zero_grad_buffer()
-    reports: list[torch.Tensor] = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, spec, terms),
-        data_iterator=[iter(inputs) for _ in models],
-        model=models,
-        num_microbatches=len(inputs),
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.data.micro_batch_size,
-    )
+    losses = _run_schedule(models, spec, terms, config, inputs, forward_only=False)
     flops = (
         sum(spec.flops(config, batch) for batch in batches),
         sum(aia_flops(config, batch) for batch in batches) if objective else 0.0,
     )
-    return StepOutput(counts, _contexts(inputs, objective), flops, _sum_reports(reports, terms))
+    return StepOutput(counts, _contexts(inputs, objective), flops, losses)
 
 
 def run_validation_step(
@@ -180,28 +171,43 @@ def run_validation_step(
 ) -> StepOutput:
     """Run forward alone over inputs that ``plan_step`` has made; arguments are those of it."""
     with torch.no_grad():
-        reports: list[torch.Tensor] = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, spec, terms),
-            data_iterator=[iter(inputs) for _ in models],
-            model=models,
-            num_microbatches=len(inputs),
-            seq_length=config.data.seq_length,
-            micro_batch_size=config.data.micro_batch_size,
-            forward_only=True,
-        )
-    contexts = _contexts(inputs, objective)
-    return StepOutput(counts, contexts, (0.0, 0.0), _sum_reports(reports, terms))
+        losses = _run_schedule(models, spec, terms, config, inputs, forward_only=True)
+    return StepOutput(counts, _contexts(inputs, objective), (0.0, 0.0), losses)
 
 
-def _contexts(inputs: Sequence[StepInput], objective: AIALoss | None) -> tuple[AIAContext, ...]:
-    return tuple(item.aia for item in inputs if objective is not None and item.aia is not None)
+def ask_teacher(teacher: Teacher | None, inputs: Sequence[StepInput]) -> None:
+    """Give every micro-batch the outputs of the teacher, if there is one."""
+    if teacher is not None:
+        for item, outputs in zip(inputs, teacher.run([i.batch for i in inputs]), strict=True):
+            item.teacher = outputs
 
 
-def _sum_reports(reports: Sequence[torch.Tensor], terms: Sequence[LossTerm]) -> torch.Tensor:
+def _run_schedule(
+    models: list[DistributedDataParallel],
+    spec: ModelSpec,
+    terms: Sequence[LossTerm],
+    config: Config,
+    inputs: Sequence[StepInput],
+    forward_only: bool,
+) -> torch.Tensor:
+    """Run megatron-core's schedule; return ``StepOutput.losses``."""
+    reports: list[torch.Tensor] = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, spec, terms),
+        data_iterator=[iter(inputs) for _ in models],
+        model=models,
+        num_microbatches=len(inputs),
+        seq_length=config.data.seq_length,
+        micro_batch_size=config.data.micro_batch_size,
+        forward_only=forward_only,
+    )
     total = torch.zeros(len(terms), 1 + NUM_TASKS, dtype=torch.float64, device=device())
     for report in reports:
         total += report
     return total
+
+
+def _contexts(inputs: Sequence[StepInput], objective: AIALoss | None) -> tuple[AIAContext, ...]:
+    return tuple(item.aia for item in inputs if objective is not None and item.aia is not None)
 
 
 def sum_gradients(models: list[DistributedDataParallel], _: Any = None, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """Files beside the log: a trace of some steps, the history of GPU memory."""
 
+import logging
 from pathlib import Path
 
 import torch.distributed as dist
@@ -7,6 +8,8 @@ import torch.distributed as dist
 from megatron_aia.config import Config
 from megatron_aia.config.validate_logging import run_folder
 from megatron_aia.runtime.profiling import MemoryHistory, StepProfiler
+
+logger = logging.getLogger(__name__)
 
 
 class Traces:
@@ -33,5 +36,7 @@ class Traces:
         """Write what is still open."""
         if self._profiler:
             self._profiler.close()
+            if not self._profiler.has_written:
+                logger.info("--profile: no step was traced, the run did not come to its first one")
         if self._memory:
             self._memory.write()
