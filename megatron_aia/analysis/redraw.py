@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from megatron_aia.aia.roles import Task
-from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
-from megatron_aia.checkpoint.single_process_model import SingleProcessModel
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.config import ParallelConfig
 from megatron_aia.data.tokenizer import load_text_tokenizer
-from megatron_aia.models import load_model_spec, read_run_config
+from megatron_aia.generation.drawing import Guidance, draw_pictures
+from megatron_aia.generation.load import inference_config, make_inference, open_writer
+from megatron_aia.generation.sampling import Sampling
 from megatron_aia.shards.index import open_index
+
+_ONE_PROCESS = ParallelConfig(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,19 @@ def redraw(run: Path, data: Path) -> Redrawn:
         data: shards, with their tokeniser beside them.
 
     Raises:
-        ValueError: no checkpoint of a family that can draw, or no generation sample.
+        ValueError: no checkpoint of a family that draws, or no generation sample.
     """
-    path = find_checkpoint(run)
-    config = read_run_config(str(path / CONFIG_FILE))
+    checkpoint = find_checkpoint(run)
+    config = inference_config(checkpoint, _ONE_PROCESS, bf16=False)
     index = open_index(data)
     numbers = np.flatnonzero(index.tasks == int(Task.GENERATION))
-    spec = load_model_spec(config.model.model)
-    if spec.draw_greedily is None or not len(numbers):
-        raise ValueError(f"{run} and {data} are no model that draws with images to draw")
+    if not len(numbers):
+        raise ValueError(f"{data} has no image to draw")
     sample = index.read(int(numbers[0]), config.model.codebook_size)
     (codes,) = sample.codes
-    prompt = spec.encoder(config, load_text_tokenizer(data))
-    tokens = torch.from_numpy(prompt(sample, False).tokens[: -codes.size])
-    with SingleProcessModel(config.model) as weights:
-        drawn = spec.draw_greedily(weights.load_model(path), tokens, codes.size)
-    return Redrawn(sample.turns[0].text, codes, drawn.numpy().reshape(codes.shape))
+    inference = make_inference(config)(config, load_text_tokenizer(data))
+    drawing = inference.drawing(sample.turns[0].text, None, (codes.shape[0], codes.shape[1]))
+    greedy = Guidance(scale=1.0, sampling=Sampling(temperature=0.0))
+    with open_writer(checkpoint, config) as writer:
+        (ids,) = draw_pictures(writer.chunks, inference, writer.parallel, [drawing], [0], greedy)
+    return Redrawn(sample.turns[0].text, codes, inference.codes(drawing, ids))

@@ -7,8 +7,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import unwrap_model
 
+from megatron_aia.attention.decoding import DecodeState
 from megatron_aia.config import Config
 from megatron_aia.models.fp8 import fp8_options
+from megatron_aia.models.heads import columns_of_rank, gather_columns
 from megatron_aia.models.layers import layer_specs
 from megatron_aia.runtime.device import compute_capability, transformer_engine_version
 from megatron_aia.runtime.mcore import decoder_options
@@ -74,10 +76,12 @@ OUTPUT_WEIGHT = "output_layer.weight"
 class PackedGPTModel(GPTModel):
     """GPTModel for packed sequences and a padded vocabulary.
 
-    Two things differ. Rotary angles follow ``position_ids``, which restart with every sample
+    Three things differ. Rotary angles follow ``position_ids``, which restart with every sample
     (megatron-core counts along the sequence) and are cut like the tokens where several ranks share
     a sequence. And the columns that pad the vocabulary to a multiple of
     the tensor-parallel size take no part in the softmax, so the loss does not depend on it.
+    A model that decodes, which a ``DecodeState`` as ``attention_bias`` says, returns the last
+    stage's hidden state of the last token, ``[b, h]``.
 
     Args:
         real_vocab_size: ids below this are real; the rest of ``vocab_size`` is padding.
@@ -112,6 +116,30 @@ class PackedGPTModel(GPTModel):
         frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
         angles = position_ids.t().unsqueeze(-1).to(frequencies.dtype) * frequencies
         return torch.cat((angles, angles), dim=-1).unsqueeze(2)
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.post_process and is_decoding(kwargs.get("extra_block_kwargs")):
+            return hidden_states[-1]
+        output: torch.Tensor = super()._postprocess(hidden_states, *args, **kwargs)
+        return output
+
+    def vocabulary_logits(self, hidden: torch.Tensor, ids: range) -> torch.Tensor:
+        """Return the logits of ``ids`` of the last stage's head, on every tensor-parallel rank.
+
+        Args:
+            hidden: ``[b, h]``, what a decoding model returns.
+            ids: of the vocabulary; no other column is computed.
+
+        Returns:
+            float32 ``[b, len(ids)]``.
+        """
+        weight = self.output_layer.weight
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        group, width = self.pg_collection.tp, weight.shape[0]
+        held = columns_of_rank(ids, width, group.rank())
+        local = torch.nn.functional.linear(hidden, weight[held])
+        return gather_columns(local, ids, width, group)
 
     def compute_language_model_loss(
         self, labels: torch.Tensor, logits: torch.Tensor
@@ -159,6 +187,11 @@ def decoder_arguments(
         "pg_collection": parallel.groups,
         "vp_stage": virtual_stage if parallel.virtual_stages > 1 else None,
     }
+
+
+def is_decoding(extra_block_kwargs: dict[str, Any] | None) -> bool:
+    """Return whether a forward's extra arguments are those of a model that writes."""
+    return isinstance((extra_block_kwargs or {}).get("attention_bias"), DecodeState)
 
 
 def is_last_chunk(model: torch.nn.Module) -> bool:

@@ -13,6 +13,7 @@ from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel
 from megatron_aia.models.flops import decoder_flops
+from megatron_aia.models.inference import Inference
 from megatron_aia.models.losses import LossTerm, Outputs
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
@@ -25,6 +26,23 @@ class MakesEncoder(Protocol):
         self, config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
     ) -> SampleEncoder:
         """Return the sample encoder; ``images`` makes the codes that the shards do not have.
+
+        Raises:
+            ValueError: a tokeniser does not fit the model.
+        """
+
+
+class MakesInference(Protocol):
+    """How a family makes what draws and answers."""
+
+    def __call__(
+        self,
+        config: Config,
+        tokenizer: TextTokenizer,
+        images: ImageTokenizer | None = None,
+        system_prompt: str | None = None,
+    ) -> Inference:
+        """Return it; ``system_prompt`` begins a conversation, None is that of training.
 
         Raises:
             ValueError: a tokeniser does not fit the model.
@@ -53,6 +71,5 @@ class ModelSpec:
     """``(config, batch)`` to the operations of a forward and backward over whole sequences."""
     image_area: Callable[[Config], int | None] = lambda config: None
     """Pixels of a picture before its codes are made; None leaves that to the image tokeniser."""
-    draw_greedily: Callable[[torch.nn.Module, torch.Tensor, int], torch.Tensor] | None = None
-    """``(model, prompt, num_codes)`` to the most probable codes of an image; for the demo's report.
-    """
+    inference: MakesInference | None = None
+    """How it draws and answers; None for a family that does neither."""

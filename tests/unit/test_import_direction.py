@@ -20,6 +20,7 @@ ORDER = (
     "data",
     "models",
     "checkpoint",
+    "generation",
     "analysis",
     "training",
 )

@@ -12,7 +12,8 @@ from megatron_aia.models.backbone import (
     is_last_chunk,
     packed_causal_mask,
 )
-from megatron_aia.models.emu3.sample_encoder import Emu3SampleEncoder
+from megatron_aia.models.emu3.inference import Emu3Inference
+from megatron_aia.models.emu3.sample_encoder import SYSTEM_PROMPT, Emu3SampleEncoder
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.flops import decoder_flops
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
@@ -53,9 +54,12 @@ def forward(
 
 
 def encoder(
-    config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
+    config: Config,
+    tokenizer: TextTokenizer,
+    images: ImageTokenizer | None = None,
+    system_prompt: str | None = None,
 ) -> Emu3SampleEncoder:
-    """Return the sample encoder.
+    """Return the sample encoder; ``system_prompt`` is not that of training.
 
     Raises:
         ValueError: the tokeniser and the configured vocabulary do not fit.
@@ -65,7 +69,20 @@ def encoder(
             f"the tokeniser has {tokenizer.vocab_size} ids but --text-vocab-size is "
             f"{config.model.text_vocab_size}; point --tokenizer-model to the model's own tokeniser"
         )
-    return Emu3SampleEncoder(vocabulary(config), tokenizer, config.aia.aia_query_key_sets, images)
+    sets, prompt = config.aia.aia_query_key_sets, system_prompt
+    return Emu3SampleEncoder(
+        vocabulary(config), tokenizer, sets, images, SYSTEM_PROMPT if prompt is None else prompt
+    )
+
+
+def inference(
+    config: Config,
+    tokenizer: TextTokenizer,
+    images: ImageTokenizer | None = None,
+    system_prompt: str | None = None,
+) -> Emu3Inference:
+    """Return how the model draws and answers; see ``MakesInference``."""
+    return Emu3Inference(encoder(config, tokenizer, images, system_prompt))
 
 
 def losses(config: Config) -> tuple[LossTerm, ...]:
@@ -85,4 +102,5 @@ SPEC = ModelSpec(
     losses=losses,
     flops=flops,
     encoder=encoder,
+    inference=inference,
 )

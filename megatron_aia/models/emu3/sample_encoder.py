@@ -37,7 +37,8 @@ from megatron_aia.models.sample_builder import (
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import RawSample
 
-_FIRST_LEAD = "You are a helpful assistant. USER: "
+SYSTEM_PROMPT = "You are a helpful assistant."
+"""Of training."""
 _LATER_LEAD = " USER: "
 _ANSWER_LEAD = ". ASSISTANT:"
 
@@ -59,6 +60,7 @@ class Emu3SampleEncoder(SampleEncoder):
             drawn code is no query, and both sets of keys lie one token to the left. So generation
             loses img, and understanding gains img and loses the last row end.
         images: makes the codes of images that are stored as pictures.
+        system_prompt: begins a conversation.
 
     Raises:
         ValueError: the tokeniser has more ids than the vocabulary has text ids.
@@ -70,6 +72,7 @@ class Emu3SampleEncoder(SampleEncoder):
         tokenizer: TextTokenizer,
         sets: Sets = "paper",
         images: ImageTokenizer | None = None,
+        system_prompt: str = SYSTEM_PROMPT,
     ) -> None:
         if tokenizer.vocab_size > vocabulary.text_size:
             raise ValueError(
@@ -81,10 +84,13 @@ class Emu3SampleEncoder(SampleEncoder):
         self._tokenizer = tokenizer
         self.sets = sets
         self._codes = PictureCodes(images)
+        self._system_prompt = system_prompt
         described = (
             f"emu3 prompt 1|{vocabulary}|{tokenizer.fingerprint}|{fingerprint_of_sets(sets)}"
         )
         described += self._codes.fingerprint
+        if system_prompt != SYSTEM_PROMPT:
+            described += f"|{system_prompt}"
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
 
@@ -144,7 +150,7 @@ class Emu3SampleEncoder(SampleEncoder):
         builder = SampleBuilder()
         builder.add([self.vocabulary.bos], Kind.PROMPT)
         codes = iter(sample.codes)
-        lead = _FIRST_LEAD
+        lead = f"{self._system_prompt}{_LATER_LEAD}".lstrip()
         for human, gpt in zip(sample.turns[::2], sample.turns[1::2], strict=True):
             question = images_first(split_at_tags(human.text, codes))
             for piece in join_texts([lead, *question, _ANSWER_LEAD]):

@@ -8,8 +8,8 @@ from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.tokenizer import TextTokenizer
 from megatron_aia.models.backbone import PackedGPTModel, is_last_chunk, packed_causal_mask
-from megatron_aia.models.janus_pro.draw import draw_greedily
 from megatron_aia.models.janus_pro.flops import janus_flops
+from megatron_aia.models.janus_pro.inference import JanusInference
 from megatron_aia.models.janus_pro.network import JanusModel, vocabulary
 from megatron_aia.models.janus_pro.places import NO_LABEL, Places, find_places
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
@@ -50,9 +50,12 @@ def places(config: Config, batch: MicroBatch, rank: int, size: int) -> dict[str,
 
 
 def encoder(
-    config: Config, tokenizer: TextTokenizer, images: ImageTokenizer | None = None
+    config: Config,
+    tokenizer: TextTokenizer,
+    images: ImageTokenizer | None = None,
+    system_prompt: str | None = None,
 ) -> JanusSampleEncoder:
-    """Return the sample encoder.
+    """Return the sample encoder; ``system_prompt`` is not that of training.
 
     Raises:
         ValueError: a tokeniser is not Janus-Pro's, or the text's is larger than the configured
@@ -67,7 +70,18 @@ def encoder(
         model.image_size,
         model.patch_size,
         images,
+        system_prompt or "",
     )
+
+
+def inference(
+    config: Config,
+    tokenizer: TextTokenizer,
+    images: ImageTokenizer | None = None,
+    system_prompt: str | None = None,
+) -> JanusInference:
+    """Return how the model draws and answers; see ``MakesInference``."""
+    return JanusInference(encoder(config, tokenizer, images, system_prompt))
 
 
 def losses(config: Config) -> tuple[LossTerm, ...]:
@@ -85,5 +99,5 @@ SPEC = ModelSpec(
     flops=janus_flops,
     # It draws images of one size.
     image_area=lambda config: janus_model(config).image_size ** 2,
-    draw_greedily=draw_greedily,
+    inference=inference,
 )

@@ -22,6 +22,7 @@ from megatron_aia.config import Config
 from megatron_aia.models.backbone import (
     PackedGPTModel,
     decoder_arguments,
+    is_decoding,
     padded_vocab_size,
 )
 from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
@@ -146,7 +147,9 @@ class JanusModel(PackedGPTModel):
         """Return ``[n * slots, h]``; without images, rows for nobody as for codes."""
         if images is not None and len(images):
             features = self.vision_model(images).flatten(0, 1)
-        elif any(parameter.requires_grad for parameter in self.vision_model.parameters()):
+        elif torch.is_grad_enabled() and any(
+            p.requires_grad for p in self.vision_model.parameters()
+        ):
             side = self.vision_model.image_size
             black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.embedding_device)
             features = self.vision_model(black).flatten(0, 1)
@@ -166,6 +169,8 @@ class JanusModel(PackedGPTModel):
     ) -> Tensor:
         if not self.post_process:
             return hidden_states
+        if is_decoding(kwargs.get("extra_block_kwargs")):
+            return hidden_states[-1]
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp

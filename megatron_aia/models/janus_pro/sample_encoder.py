@@ -10,7 +10,8 @@ term.
     later turns    <|User|> ": {text}\n\n" <|Assistant|> ":" " {answer}" eos
     mixed          the turns of understanding; an answer may hold images: boi codes eoi
 
-This is the authors' template "deepseek" with an empty system prompt, as in AIA's training. White
+This is the authors' template "deepseek" with an empty system prompt, as in AIA's training; another
+one stands behind bos in a conversation, with "\\n\\n" at its end. White
 space at both ends of a turn is removed. The quoted texts are encoded one by one. So the answer
 begins with a space of its own: inference starts to write after ":", and the completed turn of the
 template has a space there.
@@ -71,6 +72,7 @@ class JanusSampleEncoder(SampleEncoder):
         image_size: side in pixels of an image, to look at or to draw.
         patch_size: side in pixels of what a slot or a code stands for.
         images: makes the codes of images to draw that are stored as pictures.
+        system_prompt: begins a conversation; "" in training.
 
     Raises:
         ValueError: the tokeniser has more ids than the vocabulary has text ids, patches do not
@@ -88,6 +90,7 @@ class JanusSampleEncoder(SampleEncoder):
         image_size: int = 384,
         patch_size: int = 16,
         images: ImageTokenizer | None = None,
+        system_prompt: str = "",
     ) -> None:
         highest = max(tokenizer.vocab_size - 1, *vars(special_tokens).values())
         if highest >= vocabulary.text_size:
@@ -109,6 +112,9 @@ class JanusSampleEncoder(SampleEncoder):
         described += (
             f"|{fingerprint_of_sets(sets)}|{image_size}|{self.grid}{self._codes.fingerprint}"
         )
+        self._system_prompt = system_prompt
+        if system_prompt:
+            described += f"|{system_prompt}"
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
 
@@ -166,6 +172,8 @@ class JanusSampleEncoder(SampleEncoder):
 
     def _write_chat(self, builder: SampleBuilder, sample: RawSample) -> None:
         images = iter(sample.images)
+        if self._system_prompt:
+            builder.add(self._tokenizer.encode(f"{self._system_prompt}\n\n"), Kind.PROMPT)
         for human, gpt in zip(sample.turns[::2], sample.turns[1::2], strict=True):
             self._write_question(builder, sample, human.text, images)
             self._write_answer(builder, sample, gpt.text, images)

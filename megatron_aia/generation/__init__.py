@@ -1,0 +1,1 @@
+"""Pictures and answers from a model, in any layout."""
