@@ -98,11 +98,14 @@ def parse_with_notes(
 
 
 @contextlib.contextmanager
-def one_line_errors(kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """Turn an error of ``kind`` that every rank raises into one line of rank 0 and exit code 2."""
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn an error of ``kinds``, ValueError if there are none, that every rank raises into
+    one line of rank 0 and exit code 2.
+    """
+    expected = kinds or (ValueError,)
     try:
         yield
-    except kind as error:
+    except expected as error:
         line = f"error: {' '.join(str(error).split())}"
         if is_rank_0():
             print(line, file=sys.stderr, flush=True)
@@ -129,6 +132,11 @@ def _wait_for_rank_0() -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     time.sleep(_SECONDS_FOR_RANK_0)
     signal.signal(signal.SIGTERM, before)
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun started, before there are groups."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_rank_0() -> bool:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_aia.aia.profile import load_profile
-from megatron_aia.cli import is_rank_0, one_line_errors, parse_with_notes
+from megatron_aia.cli import is_rank_0, one_line_errors, parse_with_notes, world_size
 from megatron_aia.config import Config, validate
 from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
@@ -30,19 +30,19 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
     What a rank raises reaches torchrun's report.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    num_processes = world_size()
     has_gpu = has_cuda()
     with one_line_errors():
         _check_packages()
         flags = [argument for argument in arguments if argument != "--check"]
         preset = gpu_preset if has_gpu else cpu_preset
-        command_line = parse_with_notes(flags, default_preset=preset, world_size=world_size)
+        command_line = parse_with_notes(flags, default_preset=preset, world_size=num_processes)
         config = command_line.config
-        notes = command_line.notes + _check(config, world_size, has_gpu)
+        notes = command_line.notes + _check(config, num_processes, has_gpu)
         if "--check" in arguments:
             return
         if is_rank_0():
-            _announce(config, world_size, has_gpu, notes)
+            _announce(config, num_processes, has_gpu, notes)
         config = ensure_demo_data(config)
         order_collectives(config.parallel.layout[0])
         # Heavy to import, and of no use to a command line that is wrong.

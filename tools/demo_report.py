@@ -21,12 +21,12 @@ from megatron_aia.models import families, load_family
 from megatron_aia.models.family import DemoForm
 from megatron_aia.runtime.log import quiet_imports
 from megatron_aia.runtime.versions import check_versions
+from megatron_aia.shards.folder import CODEBOOK_FILE
 from megatron_aia.shards.patch_quantizer import PatchQuantizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CODEBOOK_FILE = "codebook.npz"
 # Neither the best nor the worst: its PSNR is near the median of the demo's pictures.
 PHOTOGRAPH = "astronaut"
 EXIT_USER_ERROR = 2

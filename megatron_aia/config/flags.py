@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from megatron_aia.config.settings import REQUIRED, Setting, settings_of
+from megatron_aia.config.settings import REQUIRED, Setting, check_range, settings_of
 from megatron_aia.config.value_types import from_words
 
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
@@ -105,15 +105,20 @@ def with_dashes(argv: Sequence[str]) -> list[str]:
 
 
 def parse_options(
-    cls: type[_Options], argv: Sequence[str] | None = None, description: str | None = None
+    cls: type[_Options],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    prints: bool = True,
 ) -> _Options:
     """Return a dataclass of a command's options, read from ``argv`` or the program's arguments.
 
+    Of several processes with the same arguments, one ``prints`` the help.
+
     Raises:
-        ValueError: an option is unknown, missing or of the wrong type; one line.
+        ValueError: an option is unknown, missing, out of range or of the wrong type; one line.
     """
     settings = settings_of(cls)
-    parser = Parser(description)
+    parser = Parser(description, prints=prints)
     defaults = {name: setting.default for name, setting in settings.items()}
     parser.add_settings("options", settings.values(), defaults)
     values, unknown = parser.read(with_dashes(sys.argv[1:] if argv is None else argv))
@@ -122,6 +127,7 @@ def parse_options(
     for name, setting in settings.items():
         if setting.default is REQUIRED and name not in values:
             raise ValueError(f"{setting.flag} is required; see --help")
+        check_range(setting, values.get(name))
     return cls(**values)
 
 

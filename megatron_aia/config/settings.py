@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import textwrap
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -29,6 +30,21 @@ class Setting:
     def flag(self) -> str:
         """Its command-line flag."""
         return flag(self.name)
+
+
+def check_range(setting: Setting, value: Any) -> None:
+    """Check that a value, or each of several, is in its setting's range.
+
+    Raises:
+        ValueError: naming flag, value and remedy.
+    """
+    allowed = setting.kind.range
+    if allowed is None or value is None:
+        return
+    for part in value if isinstance(value, tuple) else (value,):
+        # nan compares false with everything, inf passes `>= 0` and trains to nan
+        if not (allowed.contains(part) and math.isfinite(part)):
+            raise ValueError(f"{setting.flag} {part} is out of range; {allowed.remedy}")
 
 
 def flag(field: str) -> str:

@@ -1,13 +1,12 @@
 """Checks of a configuration, so that a mistake is one line before any process starts to work."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_aia.config.data_sources import check_data_sources, named_folders
 from megatron_aia.config.files import settings_by_name, value_of
 from megatron_aia.config.locations import check_location, is_url
-from megatron_aia.config.settings import flag
+from megatron_aia.config.settings import check_range, flag
 from megatron_aia.config.tree import AIAConfig, Config, TrainingConfig
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_logging import check_logging, notes_on_logging
@@ -52,13 +51,7 @@ def validate(config: Config, world_size: int, has_gpu: bool = False) -> list[str
 
 def _check_ranges(config: Config) -> None:
     for name, setting in settings_by_name(config).items():
-        value, allowed = value_of(config, name), setting.kind.range
-        if allowed is None or value is None:
-            continue
-        for part in value if isinstance(value, tuple) else (value,):
-            # nan compares false with everything, inf passes `>= 0` and trains to nan
-            if not (allowed.contains(part) and math.isfinite(part)):
-                raise ValueError(f"{setting.flag} {part} is out of range; {allowed.remedy}")
+        check_range(setting, value_of(config, name))
 
 
 def _check_data(config: Config) -> None:

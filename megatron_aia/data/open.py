@@ -15,11 +15,8 @@ from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.data.mixture_plan import MixturePlan, plan_blend, plan_tasks
 from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.data.tokenizer import TextTokenizer, load_text_tokenizer
-from megatron_aia.shards.folder import DESCRIPTION_FILE, read_description
+from megatron_aia.shards.folder import DESCRIPTION_FILE, TOKENIZER_FILE, read_description
 from megatron_aia.shards.index import ShardIndex, open_index
-
-DATA_TOKENIZER = "tokenizer.model"
-"""The tokeniser that stands beside shards."""
 
 
 def open_batches(
@@ -152,7 +149,7 @@ def _tokenizer_path(data: DataConfig) -> str:
             f"the data folder {folder} is a URL, and a tokeniser is read from files only; name the "
             "model's by --tokenizer-model"
         )
-    path = Path(folder) / DATA_TOKENIZER
+    path = Path(folder) / TOKENIZER_FILE
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
     return str(path)

@@ -19,7 +19,7 @@ _LOOK_EVERY = 8
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
+class AnswerSettings:
     """How the questions of a batch are answered."""
 
     max_new_tokens: int
@@ -47,7 +47,7 @@ def answer_questions(
     parallel: Parallel,
     questions: Sequence[Question],
     keys: Sequence[int],
-    options: AnswerOptions,
+    options: AnswerSettings,
     context: int,
 ) -> list[Answer]:
     """Answer a batch of questions; every rank of a replica calls this.

@@ -11,6 +11,10 @@ from megatron_aia.shards.remote import list_remote_shards, read_remote_file
 from megatron_aia.shards.shard import LocalShard, Shard
 
 DESCRIPTION_FILE = "dataset.json"
+TOKENIZER_FILE = "tokenizer.model"
+"""The text tokeniser that may stand beside shards."""
+CODEBOOK_FILE = "codebook.npz"
+"""The image tokeniser that may stand beside shards."""
 _SHARD_NAME = re.compile(r"[^/\\?#%:]+\.tar")
 
 

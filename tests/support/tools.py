@@ -19,7 +19,10 @@ def run_tool(name: str, *arguments: object) -> Result:
     spec.loader.exec_module(tool)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = tool.main([str(argument) for argument in arguments])
+        try:
+            code = tool.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
     return code, out.getvalue(), err.getvalue()
 
 

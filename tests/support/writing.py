@@ -10,7 +10,7 @@ import torch
 
 from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.config import ParallelConfig
-from megatron_aia.generation.answering import AnswerOptions, answer_questions
+from megatron_aia.generation.answering import AnswerSettings, answer_questions
 from megatron_aia.generation.drawing import Guidance, draw_pictures
 from megatron_aia.generation.load import inference_config, open_writer
 from megatron_aia.generation.sampling import Sampling, row_key
@@ -112,7 +112,7 @@ def write(
             found[name] = [row.tolist() for row in rows]
         for name, sampling in (("answers", GREEDY), ("drawn answers", DRAWN)):
             answers = answer_questions(
-                *model, questions, keys[: len(questions)], AnswerOptions(8, sampling), CONTEXT
+                *model, questions, keys[: len(questions)], AnswerSettings(8, sampling), CONTEXT
             )
             found[name] = [list(one.ids) for one in answers]
     destroy_parallel()

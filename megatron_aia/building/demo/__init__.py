@@ -20,6 +20,7 @@ from megatron_aia.models.family import DemoForm, ModelFamily
 from megatron_aia.runtime.atomic import staged
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.description import write_description
+from megatron_aia.shards.folder import CODEBOOK_FILE, TOKENIZER_FILE
 from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from megatron_aia.shards.raw_sample import IMAGE_TAG
 
@@ -157,8 +158,8 @@ def build_demo(
         sample for picture, crop in crops for sample in _samples(picture, crop, quantizer, family)
     )
     with staged(Path(output)) as folder:
-        quantizer.save(folder / "codebook.npz")
-        train_sentencepiece(texts, folder / "tokenizer.model", VOCAB_SIZE, form.special_tokens)
+        quantizer.save(folder / CODEBOOK_FILE)
+        train_sentencepiece(texts, folder / TOKENIZER_FILE, VOCAB_SIZE, form.special_tokens)
         num_samples = write_shards(folder, samples, family.codes_suffix, _SAMPLES_PER_SHARD)
         write_description(folder, num_samples, quantizer, Counter())
     return num_samples
