@@ -7,7 +7,12 @@ import torch.distributed as dist
 
 from megatron_aia.generation.options import GenerateOptions
 from megatron_aia.generation.picture_folder import PictureFolder
-from megatron_aia.generation.pictures import PictureRequest, PictureSettings, draw_requests
+from megatron_aia.generation.pictures import (
+    PictureRequest,
+    PictureSettings,
+    draw_requests,
+    write_drawings,
+)
 from megatron_aia.generation.prompts import Prompt, read_prompts
 from megatron_aia.generation.session import Session, open_session
 from megatron_aia.runtime.parallel import broadcast_failure, leave_process_group
@@ -31,12 +36,19 @@ def generate(options: GenerateOptions, world_size: int) -> str:
             for p in prompts
             for number in range(options.num_images)
         ]
+        drawings = write_drawings(session, settings, requests)
         described = {**describe_model(session), **settings.describe()}
         folder = PictureFolder(options.output, requests, described)
         on_first_rank(session, folder.open)
         start = time.perf_counter()
         drawn = draw_requests(
-            session, settings, requests, folder.is_done, folder.save, options.batch_size
+            session,
+            settings,
+            requests,
+            drawings,
+            folder.is_done,
+            folder.save,
+            options.batch_size,
         )
         seconds = time.perf_counter() - start
         on_first_rank(session, folder.finish)

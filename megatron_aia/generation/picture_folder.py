@@ -120,6 +120,7 @@ class PictureFolder:
         """Return the pictures of the first prompts, a row each below its words."""
         image_module = import_optional("PIL.Image", "hf")
         drawing_module = import_optional("PIL.ImageDraw", "hf")
+        operations = import_optional("PIL.ImageOps", "hf")
         rows: list[list[int]] = []
         for number, request in enumerate(self._requests):
             if request.number == 0:
@@ -135,7 +136,6 @@ class PictureFolder:
             canvas.text((2, y * height + 1), words, fill="black")
             for x, number in enumerate(row):
                 with image_module.open(self._picture(number)) as picture:
-                    small = picture.convert("RGB")
-                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                    small = operations.contain(picture.convert("RGB"), (_THUMBNAIL, _THUMBNAIL))
                 sheet.paste(small, (x * _THUMBNAIL, y * height + _CAPTION))
         return sheet

@@ -125,6 +125,7 @@ def draw_requests(
     session: Session,
     settings: PictureSettings,
     requests: Sequence[PictureRequest],
+    drawings: Sequence[Drawing],
     is_done: Callable[[int], bool],
     save: Callable[[int, Picture], None],
     batch_size: int,
@@ -138,6 +139,7 @@ def draw_requests(
         session: the model.
         settings: of all pictures.
         requests: all pictures, done ones too.
+        drawings: of all of them, by ``write_drawings``.
         is_done: whether a request is; asked on rank 0.
         save: writes a picture, by the number of its request; called on one rank of a replica.
         batch_size: pictures that a replica draws at a time.
@@ -146,9 +148,8 @@ def draw_requests(
         How many pictures were drawn.
 
     Raises:
-        ValueError: on every rank, if a request does not fit, or a picture cannot be written.
+        ValueError: on every rank, if a picture cannot be written.
     """
-    drawings = write_drawings(session, settings, requests)
     batches = [range(i, i + batch_size) for i in range(0, len(requests), batch_size)]
     batches = [range(b.start, min(b.stop, len(requests))) for b in batches]
     todo = _agree([i for i, b in enumerate(batches) if not all(map(is_done, b))], session)
