@@ -1,6 +1,6 @@
 """The loop that answers: text until a token or a string that ends it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,6 +49,7 @@ def answer_questions(
     keys: Sequence[int],
     options: AnswerSettings,
     context: int,
+    show: Callable[[Sequence[Answer]], None] = lambda answers: None,
 ) -> list[Answer]:
     """Answer a batch of questions; every rank of a replica calls this.
 
@@ -60,6 +61,7 @@ def answer_questions(
         keys: of each, by ``row_key``.
         options: of all.
         context: most tokens of question and answer together.
+        show: gets what is written so far, now and then.
 
     Returns:
         The answers, on every rank.
@@ -82,6 +84,7 @@ def answer_questions(
                 _cut(inference, row[:limit], options.until)
                 for row, limit in zip(rows, limits, strict=True)
             ]
+            show(answers)
             ended = (a.is_complete or step + 1 >= n for a, n in zip(answers, limits, strict=True))
             if all(ended):
                 break

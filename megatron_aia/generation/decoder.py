@@ -14,6 +14,13 @@ from megatron_aia.runtime.device import device, send
 from megatron_aia.runtime.parallel import Parallel
 
 
+def chooser_of(parallel: Parallel) -> int:
+    """Return the global rank that chooses for its replica: the last stage's first tensor rank."""
+    # In the order of stages, and in a stage of tensor ranks.
+    ranks = dist.get_process_group_ranks(parallel.groups.mp)
+    return int(ranks[-parallel.tensor_size])
+
+
 class Decoder:
     """Feeds one batch to the chunks of a model, token by token.
 
@@ -39,9 +46,7 @@ class Decoder:
         lengths = [len(prompt) for prompt in prompts]
         self._state = DecodeState(lengths, max(lengths) + new_tokens, device())
         self._prompts = prompts
-        ranks = dist.get_process_group_ranks(parallel.groups.mp)
-        # In the order of stages, and in a stage of tensor ranks.
-        self._chooser = ranks[-parallel.tensor_size]
+        self._chooser = chooser_of(parallel)
 
     @property
     def rows(self) -> int:

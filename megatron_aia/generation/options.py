@@ -103,3 +103,17 @@ class AnsweringOptions:
     """Choose among so many most probable tokens; 0: all."""
     top_p: Probability = 1.0
     """Choose among the most probable tokens that reach this probability together."""
+
+
+@dataclass(kw_only=True)
+class ChatOptions(ModelOptions, AnsweringOptions):
+    """Settings of tools/chat.py."""
+
+    image: tuple[Path, ...] = ()
+    """Pictures of the first question."""
+    image_area: Optional[PositiveInt] = None
+    """Pixels of a picture, for a model that looks at codes; unset, the image tokeniser's own."""
+    ask: Optional[Path] = None
+    """File of questions, JSON lines with key, text, images and options, in place of a terminal."""
+    answers: Optional[Path] = None
+    """File to make: JSON lines with key, answer and whether it is complete."""

@@ -18,6 +18,7 @@ from megatron_aia.config.validate_model import (
     check_world,
 )
 from megatron_aia.data.tokenizer import load_text_tokenizer
+from megatron_aia.generation.decoder import chooser_of
 from megatron_aia.generation.load import inference_config, make_inference, open_writer
 from megatron_aia.generation.options import ModelOptions
 from megatron_aia.models import load_family
@@ -59,10 +60,14 @@ class Session:
         return int(self.parallel.groups.dp_cp.size())
 
     @property
+    def speaker(self) -> int:
+        """Global rank that reads and writes files for its replica."""
+        return chooser_of(self.parallel)
+
+    @property
     def speaks_for_replica(self) -> bool:
-        """Whether this rank writes what its replica has made."""
-        ranks = dist.get_process_group_ranks(self.parallel.groups.mp)
-        return dist.get_rank() == ranks[-self.parallel.tensor_size]
+        """Whether this rank is that one."""
+        return dist.get_rank() == self.speaker
 
 
 @contextmanager

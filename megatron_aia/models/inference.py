@@ -184,12 +184,20 @@ class Inference(ABC):
         Raises:
             ValueError: turns do not alternate, or pictures do not fit tags or model.
         """
-        task = Task.UNDERSTANDING if pictures else Task.TEXT
-        sample = RawSample(name, task, (*turns, Turn("gpt", "")), tuple(pictures))
-        written = self.encoder(sample, False)
+        written = self.encoder(_conversation(turns, pictures, name), False)
         images = tuple(image.load() for image in written.images)
         # The last token ends the empty answer.
         return Question(written.tokens[:-1], images)
+
+    def question_length(
+        self, turns: Sequence[Turn], pictures: Sequence[np.ndarray | Picture], name: str
+    ) -> int:
+        """Return the tokens that ``question`` would write; no picture is decoded.
+
+        Raises:
+            ValueError: as ``question``.
+        """
+        return len(self.encoder.dry_run(_conversation(turns, pictures, name))) - 1
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the words of an answer; white space at its ends is no part of it."""
@@ -199,6 +207,14 @@ class Inference(ABC):
 def _generation(prompt: str, grid: tuple[int, int]) -> RawSample:
     turns = (Turn("human", prompt), Turn("gpt", IMAGE_TAG))
     return RawSample("a prompt", Task.GENERATION, turns, (np.zeros(grid, np.int64),))
+
+
+def _conversation(
+    turns: Sequence[Turn], pictures: Sequence[np.ndarray | Picture], name: str
+) -> RawSample:
+    """Return a conversation whose last answer is empty."""
+    task = Task.UNDERSTANDING if pictures else Task.TEXT
+    return RawSample(name, task, (*turns, Turn("gpt", "")), tuple(pictures))
 
 
 def _first_label(sample: TokenizedSample) -> int:

@@ -177,7 +177,8 @@ def broadcast_failure(error: Exception | None, control: dist.ProcessGroup) -> No
         RuntimeError: some rank passed another error, likewise.
     """
     messages: list[tuple[str, str] | None] = [None] * dist.get_world_size()
-    text = None if error is None else (type(error).__name__, str(error))
+    kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+    text = None if error is None else (kind, str(error))
     dist.all_gather_object(messages, text, group=control)
     for rank, message in enumerate(messages):
         if message is not None:
