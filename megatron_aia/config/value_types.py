@@ -21,6 +21,8 @@ PositiveFloat = Annotated[float, Range(lambda value: value > 0, "use a value abo
 NonNegativeFloat = Annotated[float, Range(lambda value: value >= 0, "use 0 or more")]
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "use 0 or more and less than 1")]
 
+PositiveShare = Annotated[float, Range(lambda value: 0 < value <= 1, "use above 0 and at most 1")]
+
 POSITIONAL = object()
 """Beside a type in ``Annotated``: an argument of a command without a flag."""
 

@@ -37,8 +37,8 @@ def generate(options: GenerateOptions, world_size: int) -> str:
     with open_session(options, world_size, draws=True, image_area=area) as session:
         settings = PictureSettings.resolve(options, session.inference, options.seed)
         requests = [
-            PictureRequest(p.prompt, number, p.negative_prompt, p.ratio)
-            for p in prompts
+            PictureRequest(prompt, number)
+            for prompt in prompts
             for number in range(options.num_images)
         ]
         drawings = write_drawings(session, settings, requests)

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Optional
 
 from megatron_aia.config import ParallelConfig
 from megatron_aia.config.value_types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    Range,
+    PositiveShare,
 )
-
-Probability = Annotated[float, Range(lambda value: 0 < value <= 1, "use more than 0, at most 1")]
 
 
 @dataclass(kw_only=True)
@@ -62,7 +60,7 @@ class DrawingOptions:
     """Divides the logits; 0 always takes the most probable code."""
     top_k: Optional[NonNegativeInt] = None
     """Choose among so many most probable codes; 0: all."""
-    top_p: Optional[Probability] = None
+    top_p: Optional[PositiveShare] = None
     """Choose among the most probable codes that reach this probability together."""
     negative_prompt: Optional[str] = None
     """What guidance leads away from; "" is the dropped prompt of training."""
@@ -101,7 +99,7 @@ class AnsweringOptions:
     """Divides the logits; 0 always takes the most probable token."""
     top_k: NonNegativeInt = 0
     """Choose among so many most probable tokens; 0: all."""
-    top_p: Probability = 1.0
+    top_p: PositiveShare = 1.0
     """Choose among the most probable tokens that reach this probability together."""
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from megatron_aia.generation.pictures import Picture, PictureRequest, png_bytes
+from megatron_aia.generation.pictures import DrawnPicture, PictureRequest, png_bytes
 from megatron_aia.runtime.atomic import write_file, write_text
 from megatron_aia.runtime.optional import import_optional
 
@@ -45,7 +45,7 @@ class PictureFolder:
         self, folder: Path, requests: Sequence[PictureRequest], settings: Mapping[str, Any]
     ) -> None:
         self._folder, self._requests = folder, requests
-        asked = json.dumps([vars(request) for request in requests]).encode()
+        asked = json.dumps([[vars(request.asked), request.number] for request in requests]).encode()
         self._settings = {**settings, "requests": hashlib.sha256(asked).hexdigest()[:16]}
         self._names: list[str] = []
         prompt = -1
@@ -85,7 +85,7 @@ class PictureFolder:
         """Return whether a picture is there."""
         return self._picture(number).is_file()
 
-    def save(self, number: int, picture: Picture) -> None:
+    def save(self, number: int, picture: DrawnPicture) -> None:
         """Write a picture and its codes; the picture last, because it says that both are there."""
         codes = io.BytesIO()
         small = picture.codes.astype(np.min_scalar_type(max(int(picture.codes.max()), 1 << 15)))
@@ -104,8 +104,8 @@ class PictureFolder:
     def _record(self, number: int) -> dict[str, Any]:
         request = self._requests[number]
         shared = {name: value for name, value in self._settings.items() if name != "requests"}
-        own = {name: value for name, value in vars(request).items() if value is not None}
-        own["image_number"] = own.pop("number")
+        own = {name: value for name, value in vars(request.asked).items() if value is not None}
+        own["image_number"] = request.number
         places = {"picture": self._picture(number), "codes": self._codes(number)}
         files = {name: str(path.relative_to(self._folder)) for name, path in places.items()}
         return {**files, **shared, **own}
@@ -132,7 +132,9 @@ class PictureFolder:
         sheet = image_module.new("RGB", size, "white")
         canvas = drawing_module.Draw(sheet)
         for y, row in enumerate(rows):
-            words = self._requests[row[0]].prompt.encode("latin-1", "replace").decode("latin-1")
+            words = (
+                self._requests[row[0]].asked.prompt.encode("latin-1", "replace").decode("latin-1")
+            )
             canvas.text((2, y * height + 1), words, fill="black")
             for x, number in enumerate(row):
                 with image_module.open(self._picture(number)) as picture:

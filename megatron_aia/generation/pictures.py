@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from megatron_aia.generation.drawing import Guidance, draw_pictures
 from megatron_aia.generation.options import DrawingOptions
+from megatron_aia.generation.prompts import Prompt
 from megatron_aia.generation.sampling import Sampling, row_key
 from megatron_aia.generation.session import Session
 from megatron_aia.models.inference import Drawing, Inference
@@ -28,17 +29,13 @@ _T = TypeVar("_T")
 class PictureRequest:
     """A picture that is asked for."""
 
-    prompt: str
+    asked: Prompt
     number: int = 0
     """Among the pictures of this prompt."""
-    negative_prompt: str | None = None
-    """None: that of the settings."""
-    ratio: str | None = None
-    """None: that of the settings."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnPicture:
     """A picture that was drawn."""
 
     codes: np.ndarray
@@ -104,21 +101,31 @@ def write_drawings(
         ValueError: a prompt and its picture do not fit the context, or a ratio is unknown.
     """
     context = session.config.model.max_position_embeddings
-    inference, drawings = session.inference, []
-    for request in requests:
-        grid = inference.grid(request.ratio or settings.ratio, settings.image_area)
-        negative = request.negative_prompt
-        negative = settings.negative_prompt if negative is None else negative
-        drawing = inference.drawing(request.prompt + settings.prompt_suffix, negative, grid)
-        longest = max(len(drawing.prompt), len(drawing.unguided))
-        if longest + drawing.steps > context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and a picture of {drawing.steps} are more than the "
-                f"model's {context} (--max-position-embeddings); shorten "
-                f"{request.prompt[:40]!r} or lower --image-area"
-            )
-        drawings.append(drawing)
-    return drawings
+    return [write_drawing(session.inference, settings, r.asked, context) for r in requests]
+
+
+def write_drawing(
+    inference: Inference, settings: PictureSettings, asked: Prompt, context: int
+) -> Drawing:
+    """Write a prompt as tokens.
+
+    Raises:
+        ValueError: as ``write_drawings``.
+    """
+    area = _given(asked.image_area, settings.image_area)
+    grid = inference.grid(_given(asked.ratio, settings.ratio), area)
+    words = asked.prompt + _given(asked.prompt_suffix, settings.prompt_suffix)
+    negative = asked.negative_prompt
+    negative = settings.negative_prompt if negative is None else negative
+    drawing = inference.drawing(words, negative, grid)
+    longest = max(len(drawing.prompt), len(drawing.unguided))
+    if longest + drawing.steps > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and a picture of {drawing.steps} are more than the "
+            f"model's {context} (--max-position-embeddings); shorten {asked.prompt[:40]!r} or "
+            "lower --image-area"
+        )
+    return drawing
 
 
 def draw_requests(
@@ -127,7 +134,7 @@ def draw_requests(
     requests: Sequence[PictureRequest],
     drawings: Sequence[Drawing],
     is_done: Callable[[int], bool],
-    save: Callable[[int, Picture], None],
+    save: Callable[[int, DrawnPicture], None],
     batch_size: int,
 ) -> int:
     """Draw what is not done yet; every rank calls this.
@@ -172,7 +179,7 @@ def draw_requests(
 
 
 def _key(settings: PictureSettings, request: PictureRequest) -> int:
-    return row_key(settings.seed, request.number, request.prompt)
+    return row_key(settings.seed, request.number, request.asked.prompt)
 
 
 def _save_all(
@@ -180,14 +187,14 @@ def _save_all(
     drawings: Sequence[Drawing],
     ids: Sequence[np.ndarray],
     numbers: Sequence[int],
-    save: Callable[[int, Picture], None],
+    save: Callable[[int, DrawnPicture], None],
 ) -> Exception | None:
     """Save a batch; return what went wrong, for the ranks that wait for this one."""
     assert session.images is not None
     try:
         for number, drawing, row in zip(numbers, drawings, ids, strict=True):
             codes = session.inference.codes(drawing, row)
-            save(number, Picture(codes, session.images.decode(codes)))
+            save(number, DrawnPicture(codes, session.images.decode(codes)))
     except OSError as caught:
         return ValueError(f"a picture cannot be written: {caught}")
     except ValueError as caught:

@@ -1,12 +1,10 @@
 """What is asked for: a file of prompts, read and checked as a whole. No torch."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-_KEYS = ("prompt", "negative_prompt", "ratio")
 
 
 @dataclass(frozen=True)
@@ -15,12 +13,13 @@ class Prompt:
 
     prompt: str
     negative_prompt: str | None = None
+    prompt_suffix: str | None = None
     ratio: str | None = None
+    image_area: int | None = None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read prompts: one a line, or JSON lines (*.jsonl) with ``prompt`` and, if they differ from
-    the command's, ``negative_prompt`` and ``ratio``.
+    """Read prompts: one a line, or JSON lines (*.jsonl) with the fields of ``Prompt``.
 
     Raises:
         ValueError: the file cannot be read, has no prompt, or a line holds something else.
@@ -36,25 +35,38 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _prompt(place: str, document: Mapping[str, Any]) -> Prompt:
-    unknown = sorted(document.keys() - set(_KEYS))
-    if unknown:
-        raise ValueError(f"{place}: {unknown[0]!r} is not known; a line has {', '.join(_KEYS)}")
-    return Prompt(**check_texts(place, document, ("prompt",)))
+    check_names(place, document, [field.name for field in fields(Prompt)])
+    for name, value in document.items():
+        if name == "image_area":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{place}: {name!r} must be a number of pixels; it is {value!r}")
+        elif not isinstance(value, str):
+            raise ValueError(f"{place}: {name!r} must be a text; it is {value!r}")
+    check_text(place, document, "prompt")
+    return Prompt(**document)
 
 
-def check_texts(place: str, document: Mapping[str, Any], needed: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of a line, which must all be texts.
+def check_names(place: str, document: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Check that an object has no other names than these.
 
     Raises:
-        ValueError: a value is no text, or a needed one is missing or blank; ``place`` says where.
+        ValueError: it has; ``place`` says where.
     """
-    for name in needed:
-        if not isinstance(document.get(name), str) or not document[name].strip():
-            raise ValueError(f"{place}: {name!r} must be a text; it is {document.get(name)!r}")
-    for name, value in document.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{place}: {name!r} must be a text; it is {value!r}")
-    return dict(document)
+    unknown = sorted(document.keys() - set(names))
+    if unknown:
+        raise ValueError(f"{place}: {unknown[0]!r} is not known; a line has {', '.join(names)}")
+
+
+def check_text(place: str, document: Mapping[str, Any], name: str) -> str:
+    """Return a text of an object that must not be blank.
+
+    Raises:
+        ValueError: it is missing, blank or no text; ``place`` says where.
+    """
+    value = document.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place}: {name!r} must be a text; it is {value!r}")
+    return value
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from megatron_aia.generation.prompts import read_json_lines
+from megatron_aia.generation.prompts import check_names, check_text, read_json_lines
 from megatron_aia.shards.pictures import decode_picture, read_pixel_size
 from megatron_aia.shards.raw_sample import IMAGE_TAG, CorruptSampleError
 
@@ -103,12 +103,9 @@ def read_questions(path: Path) -> list[AskedQuestion]:
 
 
 def _question(place: str, document: Mapping[str, Any], root: Path) -> AskedQuestion:
-    unknown = sorted(document.keys() - set(_KEYS))
-    if unknown:
-        raise ValueError(f"{place}: {unknown[0]!r} is not known; a line has {', '.join(_KEYS)}")
+    check_names(place, document, _KEYS)
     for name in ("key", "text"):
-        if not isinstance(document.get(name), str) or not document[name]:
-            raise ValueError(f"{place}: {name!r} must be a text; it is {document.get(name)!r}")
+        check_text(place, document, name)
     images = document.get("images", [])
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise ValueError(f"{place}: 'images' must be a list of paths; it is {images!r}")

@@ -186,6 +186,7 @@ LINES = {
     '{"prompt": ""}': "line 1: 'prompt' must be a text; it is ''",
     '{"negative_prompt": "a"}': "line 1: 'prompt' must be a text; it is None",
     '{"prompt": "a", "ratio": 1}': "line 1: 'ratio' must be a text; it is 1",
+    '{"prompt": "a", "image_area": "1"}': "'image_area' must be a number of pixels; it is '1'",
     "[1]": "line 1: not an object but list",
     "{": "line 1: no JSON",
     "": "has no prompt",
