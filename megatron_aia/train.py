@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -13,6 +14,7 @@ from megatron_aia.config import Config, validate
 from megatron_aia.config.data_sources import mixture_file
 from megatron_aia.config.files import with_values
 from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.generation.sample_prompts import read_sample_prompts
 from megatron_aia.models import check_family, load_family
 from megatron_aia.runtime.device import has_cuda, order_collectives
 from megatron_aia.runtime.log import quiet_imports
@@ -64,6 +66,8 @@ def _check(config: Config, world_size: int, has_gpu: bool) -> list[str]:
     mixture = mixture_file(config.data)
     if mixture:
         read_mixture_file(mixture)
+    if config.logging.sample_prompts:
+        read_sample_prompts(Path(config.logging.sample_prompts))
     if config.aia.aia:
         profile = load_profile(config.aia.aia_profile)
         profile.resolve(config.model.num_layers, config.aia.aia_targets)

@@ -281,6 +281,11 @@ class LoggingConfig:
     """Folder for TensorBoard events; unset, none are written."""
     aia_figure_interval: NonNegativeInt = 0
     """Steps between TensorBoard figures of the intensity curves; 0 draws none."""
+    sample_prompts: Optional[str] = None
+    """JSON lines with prompt, or question and image: what the model draws and answers while it
+    trains, in TensorBoard and the run's folder."""
+    sample_interval: PositiveInt = 1000
+    """With --sample-prompts: steps between samples; the last step is followed by them too."""
     log_throughput: bool = False
     """A second console line: TFLOP/s a GPU, MFU, memory, where the time goes, the slowest rank. The
     JSON records and TensorBoard always have them."""

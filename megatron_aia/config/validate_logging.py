@@ -1,15 +1,24 @@
 """Checks of what a run shows of itself."""
 
-from megatron_aia.config.tree import Config
+from pathlib import Path
+
+from megatron_aia.config.tree import Config, LoggingConfig
 
 
 def check_logging(config: Config, world_size: int, has_gpu: bool) -> None:
-    """Check that traces can be written.
+    """Check that samples and traces can be written.
 
     Raises:
         ValueError: naming the flag, its value and a remedy.
     """
     logging = config.logging
+    if logging.sample_prompts is not None:
+        if not Path(logging.sample_prompts).is_file():
+            raise ValueError(f"--sample-prompts {logging.sample_prompts} is not a file")
+        if run_folder(config) is None:
+            raise ValueError(
+                "--sample-prompts has no folder to write to; add --tensorboard-dir or --save"
+            )
     if logging.profiles and run_folder(config) is None:
         name = "--profile" if logging.profile else "--record-memory-history"
         raise ValueError(f"{name} has no folder to write to; add --tensorboard-dir or --save")
@@ -33,14 +42,17 @@ def check_logging(config: Config, world_size: int, has_gpu: bool) -> None:
 
 
 def notes_on_logging(config: Config) -> list[str]:
-    """Return a line for every setting of traces that will have no effect."""
+    """Return a line for every setting that will have no effect."""
     logging = config.logging
+    notes = []
+    if logging.sample_interval != LoggingConfig.sample_interval and not logging.sample_prompts:
+        notes.append("--sample-interval has no effect without --sample-prompts")
     if logging.profile and logging.profile_step_start > config.training.train_iters:
-        return [
+        notes.append(
             f"--profile has no effect: step {logging.profile_step_start} is after the last, "
             f"{config.training.train_iters}"
-        ]
-    return []
+        )
+    return notes
 
 
 def run_folder(config: Config) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_aia.config import Config, DataConfig
-from megatron_aia.config.data_sources import blend_pairs, mixture_file
+from megatron_aia.config.data_sources import blend_pairs, mixture_file, named_folders
 from megatron_aia.config.layout import length_multiple
 from megatron_aia.config.locations import is_url
 from megatron_aia.data.loader import StepLoader
@@ -15,7 +15,12 @@ from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.data.mixture_plan import MixturePlan, plan_blend, plan_tasks
 from megatron_aia.data.sample import SampleEncoder
 from megatron_aia.data.tokenizer import TextTokenizer, load_text_tokenizer
-from megatron_aia.shards.folder import DESCRIPTION_FILE, TOKENIZER_FILE, read_description
+from megatron_aia.shards.folder import (
+    CODEBOOK_FILE,
+    DESCRIPTION_FILE,
+    TOKENIZER_FILE,
+    read_description,
+)
 from megatron_aia.shards.index import ShardIndex, open_index
 
 
@@ -153,6 +158,14 @@ def _tokenizer_path(data: DataConfig) -> str:
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the model's tokeniser by --tokenizer-model")
     return str(path)
+
+
+def image_tokenizer_path(data: DataConfig) -> Path | None:
+    """Return what makes pictures of a run's codes: named, or beside its first folder; or None."""
+    if data.image_tokenizer:
+        return Path(data.image_tokenizer)
+    beside = [Path(folder) / CODEBOOK_FILE for folder in named_folders(data)[:1]]
+    return next((file for file in beside if file.is_file()), None)
 
 
 def _open_folder(folder: str, codebook_size: int, cache_path: str | None) -> ShardIndex:

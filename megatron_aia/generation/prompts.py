@@ -25,7 +25,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         ValueError: the file cannot be read, has no prompt, or a line holds something else.
     """
     if path.suffix == ".jsonl":
-        prompts = [_prompt(place, document) for place, document in read_json_lines(path)]
+        prompts = [read_prompt(place, document) for place, document in read_json_lines(path)]
     else:
         lines = read_text(path).splitlines()
         prompts = [Prompt(line.strip()) for line in lines if line.strip()]
@@ -34,7 +34,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _prompt(place: str, document: Mapping[str, Any]) -> Prompt:
+def read_prompt(place: str, document: Mapping[str, Any]) -> Prompt:
+    """Return the prompt of a line.
+
+    Raises:
+        ValueError: it has other names, or a value of another type; ``place`` says where.
+    """
     check_names(place, document, [field.name for field in fields(Prompt)])
     for name, value in document.items():
         if name == "image_area":

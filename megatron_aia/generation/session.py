@@ -17,6 +17,7 @@ from megatron_aia.config.validate_model import (
     check_tensor_parallel,
     check_world,
 )
+from megatron_aia.data.open import image_tokenizer_path
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.generation.decoder import chooser_of
 from megatron_aia.generation.load import inference_config, make_inference, open_writer
@@ -26,7 +27,7 @@ from megatron_aia.models.image_tokenizers import load_image_tokenizer
 from megatron_aia.models.inference import Inference
 from megatron_aia.runtime.device import device, has_cuda
 from megatron_aia.runtime.parallel import Parallel
-from megatron_aia.shards.folder import CODEBOOK_FILE, TOKENIZER_FILE
+from megatron_aia.shards.folder import TOKENIZER_FILE
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
@@ -137,12 +138,8 @@ def _image_tokenizer(
     Raises:
         ValueError: there is none and pictures are to be drawn, or it is of another model.
     """
-    path, name = options.image_tokenizer, "--image-tokenizer"
-    if path is None and config.data.image_tokenizer:
-        path, name = Path(config.data.image_tokenizer), "the run's --image-tokenizer"
-    if path is None:
-        beside = [Path(folder) / CODEBOOK_FILE for folder in named_folders(config.data)[:1]]
-        path = next((file for file in beside if file.is_file()), None)
+    path = options.image_tokenizer or image_tokenizer_path(config.data)
+    name = "--image-tokenizer" if options.image_tokenizer else "the run's --image-tokenizer"
     if path is None:
         if draws:
             raise ValueError(

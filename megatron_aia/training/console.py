@@ -19,6 +19,7 @@ _PHASE_LABELS = {
     "gradient_reduction": "reduce",
     "optimizer": "optimizer",
     "validation": "validation",
+    "samples": "samples",
     "save": "save",
 }
 _MISSING = "-"
@@ -96,7 +97,7 @@ def format_instruments(record: LogRecord) -> str:
     shares = "  ".join(
         f"{_PHASE_LABELS[phase]} {seconds / record.seconds_per_iteration:.0%}"
         for phase, seconds in record.phases.items()
-        if seconds or phase != "validation"
+        if seconds or phase not in ("validation", "samples")
     )
     slowest = f"slowest rank {record.slowest_rank} (x {record.rank_spread:.2f})"
     return " | ".join([f"    {speed}", f"GiB {memory}", shares, slowest])

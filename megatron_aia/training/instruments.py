@@ -11,7 +11,15 @@ from megatron_aia.runtime.device import device_name, memory_in_use
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.runtime.peak_flops import peak_flops
 
-PHASES = ("data", "forward_backward", "gradient_reduction", "optimizer", "validation", "save")
+PHASES = (
+    "data",
+    "forward_backward",
+    "gradient_reduction",
+    "optimizer",
+    "validation",
+    "samples",
+    "save",
+)
 """Parts of a step that are timed. What is left of its time is none of them."""
 
 MEMORY = ("allocated", "reserved", "total", "resident")

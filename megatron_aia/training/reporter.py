@@ -1,9 +1,11 @@
 """Where records go: the console, a JSON-lines file and TensorBoard. Only rank 0 has one."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
+from megatron_aia.analysis.samples import SAMPLES_FILE, ShownSample, write_samples
 from megatron_aia.analysis.validation import VALIDATION_FILE, ValidationRecord
 from megatron_aia.checkpoint.folder import CONFIG_FILE
 from megatron_aia.config import Config
@@ -38,7 +40,7 @@ class Reporter:
         self._records_folder = Path(folder) if folder else None
         if self._records_folder:
             self._records_folder.mkdir(parents=True, exist_ok=True)
-            for name in (METRICS_FILE, VALIDATION_FILE):
+            for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE):
                 end_lines(self._records_folder / name)
         self.settings = self._keep_settings(config)
         """Where the settings of the run start from and stand, for the banner."""
@@ -73,6 +75,16 @@ class Reporter:
             append_record(self._records_folder, record, VALIDATION_FILE)
         if self._tensorboard:
             self._tensorboard.write_validation(record)
+
+    def write_samples(self, iteration: int, samples: Sequence[ShownSample]) -> None:
+        """Report what the model draws and answers after a step."""
+        if self._records_folder:
+            write_samples(self._records_folder, iteration, samples)
+            count, folder = len(samples), self._records_folder
+            logger.info("samples after iteration %d: %d in %s", iteration, count, folder)
+        if self._tensorboard:
+            for sample in samples:
+                self._tensorboard.write_sample(sample, iteration)
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.records import LogRecord, task_name
+from megatron_aia.analysis.samples import ShownSample
 from megatron_aia.analysis.validation import ValidationRecord
 
 if TYPE_CHECKING:
@@ -57,6 +59,17 @@ class TensorBoardLog:
     def figure(self, name: str, figure: "Figure", iteration: int) -> None:
         """Add a picture of ``figure`` under ``name``."""
         self._writer.add_figure(name, figure, iteration)
+
+    def write_sample(self, sample: ShownSample, iteration: int) -> None:
+        """Show what the model has drawn or answered, on the pages of images and of texts."""
+        name = f"samples/{sample.number:02d}"
+        words = sample.asked
+        if sample.picture is not None:
+            self._writer.add_image(name, np.asarray(sample.picture), iteration, dataformats="HWC")
+        else:
+            seen = f" ({sample.looked_at})" if sample.looked_at else ""
+            words = f"{words}{seen}\n\n{sample.answer}"
+        self._writer.add_text(name, words, iteration)
 
     def text(self, config_yaml: str) -> None:
         """Show the resolved configuration on the text page, in its own layout."""

@@ -37,6 +37,7 @@ from megatron_aia.training.optimizer import (
     learning_rate,
 )
 from megatron_aia.training.reporter import Reporter
+from megatron_aia.training.samples import Sampler, samples_are_due
 from megatron_aia.training.setup import build_data, build_models, build_teacher, loss_terms
 from megatron_aia.training.step import run_step, time_gradient_reduction
 from megatron_aia.training.stop_signal import StopSignal
@@ -70,6 +71,7 @@ class Trainer:
         stop = StopSignal(listens=config.checkpoint.exit_signal_handler)
         self.feed = SyncedLoader(config, self.data, self.parallel, stop)
         self.evaluator = self._build_evaluator()
+        self.sampler = self._build_sampler()
         source, resumes = _find_start(config.checkpoint)
         self.models = build_models(config, self.spec, self.parallel, fresh_weights=source is None)
         self.teacher = build_teacher(config, self.spec, self.parallel, self.terms)
@@ -105,6 +107,11 @@ class Trainer:
         return Evaluator(
             config, self.spec, self.parallel, self.terms, self.targets, self._open_data(config)
         )
+
+    def _build_sampler(self) -> Sampler | None:
+        if not self.config.logging.sample_prompts:
+            return None
+        return Sampler(self.config, self.spec, self.parallel, self.data.encoder.tokenizer)
 
     def _open_data(self, config: Config) -> StepLoader:
         """Open the data on rank 0 first: it fills the caches that the other ranks then read."""
@@ -155,6 +162,8 @@ class Trainer:
                 self._log()
             if self.evaluator is not None and is_due(self.config, self.iteration):
                 self._validate(self.evaluator)
+            if self.sampler is not None and samples_are_due(self.config, self.iteration):
+                self._sample(self.sampler)
             if self._is_save_step():
                 with self.timers.span("save", on_host=True):
                     self._save()
@@ -186,6 +195,12 @@ class Trainer:
             record = evaluator.run(self.models, self.teacher, self.iteration)
         if self.reporter:
             self.reporter.write_validation(record)
+
+    def _sample(self, sampler: Sampler) -> None:
+        with self.timers.span("samples"):
+            samples = sampler.run(self.models)
+        if self.reporter:
+            self.reporter.write_samples(self.iteration, samples)
 
     def _is_log_step(self) -> bool:
         # The first step too: its intensities are those before training.
