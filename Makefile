@@ -42,31 +42,40 @@ $(DEMO)/data/dataset.json: $(INSTALLED)
 	$(BIN)/python tools/build_shards.py --demo --output $(DEMO)/data
 
 demo: $(DEMO)/data/dataset.json
-	rm -rf $(DEMO)/run
+	rm -rf $(DEMO)/run $(DEMO)/pictures
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 \
 		examples/pretrain_emu3_aia.sh --preset emu3_demo --data-path $(DEMO)/data \
 		--save $(DEMO)/run --tensorboard-dir $(DEMO)/run/tensorboard
 	$(BIN)/python tools/demo_report.py \
 		--run $(DEMO)/run --data $(DEMO)/data --output $(DEMO)/figures
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 tools/generate.py \
+		--load $(DEMO)/run --prompt "a tall Chinese pagoda above a lake" --num-images 4 \
+		--image-area 16384 --prompt-suffix "" --negative-prompt "" --top-k 20 \
+		--output $(DEMO)/pictures
 	@echo "data:        $(DEMO)/data"
 	@echo "checkpoint:  $(DEMO)/run"
 	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/run/tensorboard"
 	@echo "figures:     $(DEMO)/figures"
+	@echo "drawn:       $(DEMO)/pictures/contact_sheet.png"
 
 $(DEMO)/janus/data/dataset.json: $(INSTALLED)
 	rm -rf $(DEMO)/janus/data
 	$(BIN)/python tools/build_shards.py --demo --model janus_pro --output $(DEMO)/janus/data
 
 demo-janus: $(DEMO)/janus/data/dataset.json
-	rm -rf $(DEMO)/janus/run
+	rm -rf $(DEMO)/janus/run $(DEMO)/janus/pictures
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 \
 		examples/posttrain_janus_pro_aia.sh --preset janus_demo --data-path $(DEMO)/janus/data \
 		--save $(DEMO)/janus/run --tensorboard-dir $(DEMO)/janus/run/tensorboard
 	$(BIN)/python tools/demo_report.py --run $(DEMO)/janus/run --data $(DEMO)/janus/data \
 		--output $(DEMO)/janus/figures
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 tools/generate.py \
+		--load $(DEMO)/janus/run --prompt "a tall Chinese pagoda above a lake" --num-images 4 \
+		--guidance-scale 2 --temperature 0.5 --output $(DEMO)/janus/pictures
 	@echo "checkpoint:  $(DEMO)/janus/run"
 	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/janus/run/tensorboard"
 	@echo "figures:     $(DEMO)/janus/figures"
+	@echo "drawn:       $(DEMO)/janus/pictures/contact_sheet.png"
 
 lint: $(INSTALLED)
 	$(LINT)
