@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from megatron_aia.generation.pictures import DrawnPicture, PictureRequest, png_bytes
+from megatron_aia.generation.settings_file import open_results
 from megatron_aia.runtime.atomic import write_file, write_text
 from megatron_aia.runtime.optional import import_optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SETTINGS_FILE = "settings.yaml"
 RECORDS_FILE = "pictures.jsonl"
 SHEET_FILE = "contact_sheet.png"
 _THUMBNAIL, _CAPTION, _SHEET_ROWS = 128, 14, 32
@@ -59,27 +58,8 @@ class PictureFolder:
         Raises:
             ValueError: it holds something else, or pictures that were drawn otherwise.
         """
-        path = self._folder / SETTINGS_FILE
-        if path.is_file():
-            self._compare(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-            return
-        if self._folder.exists() and any(self._folder.iterdir()):
-            raise ValueError(
-                f"--output {self._folder} exists and was not made by this command; choose another"
-            )
-        for name in ("pictures", "codes"):
-            (self._folder / name).mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(self._settings, sort_keys=False, allow_unicode=True))
-
-    def _compare(self, found: Mapping[str, Any]) -> None:
-        for name in {**self._settings, **found}:
-            before, now = found.get(name), self._settings.get(name)
-            if before != now:
-                said = "other prompts" if name == "requests" else f"{name} {before!r}, not {now!r}"
-                raise ValueError(
-                    f"--output {self._folder} holds pictures of {said}; choose another folder, or "
-                    "the settings it was begun with"
-                )
+        hidden = {"requests": "other prompts"}
+        open_results(self._folder, self._settings, hidden, ("pictures", "codes"))
 
     def is_done(self, number: int) -> bool:
         """Return whether a picture is there."""

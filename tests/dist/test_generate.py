@@ -216,8 +216,8 @@ def test_other_settings_do_not_go_into_the_same_folder(
     assert run_tool_on(1, "generate", *flags)[0] == 0
     before = contents(tmp_path / "out")
     for more, expected in (
-        (("--guidance-scale", 2), "pictures of guidance_scale 5.0, not 2.0"),
-        (("--num-images", 2), "pictures of other prompts"),
+        (("--guidance-scale", 2), "results of guidance_scale 5.0, not 2.0"),
+        (("--num-images", 2), "results of other prompts"),
     ):
         code, _, error = run_tool_on(1, "generate", *flags, *more)
         assert code == 2 and expected in error

@@ -22,6 +22,7 @@ ORDER = (
     "checkpoint",
     "generation",
     "analysis",
+    "evaluation",
     "training",
 )
 """A room may import the rooms before it."""

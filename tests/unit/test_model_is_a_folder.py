@@ -20,6 +20,10 @@ MAY_NAME = {
     "megatron_aia/aia/profiles/paper.yaml",
     "megatron_aia/aia/profiles/paper_janus_pro.yaml",
     "megatron_aia/aia/profiles/released_code.yaml",
+    "megatron_aia/evaluation/references/aia_v2.yaml",
+    "megatron_aia/evaluation/references/orion.yaml",
+    "megatron_aia/evaluation/references/realunify.yaml",
+    "megatron_aia/evaluation/references/torchumm.yaml",
 }
 
 

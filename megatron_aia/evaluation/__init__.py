@@ -1,0 +1,1 @@
+"""Benchmarks: what their scorers are given, and what they said."""

@@ -1,0 +1,214 @@
+"""The command that evaluates, behind its flags."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+
+from megatron_aia.cli import is_rank_0
+from megatron_aia.evaluation.drawn import DRAWN, digest_of, rewrite, score
+from megatron_aia.evaluation.lmms import LmmsEval
+from megatron_aia.evaluation.options import EvaluateOptions
+from megatron_aia.evaluation.realunify import RealUnify
+from megatron_aia.evaluation.report import table_of_result
+from megatron_aia.evaluation.result import Metric, Result, write_result
+from megatron_aia.generation.answers import AnswersFile, answer_all, check_questions
+from megatron_aia.generation.command import describe_model, on_first_rank
+from megatron_aia.generation.options import AnsweringOptions
+from megatron_aia.generation.pictures import (
+    DrawnPicture,
+    PictureRequest,
+    PictureSettings,
+    draw_requests,
+    write_drawings,
+)
+from megatron_aia.generation.prompts import Prompt
+from megatron_aia.generation.questions import AskedQuestion, read_questions
+from megatron_aia.generation.session import Session, open_session
+from megatron_aia.generation.settings_file import SETTINGS_FILE, open_results
+from megatron_aia.runtime.parallel import leave_process_group
+
+
+def evaluate(options: EvaluateOptions, world_size: int) -> str:
+    """Run a benchmark as far as it goes here; every rank calls this.
+
+    Returns:
+        What it found, as a table; empty on all ranks but the first.
+
+    Raises:
+        ValueError: one line with a remedy.
+    """
+    run = {"lmms": _understand, "realunify": _realunify}.get(options.benchmark, _draw)
+    metrics, more = run(options, world_size)
+    if not is_rank_0():
+        return ""
+    text = (options.output / SETTINGS_FILE).read_text(encoding="utf-8")
+    conditions = {**yaml.safe_load(text), **more}
+    result = Result(options.benchmark, tuple(metrics), conditions)
+    write_result(options.output, result)
+    return table_of_result(result)
+
+
+Found = tuple[list[Metric], dict[str, Any]]
+
+
+def _draw(options: EvaluateOptions, world_size: int) -> Found:
+    data = _need_data(options)
+    benchmark = DRAWN[options.benchmark](data, options.output)
+    count = min(options.limit or len(benchmark.prompts), len(benchmark.prompts))
+    prompts, said = rewrite(benchmark.prompts[:count], options.rewritten_prompts)
+    numbers = [divmod(i, benchmark.pictures) for i in range(count * benchmark.pictures)]
+    if not _is_complete(options.output, [partial(benchmark.is_done, *place) for place in numbers]):
+        requests = [PictureRequest(Prompt(prompts[i]), number) for i, number in numbers]
+        with open_session(options, world_size, True, image_area=options.image_area) as session:
+            settings = PictureSettings.resolve(options, session.inference, options.seed)
+            drawings = write_drawings(session, settings, requests)
+            described = {
+                "benchmark": options.benchmark,
+                **describe_model(session),
+                **settings.describe(),
+                "prompts": said,
+                "pictures_of_prompt": benchmark.pictures,
+                "asked": digest_of(prompts),
+            }
+            on_first_rank(session, partial(_open, options.output, described))
+            on_first_rank(session, partial(benchmark.prepare, count))
+
+            def save(number: int, picture: DrawnPicture) -> None:
+                benchmark.save(*numbers[number], picture.image)
+
+            def is_done(number: int) -> bool:
+                return benchmark.is_done(*numbers[number])
+
+            draw_requests(session, settings, requests, drawings, is_done, save, options.batch_size)
+        leave_process_group()
+    if not is_rank_0():
+        return [], {}
+    benchmark.finish(count)
+    return [score(benchmark, options, benchmark.total, benchmark.side())], _judged_by(options)
+
+
+def _realunify(options: EvaluateOptions, world_size: int) -> Found:
+    data = _need_data(options)
+    benchmark = RealUnify(data, options.output, options.limit)
+    questions = benchmark.questions
+    done = [benchmark.answers.is_file] + [
+        partial(benchmark.is_done, item) for item in range(len(questions))
+    ]
+    if not _is_complete(options.output, done):
+        with open_session(
+            options, world_size, True, options.system_prompt, options.image_area
+        ) as session:
+            settings = PictureSettings.resolve(options, session.inference, options.seed)
+            described = {
+                "benchmark": options.benchmark,
+                **describe_model(session),
+                **_describe_answers(options),
+                **settings.describe(),
+                "asked": digest_of([question.text for question in questions]),
+            }
+            on_first_rank(session, partial(_open, options.output, described))
+            on_first_rank(session, benchmark.prepare)
+            _answer(session, options, questions, benchmark.answers)
+            requests = [PictureRequest(Prompt(words)) for words in benchmark.read_responses()]
+            drawings = write_drawings(session, settings, requests)
+
+            def save(number: int, picture: DrawnPicture) -> None:
+                benchmark.save(number, picture.image)
+
+            draw_requests(
+                session,
+                settings,
+                requests,
+                drawings,
+                benchmark.is_done,
+                save,
+                options.batch_size,
+            )
+        leave_process_group()
+    if not is_rank_0():
+        return [], {}
+    benchmark.finish()
+    return [score(benchmark, options, benchmark.total, benchmark.side())], _judged_by(options)
+
+
+def _understand(options: EvaluateOptions, world_size: int) -> Found:
+    for name in ("score_command", "results", "rewritten_prompts", "data"):
+        if getattr(options, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} has no meaning with --benchmark lmms; leave it out")
+    asker = LmmsEval(options.lmms_eval, options.tasks, options.output, options.limit)
+    if not _is_complete(options.output, [asker.answers.is_file]):
+        with open_session(
+            options, world_size, False, options.system_prompt, options.image_area
+        ) as session:
+            described = {
+                "benchmark": options.benchmark,
+                **describe_model(session),
+                **_describe_answers(options),
+                "tasks": list(options.tasks),
+                "limit": options.limit,
+                "image_area": options.image_area,
+                "seed": options.seed,
+            }
+            on_first_rank(session, partial(_open, options.output, described))
+            on_first_rank(session, asker.ask)
+            _answer(session, options, read_questions(asker.questions), asker.answers)
+        leave_process_group()
+    if not is_rank_0():
+        return [], {}
+    asker.score()
+    metrics, others = asker.read()
+    return metrics, {"other_tasks": others} if others else {}
+
+
+def _need_data(options: EvaluateOptions) -> Path:
+    if options.data is None:
+        raise ValueError(f"--benchmark {options.benchmark} needs --data; see --help")
+    return options.data
+
+
+def _is_complete(output: Path, done: Sequence[Callable[[], bool]]) -> bool:
+    """Return whether only the score is missing: no model is needed for it."""
+    return (output / SETTINGS_FILE).is_file() and all(is_done() for is_done in done)
+
+
+def _open(output: Path, described: dict[str, Any]) -> None:
+    open_results(output, described, {"asked": "other prompts"}, ())
+
+
+def _judged_by(options: EvaluateOptions) -> dict[str, Any]:
+    return {"score_command": options.score_command} if options.score_command else {}
+
+
+def _answering(options: EvaluateOptions) -> AnsweringOptions:
+    return AnsweringOptions(
+        system_prompt=options.system_prompt, max_new_tokens=options.max_new_tokens
+    )
+
+
+def _describe_answers(options: EvaluateOptions) -> dict[str, Any]:
+    system = options.system_prompt
+    return {
+        "system_prompt": "of training" if system is None else system,
+        "max_new_tokens": options.max_new_tokens,
+    }
+
+
+def _answer(
+    session: Session, options: EvaluateOptions, questions: Sequence[AskedQuestion], path: Path
+) -> None:
+    """Answer all questions, unless the file is there."""
+    is_there = [path.is_file()]
+    dist.broadcast_object_list(is_there, src=0, group=session.parallel.control)
+    if is_there[0]:
+        return
+    settings = {**describe_model(session), **_describe_answers(options), "seed": options.seed}
+    file = AnswersFile(path, questions, settings, options.batch_size)
+    on_first_rank(session, partial(check_questions, session, questions))
+    on_first_rank(session, file.open)
+    answer_all(session, questions, _answering(options), options.seed, file)
+    on_first_rank(session, file.finish)
