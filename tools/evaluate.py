@@ -27,7 +27,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         quiet_imports()
         from megatron_aia.evaluation.command import evaluate  # heavy: torch and megatron-core
 
-        found = evaluate(options, world_size())
+        found = evaluate(options, world_size(), is_rank_0())
         if is_rank_0():
             print(found)
     return 0

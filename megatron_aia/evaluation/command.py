@@ -1,6 +1,7 @@
 """The command that evaluates, behind its flags."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
-from megatron_aia.cli import is_rank_0
+from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.evaluation.drawn import DRAWN, digest_of, rewrite, score
 from megatron_aia.evaluation.lmms import LmmsEval
 from megatron_aia.evaluation.options import EvaluateOptions
@@ -17,7 +18,7 @@ from megatron_aia.evaluation.report import table_of_result
 from megatron_aia.evaluation.result import Metric, Result, write_result
 from megatron_aia.generation.answers import AnswersFile, answer_all, check_questions
 from megatron_aia.generation.command import describe_model, on_first_rank
-from megatron_aia.generation.options import AnsweringOptions
+from megatron_aia.generation.options import AnsweringOptions, DrawingOptions
 from megatron_aia.generation.pictures import (
     DrawnPicture,
     PictureRequest,
@@ -28,12 +29,17 @@ from megatron_aia.generation.pictures import (
 from megatron_aia.generation.prompts import Prompt
 from megatron_aia.generation.questions import AskedQuestion, read_questions
 from megatron_aia.generation.session import Session, open_session
-from megatron_aia.generation.settings_file import SETTINGS_FILE, open_results
+from megatron_aia.generation.settings_file import SETTINGS_FILE, compare_settings, open_results
 from megatron_aia.runtime.parallel import leave_process_group
 
 
-def evaluate(options: EvaluateOptions, world_size: int) -> str:
+def evaluate(options: EvaluateOptions, world_size: int, is_first: bool) -> str:
     """Run a benchmark as far as it goes here; every rank calls this.
+
+    Args:
+        options: of the command.
+        world_size: processes.
+        is_first: whether this is rank 0, which alone has pictures scored.
 
     Returns:
         What it found, as a table; empty on all ranks but the first.
@@ -42,9 +48,10 @@ def evaluate(options: EvaluateOptions, world_size: int) -> str:
         ValueError: one line with a remedy.
     """
     run = {"lmms": _understand, "realunify": _realunify}.get(options.benchmark, _draw)
-    metrics, more = run(options, world_size)
-    if not is_rank_0():
+    read = run(options, world_size)
+    if not is_first:
         return ""
+    metrics, more = read()
     text = (options.output / SETTINGS_FILE).read_text(encoding="utf-8")
     conditions = {**yaml.safe_load(text), **more}
     result = Result(options.benchmark, tuple(metrics), conditions)
@@ -52,16 +59,19 @@ def evaluate(options: EvaluateOptions, world_size: int) -> str:
     return table_of_result(result)
 
 
-Found = tuple[list[Metric], dict[str, Any]]
+_HIDDEN = {"asked": "other prompts"}
+Read = Callable[[], tuple[list[Metric], dict[str, Any]]]
+"""Has what was made scored, and returns metrics and more conditions."""
 
 
-def _draw(options: EvaluateOptions, world_size: int) -> Found:
+def _draw(options: EvaluateOptions, world_size: int) -> Read:
     data = _need_data(options)
     benchmark = DRAWN[options.benchmark](data, options.output)
     count = min(options.limit or len(benchmark.prompts), len(benchmark.prompts))
     prompts, said = rewrite(benchmark.prompts[:count], options.rewritten_prompts)
     numbers = [divmod(i, benchmark.pictures) for i in range(count * benchmark.pictures)]
-    if not _is_complete(options.output, [partial(benchmark.is_done, *place) for place in numbers]):
+    done = [partial(benchmark.is_done, *place) for place in numbers]
+    if not _is_complete(options, done, {"prompts": said, "asked": digest_of(prompts)}):
         requests = [PictureRequest(Prompt(prompts[i]), number) for i, number in numbers]
         with open_session(options, world_size, True, image_area=options.image_area) as session:
             settings = PictureSettings.resolve(options, session.inference, options.seed)
@@ -85,20 +95,23 @@ def _draw(options: EvaluateOptions, world_size: int) -> Found:
 
             draw_requests(session, settings, requests, drawings, is_done, save, options.batch_size)
         leave_process_group()
-    if not is_rank_0():
-        return [], {}
-    benchmark.finish(count)
-    return [score(benchmark, options, benchmark.total, benchmark.side())], _judged_by(options)
+
+    def read() -> tuple[list[Metric], dict[str, Any]]:
+        benchmark.finish(count)
+        return [score(benchmark, options, benchmark.total, benchmark.side())], _judged_by(options)
+
+    return read
 
 
-def _realunify(options: EvaluateOptions, world_size: int) -> Found:
+def _realunify(options: EvaluateOptions, world_size: int) -> Read:
     data = _need_data(options)
     benchmark = RealUnify(data, options.output, options.limit)
     questions = benchmark.questions
     done = [benchmark.answers.is_file] + [
         partial(benchmark.is_done, item) for item in range(len(questions))
     ]
-    if not _is_complete(options.output, done):
+    asked = {**_describe_answers(options), "asked": digest_of([q.text for q in questions])}
+    if not _is_complete(options, done, asked):
         with open_session(
             options, world_size, True, options.system_prompt, options.image_area
         ) as session:
@@ -106,9 +119,8 @@ def _realunify(options: EvaluateOptions, world_size: int) -> Found:
             described = {
                 "benchmark": options.benchmark,
                 **describe_model(session),
-                **_describe_answers(options),
                 **settings.describe(),
-                "asked": digest_of([question.text for question in questions]),
+                **asked,
             }
             on_first_rank(session, partial(_open, options.output, described))
             on_first_rank(session, benchmark.prepare)
@@ -129,28 +141,33 @@ def _realunify(options: EvaluateOptions, world_size: int) -> Found:
                 options.batch_size,
             )
         leave_process_group()
-    if not is_rank_0():
-        return [], {}
-    benchmark.finish()
-    return [score(benchmark, options, benchmark.total, benchmark.side())], _judged_by(options)
+
+    def read() -> tuple[list[Metric], dict[str, Any]]:
+        benchmark.finish()
+        return [score(benchmark, options, benchmark.total, benchmark.side())], _judged_by(options)
+
+    return read
 
 
-def _understand(options: EvaluateOptions, world_size: int) -> Found:
+def _understand(options: EvaluateOptions, world_size: int) -> Read:
     for name in ("score_command", "results", "rewritten_prompts", "data"):
         if getattr(options, name) is not None:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} has no meaning with --benchmark lmms; leave it out")
     asker = LmmsEval(options.lmms_eval, options.tasks, options.output, options.limit)
-    if not _is_complete(options.output, [asker.answers.is_file]):
+    asked = {
+        **_describe_answers(options),
+        "tasks": list(options.tasks),
+        "limit": options.limit,
+    }
+    if not _is_complete(options, [asker.answers.is_file], asked):
         with open_session(
             options, world_size, False, options.system_prompt, options.image_area
         ) as session:
             described = {
                 "benchmark": options.benchmark,
                 **describe_model(session),
-                **_describe_answers(options),
-                "tasks": list(options.tasks),
-                "limit": options.limit,
+                **asked,
                 "image_area": options.image_area,
                 "seed": options.seed,
             }
@@ -158,11 +175,13 @@ def _understand(options: EvaluateOptions, world_size: int) -> Found:
             on_first_rank(session, asker.ask)
             _answer(session, options, read_questions(asker.questions), asker.answers)
         leave_process_group()
-    if not is_rank_0():
-        return [], {}
-    asker.score()
-    metrics, others = asker.read()
-    return metrics, {"other_tasks": others} if others else {}
+
+    def read() -> tuple[list[Metric], dict[str, Any]]:
+        asker.score()
+        metrics, others = asker.read()
+        return metrics, {"other_tasks": others} if others else {}
+
+    return read
 
 
 def _need_data(options: EvaluateOptions) -> Path:
@@ -171,13 +190,34 @@ def _need_data(options: EvaluateOptions) -> Path:
     return options.data
 
 
-def _is_complete(output: Path, done: Sequence[Callable[[], bool]]) -> bool:
-    """Return whether only the score is missing: no model is needed for it."""
-    return (output / SETTINGS_FILE).is_file() and all(is_done() for is_done in done)
+def _is_complete(
+    options: EvaluateOptions, done: Sequence[Callable[[], bool]], asked: Mapping[str, Any]
+) -> bool:
+    """Return whether only the score is missing: no model is needed for it.
+
+    Args:
+        options: of the command.
+        done: whether a part is there.
+        asked: settings that are known without a model.
+
+    Raises:
+        ValueError: the folder was begun with another value of a flag that is given.
+    """
+    path = options.output / SETTINGS_FILE
+    if not path.is_file() or not all(is_done() for is_done in done):
+        return False
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    given = {field.name: getattr(options, field.name) for field in fields(DrawingOptions)}
+    given |= {"seed": options.seed, "benchmark": options.benchmark, **asked}
+    if options.load.is_dir():
+        given["checkpoint"] = str(find_checkpoint(options.load))
+    given = {k: v for k, v in given.items() if v is not None and k in found}
+    compare_settings(options.output, {k: found[k] for k in given}, given, _HIDDEN)
+    return True
 
 
 def _open(output: Path, described: dict[str, Any]) -> None:
-    open_results(output, described, {"asked": "other prompts"}, ())
+    open_results(output, described, _HIDDEN, ())
 
 
 def _judged_by(options: EvaluateOptions) -> dict[str, Any]:

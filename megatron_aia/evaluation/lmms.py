@@ -117,7 +117,7 @@ class LmmsEval:
             elif task in _COLUMNS:
                 metrics.append(_by_rules(_COLUMNS[task], task, document))
             else:
-                others[task] = document["results"].get(task)
+                others[task] = _numbers(document["results"].get(task, {}))
         return metrics, others
 
     def _mm_vet(self, document: dict[str, Any]) -> Metric:
@@ -150,6 +150,15 @@ def _by_rules(column: _Column, task: str, document: dict[str, Any]) -> Metric:
     value = sum(parts.values()) / len(parts)
     shown = parts if column.tasks else {}
     return judged_metric(column.column, value, judged, total, _RULES, shown)
+
+
+def _numbers(found: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a task without their errors."""
+    return {
+        name.removesuffix(",none"): float(value)
+        for name, value in found.items()
+        if isinstance(value, (int, float)) and "stderr" not in name
+    }
 
 
 def _counts(document: dict[str, Any], tasks: Sequence[str]) -> tuple[int, int]:

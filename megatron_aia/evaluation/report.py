@@ -119,7 +119,7 @@ def table_of_result(result: Result) -> str:
         lines.append(f"{metric.name:15}{_cell(metric).text}")
         lines += [f"  {name:13}{value:.4g}" for name, value in metric.parts.items()]
     for task, found in (result.conditions.get("other_tasks") or {}).items():
-        lines.append(f"{task:15}{found}")
+        lines += [f"{task}: {name} {value:.4g}" for name, value in found.items()]
     return "\n".join(lines)
 
 

@@ -39,8 +39,9 @@ class Metric:
     def __post_init__(self) -> None:
         if self.name not in COLUMNS or self.status not in get_args(Status):
             raise ValueError(f"no such metric: {self.name!r}, {self.status!r}")
+        has_judge = self.status != "not judged"
         is_number = self.value is not None and math.isfinite(self.value)
-        if (self.status != "not judged") != (is_number and self.judged > 0):
+        if {has_judge, is_number, self.judged > 0, self.value is not None} != {has_judge}:
             raise ValueError(f"{self.name}: a value needs a judge, and a judge gives a value")
         if self.status == "measured" and self.judged != self.of:
             raise ValueError(f"{self.name}: {self.judged} of {self.of} are not all")

@@ -27,20 +27,28 @@ def open_results(
     """
     path = folder / SETTINGS_FILE
     if path.is_file():
-        _compare(folder, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, settings, hidden)
+        compare_settings(
+            folder, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, settings, hidden
+        )
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"--output {folder} exists and was not made by this command; choose another"
         )
-    for part in parts:
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         write_text(path, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    for part in parts:
+        (folder / part).mkdir(exist_ok=True)
 
 
-def _compare(
+def compare_settings(
     folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], hidden: Mapping[str, str]
 ) -> None:
+    """Compare what a folder was begun with; arguments are those of ``open_results``.
+
+    Raises:
+        ValueError: a setting differs.
+    """
     for name in {**settings, **found}:
         before, now = found.get(name), settings.get(name)
         if before != now:
