@@ -30,6 +30,7 @@ from megatron_aia.generation.prompts import Prompt
 from megatron_aia.generation.questions import AskedQuestion, read_questions
 from megatron_aia.generation.session import Session, open_session
 from megatron_aia.generation.settings_file import SETTINGS_FILE, compare_settings, open_results
+from megatron_aia.runtime.device import release_memory
 from megatron_aia.runtime.parallel import leave_process_group
 
 
@@ -51,6 +52,7 @@ def evaluate(options: EvaluateOptions, world_size: int, is_first: bool) -> str:
     read = run(options, world_size)
     if not is_first:
         return ""
+    release_memory()
     metrics, more = read()
     text = (options.output / SETTINGS_FILE).read_text(encoding="utf-8")
     conditions = {**yaml.safe_load(text), **more}
@@ -60,11 +62,11 @@ def evaluate(options: EvaluateOptions, world_size: int, is_first: bool) -> str:
 
 
 _HIDDEN = {"asked": "other prompts"}
-Read = Callable[[], tuple[list[Metric], dict[str, Any]]]
+Scoring = Callable[[], tuple[list[Metric], dict[str, Any]]]
 """Has what was made scored, and returns metrics and more conditions."""
 
 
-def _draw(options: EvaluateOptions, world_size: int) -> Read:
+def _draw(options: EvaluateOptions, world_size: int) -> Scoring:
     data = _need_data(options)
     benchmark = DRAWN[options.benchmark](data, options.output)
     count = min(options.limit or len(benchmark.prompts), len(benchmark.prompts))
@@ -103,7 +105,7 @@ def _draw(options: EvaluateOptions, world_size: int) -> Read:
     return read
 
 
-def _realunify(options: EvaluateOptions, world_size: int) -> Read:
+def _realunify(options: EvaluateOptions, world_size: int) -> Scoring:
     data = _need_data(options)
     benchmark = RealUnify(data, options.output, options.limit)
     questions = benchmark.questions
@@ -149,7 +151,7 @@ def _realunify(options: EvaluateOptions, world_size: int) -> Read:
     return read
 
 
-def _understand(options: EvaluateOptions, world_size: int) -> Read:
+def _understand(options: EvaluateOptions, world_size: int) -> Scoring:
     for name in ("score_command", "results", "rewritten_prompts", "data"):
         if getattr(options, name) is not None:
             flag = "--" + name.replace("_", "-")

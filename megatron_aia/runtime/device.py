@@ -1,5 +1,6 @@
 """The one place that asks which device there is, and which accelerated packages are installed."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -54,6 +55,13 @@ def memory_in_use() -> dict[str, float]:
     }
     torch.cuda.reset_peak_memory_stats()
     return found
+
+
+def release_memory() -> None:
+    """Give back the memory of what nobody holds any more, for other processes of this GPU."""
+    gc.collect()
+    if has_cuda():
+        torch.cuda.empty_cache()
 
 
 def send(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
