@@ -12,6 +12,7 @@ setup(
     package_data={
         "megatron_aia.aia": ["profiles/*.yaml"],
         "megatron_aia.building.demo": ["*.yaml"],
+        "megatron_aia.evaluation": ["references/*.yaml"],
     },
     install_requires=[
         "fsspec",
