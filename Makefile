@@ -3,7 +3,7 @@
 # make check       style, types and the unit tests, between two edits
 # make test        style, types and the tests of a few minutes; CPU only
 # make test-newest the tests that depend on megatron-core, on the newest one, under Python 3.12
-# make test-all    every test that this machine can run
+# make test-all    every test that this machine can run; lmms-eval gets an environment of its own
 # make gpu         the tests that need a GPU, and what AIA costs there: attention and whole steps
 #
 # PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13), PYTHON3_12
@@ -17,6 +17,9 @@ INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 NEWEST_INSTALLED := $(NEWEST)/.installed
 PYTHON3_12 ?=
+LMMS_EVAL := .venv-lmms-eval
+LMMS_EVAL_INSTALLED := $(LMMS_EVAL)/.installed
+LMMS_EVAL_PLUGIN := tools/lmms_eval_plugin
 DEMO := demo_output
 
 # A process a core, and not more than there are long files. A file stays in one process: what its
@@ -109,11 +112,19 @@ test-newest: $(INSTALLED) $(NEWEST_INSTALLED)
 	OTHER_PYTHON=$(abspath $(BIN))/python \
 		$(NEWEST)/bin/pytest $(PARALLEL) -m "versions and not slow and not gpu"
 
-test-all: $(INSTALLED)
+# Only text passes through lmms-eval here: without torchvision any build of torch will do.
+$(LMMS_EVAL_INSTALLED): $(LMMS_EVAL_PLUGIN)/pyproject.toml $(LMMS_EVAL_PLUGIN)/constraints.txt
+	$(PYTHON) -m venv $(LMMS_EVAL)
+	$(LMMS_EVAL)/bin/python -m pip install --editable $(LMMS_EVAL_PLUGIN) \
+		--constraint $(LMMS_EVAL_PLUGIN)/constraints.txt
+	$(LMMS_EVAL)/bin/python -m pip uninstall --yes torchvision
+	touch $@
+
+test-all: $(INSTALLED) $(LMMS_EVAL_INSTALLED)
 	$(call with_lint,$(PYTEST))
 
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py --output gpu_proof.jsonl
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(LMMS_EVAL) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from megatron_aia.evaluation.result import Metric, judged_metric, not_judged
 _OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 """By these lmms-eval would share its questions with processes that do not ask."""
 _RULES = "lmms-eval's rules"
+_RESULTS = "*_results.json"
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class LmmsEval:
         shutil.rmtree(begun, ignore_errors=True)
         begun.mkdir(parents=True)
         # Absolute: the command may change its folder.
-        self._run("ask", f"mode=ask,folder={begun.absolute()}", "--predict_only")
+        self._run("asked", f"mode=ask,folder={begun.absolute()}", "--predict_only")
         if not (begun / "requests.jsonl").is_file():
             raise ValueError(f"lmms-eval asked nothing for --tasks {' '.join(self._tasks)}")
         begun.rename(self._folder / "ask")
@@ -88,27 +91,29 @@ class LmmsEval:
         Raises:
             ValueError: lmms-eval fails.
         """
-        shutil.rmtree(self._folder / "scores", ignore_errors=True)
         folder, answers = self.questions.parent.absolute(), self.answers.absolute()
-        self._run("score", f"mode=score,folder={folder},answers={answers}")
+        self._run("scores", f"mode=score,folder={folder},answers={answers}")
 
     def _run(self, name: str, model_args: str, *flags: str) -> None:
+        output, log = self._folder / name, self._folder / f"lmms_eval_{name}.log"
+        shutil.rmtree(output, ignore_errors=True)
         command = [*self._command, "--model", "megatron_aia", "--model_args", model_args]
         command += ["--tasks", ",".join(self._tasks), "--batch_size", "1", "--log_samples"]
-        command += ["--output_path", str(self._folder / ("scores" if name == "score" else "asked"))]
+        command += ["--output_path", str(output)]
         command += [*flags, *([] if self._limit is None else ["--limit", str(self._limit)])]
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
-        run_logged(command, self._folder / f"lmms_eval_{name}.log", "lmms-eval", environment)
+        run_logged(command, log, "lmms-eval", environment)
+        # It ends with exit code 0 whatever happens.
+        if not list(output.rglob(_RESULTS)):
+            raise ValueError(f"lmms-eval has not finished ({last_line(log)}); see {log}")
 
     def read(self) -> tuple[list[Metric], dict[str, Any]]:
         """Return the metrics that have a column, and all numbers of the other tasks.
 
         Raises:
-            ValueError: lmms-eval has written no result, or not that of a task.
+            ValueError: lmms-eval has written no result of a task.
         """
-        files = sorted((self._folder / "scores").rglob("*_results.json"))
-        if not files:
-            raise ValueError(f"{self._folder / 'scores'} has no *_results.json of lmms-eval")
+        files = sorted((self._folder / "scores").rglob(_RESULTS))
         document = json.loads(files[-1].read_text(encoding="utf-8"))
         metrics, others = [], {}
         for task in self._tasks:
@@ -185,6 +190,12 @@ def run_logged(
             check=False,
         )
     if done.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it printed nothing"
-        raise ValueError(f"{name} ended with exit code {done.returncode} ({last}); see {log}")
+        raise ValueError(
+            f"{name} ended with exit code {done.returncode} ({last_line(log)}); see {log}"
+        )
+
+
+def last_line(log: Path) -> str:
+    """Return the last line that a command has printed."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return _COLORS.sub("", lines[-1]) if lines else "it printed nothing"

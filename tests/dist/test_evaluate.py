@@ -184,7 +184,7 @@ def test_mistakes_are_one_line(run: Path, data: Path, tmp_path: Path) -> None:
             (("--benchmark", "dpg", "--data", data), "has no *.txt"),
             ((*lmms, "/nowhere/lmms-eval"), "--lmms-eval /nowhere/lmms-eval is not there"),
             ((*lmms, "sh -c 'echo no plug-in; exit 2'"), "exit code 2 (no plug-in)"),
-            ((*lmms, "true"), "asked nothing for --tasks mmvet own"),
+            ((*lmms, "true"), "lmms-eval has not finished (it printed nothing); see"),
             ((*lmms, "true", "--data", data), "--data has no meaning with --benchmark lmms"),
             ((*geneval, "--load", "/nowhere"), "--load /nowhere is not a folder"),
         )

@@ -27,6 +27,9 @@ def main() -> None:
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "requests.jsonl").write_text(text)
+        place = Path(flags["--output_path"]) / "megatron_aia"
+        place.mkdir(parents=True)
+        (place / "now_results.json").write_text("{}")
         return
     answers = [json.loads(line) for line in Path(model["answers"]).read_text().splitlines()]
     assert [answer["key"] for answer in answers] == keys

@@ -10,6 +10,8 @@ from typing import Any
 
 from lmms_eval.api.model import lmms
 
+from megatron_aia_lmms_eval.answers import read_answers
+
 _DEFAULT_UNTIL = ["\n\n"]
 """What lmms-eval puts in where a task says nothing; it would cut answers at their first blank line.
 """
@@ -75,32 +77,6 @@ class MegatronAIA(lmms):
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         """Refuse."""
         raise NotImplementedError("tasks of several rounds are not supported; generate_until is")
-
-
-def read_answers(folder: Path, path: Path) -> dict[str, str]:
-    """Return the answers by key.
-
-    Raises:
-        ValueError: an answer is missing, stands there twice, or belongs to no question.
-    """
-    asked = [json.loads(line)["key"] for line in _lines(folder / "requests.jsonl")]
-    answers: dict[str, str] = {}
-    for line in _lines(path):
-        document = json.loads(line)
-        if document["key"] in answers:
-            raise ValueError(f"{path}: the key {document['key']!r} stands there twice")
-        answers[document["key"]] = document["answer"]
-    for what, keys in (
-        ("has no answer to", set(asked) - answers.keys()),
-        ("answers what was not asked:", answers.keys() - set(asked)),
-    ):
-        if keys:
-            raise ValueError(f"{path} {what} {min(keys)!r} ({len(keys)} of {len(asked)})")
-    return answers
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _key(request: Any) -> str:
