@@ -19,10 +19,10 @@ from megatron_aia.evaluation.result import Metric, Result, write_result
 from megatron_aia.generation.answers import AnswersFile, answer_all, check_questions
 from megatron_aia.generation.command import describe_model, on_first_rank
 from megatron_aia.generation.options import AnsweringOptions, DrawingOptions
+from megatron_aia.generation.picture_settings import PictureSettings
 from megatron_aia.generation.pictures import (
     DrawnPicture,
     PictureRequest,
-    PictureSettings,
     draw_requests,
     write_drawings,
 )
@@ -67,35 +67,26 @@ Scoring = Callable[[], tuple[list[Metric], dict[str, Any]]]
 
 
 def _draw(options: EvaluateOptions, world_size: int) -> Scoring:
-    data = _need_data(options)
-    benchmark = DRAWN[options.benchmark](data, options.output)
+    benchmark = DRAWN[options.benchmark](_need_data(options), options.output)
     count = min(options.limit or len(benchmark.prompts), len(benchmark.prompts))
     prompts, said = rewrite(benchmark.prompts[:count], options.rewritten_prompts)
-    numbers = [divmod(i, benchmark.pictures) for i in range(count * benchmark.pictures)]
-    done = [partial(benchmark.is_done, *place) for place in numbers]
-    if not _is_complete(options, done, {"prompts": said, "asked": digest_of(prompts)}):
-        requests = [PictureRequest(Prompt(prompts[i]), number) for i, number in numbers]
+    places = [divmod(i, benchmark.pictures) for i in range(count * benchmark.pictures)]
+    done = [partial(benchmark.is_done, *place) for place in places]
+    asked: dict[str, Any] = {"prompts": said, "asked": digest_of(prompts)}
+    asked["pictures_of_prompt"] = benchmark.pictures
+    if not _is_complete(options, done, asked):
+        requests = [PictureRequest(Prompt(prompts[i]), number) for i, number in places]
         with open_session(options, world_size, True, image_area=options.image_area) as session:
             settings = PictureSettings.resolve(options, session.inference, options.seed)
             drawings = write_drawings(session, settings, requests)
-            described = {
-                "benchmark": options.benchmark,
-                **describe_model(session),
-                **settings.describe(),
-                "prompts": said,
-                "pictures_of_prompt": benchmark.pictures,
-                "asked": digest_of(prompts),
-            }
-            on_first_rank(session, partial(_open, options.output, described))
-            on_first_rank(session, partial(benchmark.prepare, count))
+            described = {**settings.describe(), **asked}
+            _begin(session, options, described, partial(benchmark.prepare, count))
 
             def save(number: int, picture: DrawnPicture) -> None:
-                benchmark.save(*numbers[number], picture.image)
+                benchmark.save(*places[number], picture.image)
 
-            def is_done(number: int) -> bool:
-                return benchmark.is_done(*numbers[number])
-
-            draw_requests(session, settings, requests, drawings, is_done, save, options.batch_size)
+            work = (session, settings, requests, drawings)
+            draw_requests(*work, lambda number: done[number](), save, options.batch_size)
         leave_process_group()
 
     def read() -> tuple[list[Metric], dict[str, Any]]:
@@ -106,26 +97,15 @@ def _draw(options: EvaluateOptions, world_size: int) -> Scoring:
 
 
 def _realunify(options: EvaluateOptions, world_size: int) -> Scoring:
-    data = _need_data(options)
-    benchmark = RealUnify(data, options.output, options.limit)
+    benchmark = RealUnify(_need_data(options), options.output, options.limit)
     questions = benchmark.questions
-    done = [benchmark.answers.is_file] + [
-        partial(benchmark.is_done, item) for item in range(len(questions))
-    ]
+    done = [partial(benchmark.is_done, item) for item in range(len(questions))]
     asked = {**_describe_answers(options), "asked": digest_of([q.text for q in questions])}
-    if not _is_complete(options, done, asked):
-        with open_session(
-            options, world_size, True, options.system_prompt, options.image_area
-        ) as session:
+    if not _is_complete(options, [benchmark.answers.is_file, *done], asked):
+        how = (True, options.system_prompt, options.image_area)
+        with open_session(options, world_size, *how) as session:
             settings = PictureSettings.resolve(options, session.inference, options.seed)
-            described = {
-                "benchmark": options.benchmark,
-                **describe_model(session),
-                **settings.describe(),
-                **asked,
-            }
-            on_first_rank(session, partial(_open, options.output, described))
-            on_first_rank(session, benchmark.prepare)
+            _begin(session, options, {**settings.describe(), **asked}, benchmark.prepare)
             _answer(session, options, questions, benchmark.answers)
             requests = [PictureRequest(Prompt(words)) for words in benchmark.read_responses()]
             drawings = write_drawings(session, settings, requests)
@@ -133,15 +113,8 @@ def _realunify(options: EvaluateOptions, world_size: int) -> Scoring:
             def save(number: int, picture: DrawnPicture) -> None:
                 benchmark.save(number, picture.image)
 
-            draw_requests(
-                session,
-                settings,
-                requests,
-                drawings,
-                benchmark.is_done,
-                save,
-                options.batch_size,
-            )
+            work = (session, settings, requests, drawings)
+            draw_requests(*work, benchmark.is_done, save, options.batch_size)
         leave_process_group()
 
     def read() -> tuple[list[Metric], dict[str, Any]]:
@@ -157,24 +130,12 @@ def _understand(options: EvaluateOptions, world_size: int) -> Scoring:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} has no meaning with --benchmark lmms; leave it out")
     asker = LmmsEval(options.lmms_eval, options.tasks, options.output, options.limit)
-    asked = {
-        **_describe_answers(options),
-        "tasks": list(options.tasks),
-        "limit": options.limit,
-    }
+    asked = {**_describe_answers(options), "tasks": list(options.tasks), "limit": options.limit}
     if not _is_complete(options, [asker.answers.is_file], asked):
-        with open_session(
-            options, world_size, False, options.system_prompt, options.image_area
-        ) as session:
-            described = {
-                "benchmark": options.benchmark,
-                **describe_model(session),
-                **asked,
-                "image_area": options.image_area,
-                "seed": options.seed,
-            }
-            on_first_rank(session, partial(_open, options.output, described))
-            on_first_rank(session, asker.ask)
+        how = (False, options.system_prompt, options.image_area)
+        with open_session(options, world_size, *how) as session:
+            described = {**asked, "image_area": options.image_area, "seed": options.seed}
+            _begin(session, options, described, asker.ask)
             _answer(session, options, read_questions(asker.questions), asker.answers)
         leave_process_group()
 
@@ -184,6 +145,22 @@ def _understand(options: EvaluateOptions, world_size: int) -> Scoring:
         return metrics, {"other_tasks": others} if others else {}
 
     return read
+
+
+def _begin(
+    session: Session,
+    options: EvaluateOptions,
+    described: Mapping[str, Any],
+    prepare: Callable[[], None],
+) -> None:
+    """Make the folder or go on with it, on the first rank.
+
+    Raises:
+        ValueError: on every rank, if it was begun with other settings.
+    """
+    settings = {"benchmark": options.benchmark, **describe_model(session), **described}
+    on_first_rank(session, partial(open_results, options.output, settings, _HIDDEN, ()))
+    on_first_rank(session, prepare)
 
 
 def _need_data(options: EvaluateOptions) -> Path:
@@ -216,10 +193,6 @@ def _is_complete(
     given = {k: v for k, v in given.items() if v is not None and k in found}
     compare_settings(options.output, {k: found[k] for k in given}, given, _HIDDEN)
     return True
-
-
-def _open(output: Path, described: dict[str, Any]) -> None:
-    open_results(output, described, _HIDDEN, ())
 
 
 def _judged_by(options: EvaluateOptions) -> dict[str, Any]:

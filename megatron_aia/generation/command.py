@@ -11,9 +11,9 @@ from megatron_aia.generation.answers import AnswersFile, answer_all, check_quest
 from megatron_aia.generation.chat import Terminal, converse
 from megatron_aia.generation.options import AnsweringOptions, ChatOptions, GenerateOptions
 from megatron_aia.generation.picture_folder import PictureFolder
+from megatron_aia.generation.picture_settings import PictureSettings
 from megatron_aia.generation.pictures import (
     PictureRequest,
-    PictureSettings,
     draw_requests,
     write_drawings,
 )

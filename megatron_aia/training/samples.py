@@ -16,7 +16,7 @@ from megatron_aia.generation.answering import Answer, AnswerSettings, answer_que
 from megatron_aia.generation.decoder import chooser_of
 from megatron_aia.generation.drawing import draw_pictures
 from megatron_aia.generation.options import DrawingOptions
-from megatron_aia.generation.pictures import PictureSettings, write_drawing
+from megatron_aia.generation.picture_settings import PictureSettings, write_drawing
 from megatron_aia.generation.prompts import Prompt
 from megatron_aia.generation.questions import AskedQuestion
 from megatron_aia.generation.sample_prompts import read_sample_prompts
