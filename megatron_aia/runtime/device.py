@@ -77,10 +77,10 @@ def compute_capability() -> tuple[int, int]:
 
 
 def bind_device() -> None:
-    """Take the CUDA device of this local rank; on a CPU, one thread a process unless asked."""
+    """Take the CUDA device of this local rank; several processes on CPUs take a thread each."""
     if has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    else:
+    elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         use_one_thread()
 
 

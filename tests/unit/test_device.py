@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_aia.runtime import device, mcore
 
@@ -46,3 +47,21 @@ def test_only_what_keeps_the_precision_is_fused(
     assert options["bias_activation_fusion"] == cuda
     assert not options["gradient_accumulation_fusion"]
     assert not mcore.transformer_options(interleaved=False)["bias_activation_fusion"]
+
+
+@pytest.mark.parametrize(
+    ("local", "asked", "limited"),
+    [(None, None, False), ("1", None, False), ("2", None, True), ("2", "3", False)],
+)
+def test_processes_that_share_cores_take_a_thread_each(
+    local: str | None, asked: str | None, limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCAL_WORLD_SIZE", local), ("OMP_NUM_THREADS", asked)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    threads: list[int] = []
+    monkeypatch.setattr(device, "has_cuda", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    device.bind_device()
+    assert threads == [1] * limited
