@@ -1,0 +1,1 @@
+"""Sides of the comparison of ``benchmarks/decoding.py``."""
