@@ -20,6 +20,8 @@ from megatron_aia.config.megatron_lm import ANSWERS
 from megatron_aia.config.renames import RENAMED
 from megatron_aia.config.settings import flag, settings_of
 from megatron_aia.data.mixture_file import read_mixture_file
+from megatron_aia.evaluation.options import EvaluateOptions
+from megatron_aia.generation.options import ChatOptions, GenerateOptions
 from megatron_aia.models import fields_of_families
 from megatron_aia.shards.verify import VerifyOptions
 
@@ -35,7 +37,14 @@ FLAGS_OF_TORCHRUN = {
     "--max-restarts",
 }
 FLAGS_OF_THE_SCRIPT = {"--help", "--check"}
-FLAGS_OF_OTHERS = {"--logdir", "--demo", "--editable", "--no-build-isolation", "--signal"}
+FLAGS_OF_OTHERS = {
+    *("--logdir", "--demo", "--editable", "--no-build-isolation", "--signal"),
+    *("--reference", "--markdown"),  # tools/benchmark_report.py
+    *("--model", "--model_args", "--tasks", "--predict_only", "--output_path", "--include_path"),
+    *("--outfile", "--model-path"),  # GenEval's scorer
+    *("--image-root-path", "--resolution", "--pic-num", "--res-path"),  # DPG-Bench's
+    *("--model-impl", "--trust-remote-code", "--chat-template"),  # vLLM, SGLang
+}
 WITH_OLD_NAMES = ("CHANGELOG.md", "docs/from_megatron_lm.md")
 """Documents that may name flags of earlier versions and of Megatron-LM."""
 FLAGS_OF_INSPECT_DATA = {"--position", "--count", "--save-image", "--plot", "--plot-steps"}
@@ -131,7 +140,10 @@ def test_links_resolve(document: str) -> None:
 @cache
 def known_flags() -> frozenset[str]:
     settings = list(settings_by_name(Config()).values())
-    for options in (BuildOptions, VerifyOptions, ImportOptions, ExportOptions):
+    for options in (
+        *(BuildOptions, VerifyOptions, ImportOptions, ExportOptions),
+        *(GenerateOptions, ChatOptions, EvaluateOptions),
+    ):
         settings += settings_of(options).values()
     known = {setting.flag for setting in settings}
     known |= {flag(field) for field in fields_of_families()}
