@@ -23,6 +23,7 @@ ORDER = (
     "generation",
     "analysis",
     "evaluation",
+    "measurement",
     "training",
 )
 """A room may import the rooms before it."""

@@ -1,0 +1,38 @@
+"""Flags of the commands that measure and fit. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from megatron_aia.config.value_types import PositiveFloat
+from megatron_aia.measurement.stages import Penalty
+
+
+@dataclass(kw_only=True)
+class FitOptions:
+    """Settings of tools/fit_profile.py."""
+
+    intensity: tuple[Path, ...]
+    """Measured intensities: intensity.jsonl, its folder, or a CSV with the columns layer,
+    generation, understanding, and generation_std, understanding_std if known. Together one curve
+    of each task; the first has the depth of the profile."""
+    output: Path
+    """YAML file to write; a figure of the fit is drawn beside it."""
+    stages: str = "auto"
+    """Number of stages, or auto: the least n log(cost / n) + 3 K log n, at most 8."""
+    joint: bool = True
+    """Both tasks change at the same layers, as in the paper; else each has stages of its own."""
+    penalty: Penalty = "l2"
+    """What the distance of a layer from its stage costs; with huber a single wild layer is no
+    stage."""
+    round: PositiveFloat = 0.01
+    """Targets are multiples of it; the paper's of 0.05."""
+    delta: tuple[float, ...] = ()
+    """Huber thresholds, one for all stages or one for each. Unset: the spread of the stage, from
+    0.05 to 0.2."""
+    base_profile: Optional[str] = None
+    """Profile whose stages a task takes that was not measured."""
+    name: Optional[str] = None
+    """Of the profile; unset, that of the file."""
+    figure: bool = True
+    """Draw the fit over the curve, needs matplotlib."""
