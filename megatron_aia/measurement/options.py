@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Annotated, Optional
 
-from megatron_aia.config.value_types import PositiveFloat
+from megatron_aia.config.value_types import POSITIONAL, PositiveFloat
 from megatron_aia.measurement.stages import Penalty
 
 
@@ -36,3 +36,23 @@ class FitOptions:
     """Of the profile; unset, that of the file."""
     figure: bool = True
     """Draw the fit over the curve, needs matplotlib."""
+
+
+@dataclass(kw_only=True)
+class CompareOptions:
+    """Settings of tools/compare_intensity.py."""
+
+    models: Annotated[tuple[str, ...], POSITIONAL] = ()
+    """PATH or NAME=PATH of each measured model: intensity.jsonl, its folder, or a CSV."""
+    output: Path
+    """Folder of the figures."""
+    overlay: bool = False
+    """One panel a task with all models, as before and after; else one panel a model."""
+    by_layer: bool = False
+    """Number the layers; else models of all depths share the axis of relative depth."""
+    profile: Optional[str] = None
+    """Profile whose targets are drawn too."""
+    run: Optional[Path] = None
+    """Folder of a run: its intensities by layer and iteration are drawn as colours."""
+    markdown: bool = False
+    """Write the table in Markdown."""

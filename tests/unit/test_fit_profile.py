@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.intensity_files import write_samples
 from support.tools import run_tool
 
 from megatron_aia.aia.profile import load_profile
@@ -20,26 +21,6 @@ def noisy_paper(seed: int = 20251126, noise: float = 0.01) -> np.ndarray:
     """Table 2 for Emu3 with noise, rounded to 4 decimals; ``[2, 32]``."""
     added = noise * np.random.default_rng(seed).standard_normal((2, 32))
     return np.round(np.clip(np.stack([GENERATION, UNDERSTANDING]) + added, 0, 1), 4)
-
-
-def write_samples(path: Path, task: str, values: np.ndarray) -> Path:
-    """Write an intensity.jsonl of ``values [samples, layers]``; NaN is a layer without one."""
-    lines = []
-    for number, row in enumerate(values):
-        line = {
-            "model": "teacher",
-            "config_hash": "abc",
-            "task": task,
-            "sample": f"sample {number}",
-            "intensity": [None if np.isnan(value) else value for value in row.tolist()],
-            "queries": 3,
-            "keys": 4,
-            "tokens": 9,
-            "images": 1,
-        }
-        lines.append(json.dumps(line) + "\n")
-    path.write_text("".join(lines))
-    return path
 
 
 def spread(mean: np.ndarray, std: float, count: int = 101) -> np.ndarray:
