@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
-from megatron_aia.config.value_types import POSITIONAL, PositiveFloat
+from megatron_aia.config.value_types import POSITIONAL, PositiveFloat, PositiveInt
 from megatron_aia.measurement.stages import Penalty
 
 
@@ -56,3 +56,26 @@ class CompareOptions:
     """Folder of a run: its intensities by layer and iteration are drawn as colours."""
     markdown: bool = False
     """Write the table in Markdown."""
+
+
+@dataclass(kw_only=True)
+class MeasureOptions:
+    """Settings of tools/measure_intensity.py."""
+
+    hf_path: Path
+    """Folder of a Transformers model with its processor."""
+    data_path: Path
+    """Folder of shards; their understanding samples, stored as pictures, are read."""
+    output: Path
+    """Folder to make."""
+    samples: PositiveInt = 100
+    """Samples to measure, spread evenly over the data."""
+    image_token_ids: tuple[int, ...] = ()
+    """Ids of image tokens; unset, those that the model's configuration names."""
+    max_length: Optional[PositiveInt] = None
+    """Most tokens of a sample, longer ones are counted and left out; unset, the model's
+    positions."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of the model."""
+    name: Optional[str] = None
+    """Of the model in files and figures; unset, that of its folder."""

@@ -48,7 +48,8 @@ class IntensityRecorder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.num_layers = int(model.config.get_text_config().num_hidden_layers)
-        self._attends = sorted(_number_attention_layers(model))
+        self.attending = tuple(sorted(_number_attention_layers(model)))
+        """Layers that attend, from 0; a hybrid model has others too."""
         self._terms: Sequence[IntensityTerm] = ()
         self._found: dict[int, list[Tensor]] = {}
 
@@ -71,10 +72,10 @@ class IntensityRecorder:
         with _measuring(self):
             self.model(**inputs, use_cache=False)
         seen = {layer: len(calls) for layer, calls in self._found.items()}
-        if seen != dict.fromkeys(self._attends, 1):
+        if seen != dict.fromkeys(self.attending, 1):
             once = sum(count == 1 for count in seen.values())
             raise ValueError(
-                f"{type(self.model).__name__}: {once} of {len(self._attends)} attention layers "
+                f"{type(self.model).__name__}: {once} of {len(self.attending)} attention layers "
                 "went through Transformers' attention interface once; this model cannot be measured"
             )
         intensity = torch.full((len(terms), self.num_layers), torch.nan, dtype=torch.float64)
