@@ -12,8 +12,8 @@ from megatron_aia.aia.loss import AIALoss
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.runtime.device import send
 
-_NUM_QUANTITIES = 3
-_INTENSITY, _LOSS, _COUNT = range(_NUM_QUANTITIES)
+_NUM_QUANTITIES = 4
+_INTENSITY, _SQUARE, _LOSS, _COUNT = range(_NUM_QUANTITIES)
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class IntensityReport:
 
     intensity: dict[Task, np.ndarray]
     """Mean I of each layer, float64 ``[layers]``; NaN where nothing was measured."""
+    std: dict[Task, np.ndarray]
+    """Standard deviation (n - 1) of I over samples, the same; NaN for fewer than two."""
     loss: dict[Task, float]
     """What the task added to the loss of a step (Eq. 3, lambda included), mean over steps."""
     count: dict[Task, int]
@@ -58,7 +60,8 @@ class IntensityTracker:
         if measurements is None:
             return
         intensity, loss = measurements
-        values = torch.stack([intensity, loss, torch.ones_like(loss)]).double()
+        intensity, loss = intensity.double(), loss.double()
+        values = torch.stack([intensity, intensity.square(), loss, torch.ones_like(loss)])
         self._sums = self._sums.to(values.device)
         layers, tasks = self._places(aia, values.device)
         added = values.new_zeros((_NUM_QUANTITIES, values.shape[1], len(AIA_TASKS)))
@@ -89,11 +92,15 @@ class IntensityTracker:
         """Return the means of what was added or loaded."""
         sums = self._sums.cpu().numpy()
         counts = sums[_COUNT]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             means = sums[_INTENSITY] / counts
+            # A rounding below 0 is 0.
+            variances = np.maximum(sums[_SQUARE] - counts * means**2, 0) / (counts - 1)
+        deviations = np.where(counts > 1, np.sqrt(np.maximum(variances, 0)), np.nan)
         steps = max(self._num_steps, 1)
         return IntensityReport(
             intensity={task: means[i] for i, task in enumerate(AIA_TASKS)},
+            std={task: deviations[i] for i, task in enumerate(AIA_TASKS)},
             loss={task: float(sums[_LOSS, i].sum()) / steps for i, task in enumerate(AIA_TASKS)},
             count={task: round(counts[i].max()) for i, task in enumerate(AIA_TASKS)},
         )

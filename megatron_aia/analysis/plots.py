@@ -5,7 +5,7 @@ pyplot's list of open figures: the caller saves or shows the figure that it gets
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
@@ -72,6 +72,7 @@ def plot_intensity(
     after: dict[Task, np.ndarray],
     target: dict[Task, np.ndarray],
     title: str,
+    spread: Optional[dict[Task, np.ndarray]] = None,
 ) -> "Figure":
     """Draw each task's intensity by layer, before and after training, against its target.
 
@@ -80,6 +81,7 @@ def plot_intensity(
         after: the same, later in the run.
         target: what the profile asks for, ``[L]``.
         title: of the whole figure.
+        spread: standard deviation of ``after`` over samples, ``[L]``, drawn as a band.
     """
     figure = new_figure(9.0, 4.0)
     panels = figure.subplots(1, len(AIA_TASKS), sharey=True)
@@ -98,6 +100,10 @@ def plot_intensity(
             _draw_layers(axes, before[task], "before", color=_BEFORE_COLOR, marker="s", ls="--")
         if task in after:
             _draw_layers(axes, after[task], "after", color=TASK_COLORS[task], marker="o", ls="-")
+            if spread and task in spread:
+                low, high = after[task] - spread[task], after[task] + spread[task]
+                layers = np.arange(len(low))
+                axes.fill_between(layers, low, high, color=TASK_COLORS[task], alpha=0.15, lw=0)
         axes.set_title(task_name(task), pad=26)
         axes.set_xlabel("decoder layer")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -92,6 +92,8 @@ class LogRecord(JsonRecord):
     """Intensity the profile asks of each decoder layer, ``[L]`` in 0..1."""
     padding_fraction: float
     """Share of the positions of the interval's sequences that hold no real token, in 0..1."""
+    intensity_std: dict[Task, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Standard deviation over the same samples, ``[L]``; NaN for fewer than two."""
     corrupt_samples: int = 0
     """Corrupt samples known so far; replacements are read in their place."""
     phases: dict[str, float] = dataclasses.field(default_factory=dict)

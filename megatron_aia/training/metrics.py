@@ -94,6 +94,7 @@ class IntervalMetrics:
             terms=means.terms,
             losses=means.losses,
             intensity=means.intensities.intensity if self._targets is not None else {},
+            intensity_std=means.intensities.std if self._targets is not None else {},
             target=self._target_curves(),
             padding_fraction=1 - self._tokens / self._positions,
             corrupt_samples=corrupt_samples,

@@ -4,7 +4,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
+from megatron_aia.analysis.records import (
+    METRICS_FILE,
+    LogRecord,
+    append_record,
+    end_lines,
+    read_records,
+)
 from megatron_aia.analysis.samples import SAMPLES_FILE, ShownSample, write_samples
 from megatron_aia.analysis.validation import VALIDATION_FILE, ValidationRecord
 from megatron_aia.checkpoint.folder import CONFIG_FILE
@@ -35,13 +41,13 @@ class Reporter:
         self._figure_interval = config.logging.aia_figure_interval
         self._log_throughput = config.logging.log_throughput
         self._eta = EtaEstimator(start_iteration)
-        self._first: LogRecord | None = None
         folder = config.checkpoint.save or config.logging.tensorboard_dir
         self._records_folder = Path(folder) if folder else None
         if self._records_folder:
             self._records_folder.mkdir(parents=True, exist_ok=True)
             for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE):
                 end_lines(self._records_folder / name)
+        self._first = self._first_of_run(start_iteration)
         self.settings = self._keep_settings(config)
         """Where the settings of the run start from and stand, for the banner."""
         self._tensorboard: TensorBoardLog | None = None
@@ -91,6 +97,16 @@ class Reporter:
         if self._tensorboard:
             self._tensorboard.close()
 
+    def _first_of_run(self, start_iteration: int) -> LogRecord | None:
+        """Return the first record of a run that goes on; None where it has just begun."""
+        if not (start_iteration and self._records_folder):
+            return None
+        path = self._records_folder / METRICS_FILE
+        if not path.is_file() or not path.stat().st_size:
+            return None
+        first = read_records(self._records_folder)[0]
+        return first if first.iteration <= start_iteration else None
+
     def _keep_settings(self, config: Config) -> str:
         start = f"preset {config.run.preset}, AIA preset {config.aia.aia_preset}"
         if self._records_folder is None:
@@ -109,6 +125,7 @@ class Reporter:
             before=self._first.intensity,
             after=record.intensity,
             target=record.target,
-            title=f"iteration {record.iteration}",
+            title=f"iterations {self._first.iteration} and {record.iteration}",
+            spread=record.intensity_std,
         )
         self._tensorboard.figure("intensity", figure, record.iteration)

@@ -106,6 +106,14 @@ def _scalars(record: LogRecord) -> Iterator[tuple[str, float]]:
         yield from ((_intensity_tag(task, layer), value) for layer, value in enumerate(curve))
     for task, curve in record.target.items():
         yield from ((_target_tag(task, layer), value) for layer, value in enumerate(curve))
+        if task in record.intensity:
+            distance = np.abs(record.intensity[task] - curve)
+            yield f"intensity_distance/{task_name(task)}", _mean_of_known(distance)
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _intensity_tag(task: Task, layer: int) -> str:

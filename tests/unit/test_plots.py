@@ -58,6 +58,14 @@ def test_intensity_before_after_and_target():
     assert figure.get_suptitle() == "title"
 
 
+def test_the_spread_of_samples_is_a_band():
+    after, spread = {G: np.array([0.4, 0.2])}, {G: np.array([0.1, np.nan])}
+    (band,) = plot_intensity({}, after, {}, "title", spread).axes[0].collections
+    corners = band.get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((0.3, 0.5))
+    assert not plot_intensity({}, after, {}, "title").axes[0].collections
+
+
 def test_reconstruction_shows_both_pictures():
     original = np.zeros((4, 6, 3), dtype=np.uint8)
     decoded = np.full((4, 6, 3), 200, dtype=np.uint8)

@@ -61,6 +61,7 @@ def test_scalars_that_exist_are_written_and_no_others(tmp_path):
         "throughput/tokens_per_second": 2000.0,
         "throughput/seconds_per_iteration": 0.5,
         "throughput/padding_fraction": 0.25,
+        "intensity_distance/generation": 0.25,  # of the layer that was measured
         "intensity_generation/layer_00": 0.25,
         "intensity_generation_target/layer_00": 0.5,
         "intensity_generation_target/layer_01": 0.125,

@@ -49,6 +49,27 @@ def test_means_over_micro_batches() -> None:
     assert report.loss[UNDERSTANDING] == pytest.approx(0.125**2 / 2 + 0.25**2 / 2)
 
 
+def test_deviations_over_samples() -> None:
+    """Against numpy, over micro-batches and steps; a single sample has none."""
+    tracker = IntensityTracker(NUM_LAYERS)
+    values = np.random.default_rng(0).random((3, 2))
+    for row in values:
+        tracker.add(measured({0: row.tolist()}, (GENERATION, GENERATION), step=objective()))
+    tracker.add(measured({1: [0.5, 0.5]}))
+    report = tracker.report()
+    expected = values.std(ddof=1)
+    assert report.std[GENERATION][0] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(report.std[GENERATION][1:]).all()
+    assert np.isnan(report.std[UNDERSTANDING]).all()
+
+
+def test_equal_samples_do_not_deviate() -> None:
+    tracker = IntensityTracker(NUM_LAYERS)
+    for _ in range(3):
+        tracker.add(measured({0: [0.1, 0.7]}))
+    assert tracker.report().std[GENERATION][0] == pytest.approx(0, abs=1e-8)
+
+
 def test_loss_is_a_mean_over_steps() -> None:
     tracker = IntensityTracker(NUM_LAYERS)
     for _ in range(3):
@@ -77,6 +98,7 @@ def test_ranks_and_stages_add_up_to_one_process() -> None:
     got, expected = ranks[0].report(), one.report()
     for task in AIA_TASKS:
         np.testing.assert_allclose(got.intensity[task], expected.intensity[task])
+        np.testing.assert_allclose(got.std[task], expected.std[task], atol=1e-12)
     assert (got.loss, got.count) == (pytest.approx(expected.loss), expected.count)
 
 
