@@ -32,8 +32,7 @@ def draw(options: CompareOptions, models: Sequence[MeasuredModel]) -> None:
         figures["curves.png"] = plot(models, options.by_layer, profile)
     for model in models:
         if model.samples:
-            name = model.name.replace("/", "_")
-            figures[f"spread_{name}.png"] = plot_spread(model)
+            figures[f"spread_{model.name}.png"] = plot_spread(model)
     if options.run is not None:
         figures["training.png"] = plot_training(read_records(options.run))
     options.output.mkdir(parents=True, exist_ok=True)

@@ -95,8 +95,8 @@ class IntensityTracker:
         with np.errstate(invalid="ignore", divide="ignore"):
             means = sums[_INTENSITY] / counts
             # A rounding below 0 is 0.
-            variances = np.maximum(sums[_SQUARE] - counts * means**2, 0) / (counts - 1)
-        deviations = np.where(counts > 1, np.sqrt(np.maximum(variances, 0)), np.nan)
+            squares = np.maximum(sums[_SQUARE] - counts * means**2, 0)
+            deviations = np.where(counts > 1, np.sqrt(squares / (counts - 1)), np.nan)
         steps = max(self._num_steps, 1)
         return IntensityReport(
             intensity={task: means[i] for i, task in enumerate(AIA_TASKS)},

@@ -1,10 +1,9 @@
 """Measure a Transformers model on understanding samples of a data folder."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from transformers import (
 from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.records import task_name
 from megatron_aia.measurement.curves import SampleIntensity
+from megatron_aia.measurement.options import Dtype
 from megatron_aia.measurement.processor_inputs import (
     InactiveSampleError,
     MeasuredInputs,
@@ -30,8 +30,6 @@ from megatron_aia.measurement.summary import Measurement
 from megatron_aia.runtime.device import device
 from megatron_aia.shards.index import ShardIndex
 from megatron_aia.shards.raw_sample import CorruptSampleError, RawSample
-
-Dtype = Literal["bf16", "fp16", "fp32"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _ANY_CODE = 1 << 16
@@ -109,15 +107,15 @@ def measure_understanding(
     most = max_length or int(model.config.get_text_config().max_position_embeddings)
     digest, task = config_hash(model), task_name(Task.UNDERSTANDING)
     samples: list[SampleIntensity] = []
-    inactive: Counter[str] = Counter()
+    inactive: dict[str, str] = {}
     for done, number in enumerate(numbers, start=1):
         try:
             raw = index.read(number, _ANY_CODE)
             found = understanding_inputs(processor, raw, ids, most)
         except InactiveSampleError as error:
-            inactive[str(error)] += 1
+            inactive[index.key(number)] = str(error)
         except CorruptSampleError:
-            inactive["corrupt"] += 1
+            inactive[index.key(number)] = "corrupt"
         else:
             values = recorder.measure(_on_device(found.inputs, model), [found.term])[0].tolist()
             intensity = [

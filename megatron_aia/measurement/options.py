@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Optional
 from megatron_aia.config.value_types import POSITIONAL, PositiveFloat, PositiveInt
 from megatron_aia.measurement.stages import Penalty
 
+Dtype = Literal["bf16", "fp16", "fp32"]
+
 
 @dataclass(kw_only=True)
 class FitOptions:
@@ -75,7 +77,7 @@ class MeasureOptions:
     max_length: Optional[PositiveInt] = None
     """Most tokens of a sample, longer ones are counted and left out; unset, the model's
     positions."""
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    dtype: Dtype = "bf16"
     """Of the model."""
     name: Optional[str] = None
     """Of the model in files and figures; unset, that of its folder."""

@@ -21,12 +21,13 @@ def write_profile(fitted: FittedProfile, path: Path) -> None:
     """Write a profile and how it was made, and read it back.
 
     Raises:
-        ValueError: the name of the file does not end in .yaml, or it is there.
+        ValueError: the name of the file does not end in .yaml, or it or its figure is there.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output {path}: end the name in .yaml, as --aia-profile wants it")
-    if path.exists():
-        raise ValueError(f"--output {path} is there; give another name or delete it")
+    for place in (path, path.with_suffix(".png")):
+        if place.exists():
+            raise ValueError(f"--output: {place} is there; give another name or delete it")
     write_text(path, _yaml(fitted))
     load_profile(str(path))
 

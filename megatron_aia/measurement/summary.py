@@ -27,8 +27,8 @@ class Measurement:
     """What was found on one model."""
 
     samples: tuple[SampleIntensity, ...]
-    inactive: Mapping[str, Counter[str]]
-    """By task: how many samples have no intensity, by reason."""
+    inactive: Mapping[str, Mapping[str, str]]
+    """By task: the samples without intensity, each with its reason."""
 
 
 def check_new_folder(folder: Path) -> None:
@@ -47,7 +47,8 @@ def check_enough(measurement: Measurement) -> None:
     Raises:
         ValueError: naming the reasons, or sample and layer.
     """
-    for task, reasons in measurement.inactive.items():
+    for task, left_out in measurement.inactive.items():
+        reasons = Counter(left_out.values())
         active = sum(sample.task == task for sample in measurement.samples)
         if reasons.total() > active:
             counted = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -75,9 +76,9 @@ def write_measurement(
         **conditions,
         "tasks": {
             task: _summary_of(
-                [sample for sample in measurement.samples if sample.task == task], reasons, path
+                [sample for sample in measurement.samples if sample.task == task], left_out, path
             )
-            for task, reasons in measurement.inactive.items()
+            for task, left_out in measurement.inactive.items()
         },
     }
     write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -86,14 +87,15 @@ def write_measurement(
 
 
 def _summary_of(
-    samples: Sequence[SampleIntensity], reasons: Counter[str], path: Path
+    samples: Sequence[SampleIntensity], left_out: Mapping[str, str], path: Path
 ) -> dict[str, Any]:
     curve = mean_curve(samples, path)
     values = np.array([[v for v in sample.intensity if v is not None] for sample in samples])
     spread = spread_of(values)
     return {
         "samples": len(samples),
-        "inactive": dict(reasons),
+        "inactive": dict(Counter(left_out.values())),
+        "inactive_samples": dict(left_out),
         "mean": _numbers(curve.mean),
         "std": _numbers(curve.std),
         "std_by_layer": _number(spread.by_layer),

@@ -1,4 +1,4 @@
-"""MeasuredModel models side by side: what Table 1 of the paper gives, in text or Markdown."""
+"""Measured models side by side: what Table 1 of the paper gives, in text or Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class MeasuredModel:
     curves: tuple[Curve, ...]
     """Of one task or both."""
     samples: tuple[SampleIntensity, ...]
-    """None for a curve from a CSV."""
+    """Empty for a curve from a CSV."""
 
     def values(self, task: Task) -> np.ndarray:
         """Return the intensities of a task, ``[samples, measured layers]``."""
@@ -67,13 +67,15 @@ def read_measured(text: str) -> MeasuredModel:
 
 
 def check_model_names(models: Sequence[MeasuredModel]) -> None:
-    """Refuse two models of one name.
+    """Refuse two models of one name, and names that no file can have.
 
     Raises:
         ValueError: naming them.
     """
     names = [model.name for model in models]
     for model in models:
+        if "/" in model.name:
+            raise ValueError(f"{model.name}: files are named after it; write NAME=PATH without /")
         if names.count(model.name) > 1:
             sources = [other.curves[0].source for other in models if other.name == model.name]
             raise ValueError(

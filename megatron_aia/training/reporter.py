@@ -4,13 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_aia.analysis.records import (
-    METRICS_FILE,
-    LogRecord,
-    append_record,
-    end_lines,
-    read_records,
-)
+from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
 from megatron_aia.analysis.samples import SAMPLES_FILE, ShownSample, write_samples
 from megatron_aia.analysis.validation import VALIDATION_FILE, ValidationRecord
 from megatron_aia.checkpoint.folder import CONFIG_FILE
@@ -102,9 +96,13 @@ class Reporter:
         if not (start_iteration and self._records_folder):
             return None
         path = self._records_folder / METRICS_FILE
-        if not path.is_file() or not path.stat().st_size:
+        try:
+            with path.open(encoding="utf-8") as file:
+                first = LogRecord.from_json(file.readline())
+        except (ValueError, OSError) as error:
+            # A figure is not worth a run.
+            logger.warning("%s has no first record; figures begin now: %s", path, error)
             return None
-        first = read_records(self._records_folder)[0]
         return first if first.iteration <= start_iteration else None
 
     def _keep_settings(self, config: Config) -> str:

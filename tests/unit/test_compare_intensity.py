@@ -118,6 +118,7 @@ def test_wrong_input_is_one_line(folder: Path, tmp_path: Path) -> None:
         ((), "nothing to compare"),
         ((tmp_path / "none",), "does not exist"),
         ((folder, folder), "are both of teacher; write NAME=PATH"),
+        ((f"a/b={folder}",), "write NAME=PATH without /"),
         (("--run", tmp_path / "none"), "give the folder of a run"),
     ):
         code, _, err = run_tool("compare_intensity", *arguments, "--output", tmp_path / "out")

@@ -235,11 +235,14 @@ def test_wrong_flags_are_one_line(
 
 
 def test_a_profile_is_not_overwritten(measured: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("precious")
     flags = ("--intensity", *measured, "--output", tmp_path / "mine.yaml")
-    code, _, err = run_tool("fit_profile", *flags)
-    assert (code, "is there" in err) == (2, True)
-    assert (tmp_path / "mine.yaml").read_text() == "precious"
+    for name in ("mine.yaml", "mine.png"):
+        (tmp_path / name).write_text("precious")
+        code, _, err = run_tool("fit_profile", *flags)
+        assert (code, "is there" in err) == (2, True)
+        assert (tmp_path / name).read_text() == "precious"
+        (tmp_path / name).unlink()
+        assert not list(tmp_path.glob("mine.*"))
 
 
 WRONG_FILES = [

@@ -94,6 +94,10 @@ def test_left_out_samples_are_counted(teacher: Path, shards: Path, tmp_path: Pat
     too_long = sum(count > most for count in tokens)
     assert code == 0
     assert f"{8 - too_long} of 8 samples measured; {too_long} longer than {most} tokens" in out
+    found = json.loads((tmp_path / "some" / "summary.json").read_text())["tasks"]["understanding"]
+    measured = {sample.sample for sample in read_samples(tmp_path / "some" / "intensity.jsonl")}
+    assert len(found["inactive_samples"]) == too_long
+    assert not measured & set(found["inactive_samples"])
     code, _, err = run(teacher, shards, tmp_path / "none", "--max-length", 5)
     assert code == 2
     assert "understanding: 0 of 8 samples: 8 longer than 5 tokens" in err

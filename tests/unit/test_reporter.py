@@ -49,7 +49,10 @@ def test_the_figure_begins_with_the_whole_run(
     assert drawn[-2] == (0.1, 0.3, "iterations 1 and 3")
 
 
-def test_a_run_without_records_begins_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [None, "", "no record\n"])
+def test_a_run_without_records_begins_now(kept: str | None, tmp_path: Path) -> None:
+    if kept is not None:
+        (tmp_path / "metrics.jsonl").write_text(kept)
     resumed = reporter(tmp_path, 5)
     resumed.write(at(6, 0.2))
     assert resumed._first is not None
