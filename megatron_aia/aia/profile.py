@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.aia.roles import AIA_TASK_OF_NAME, Task
 
 SHIPPED_FOLDER = Path(__file__).parent / "profiles"
 
 Granularity = Literal["stage", "layer"]
 
-_TASK_OF_NAME = {task.name.lower(): task for task in AIA_TASKS}
-_TASK_NAMES = " and ".join(_TASK_OF_NAME)
+_TASK_NAMES = " and ".join(AIA_TASK_OF_NAME)
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,9 @@ class _Reader:
         stages = self._mapping("stages", top.get("stages"))
         curve = self._mapping("curve", top.get("curve", {}))
         for name in (*stages, *curve):
-            if name not in _TASK_OF_NAME:
+            if name not in AIA_TASK_OF_NAME:
                 raise self._error("task", name, f"the tasks are {_TASK_NAMES}")
-        for name in _TASK_OF_NAME:
+        for name in AIA_TASK_OF_NAME:
             if name not in stages:
                 raise self._error(f"stages.{name}", None, f"give the stages of {_TASK_NAMES}")
         return Profile(
@@ -151,10 +150,10 @@ class _Reader:
             source=str(top.get("source", self.path)),
             stages={
                 task: self._stages(f"stages.{name}", stages[name], depth)
-                for name, task in _TASK_OF_NAME.items()
+                for name, task in AIA_TASK_OF_NAME.items()
             },
             curve={
-                _TASK_OF_NAME[name]: self._curve(f"curve.{name}", values, depth)
+                AIA_TASK_OF_NAME[name]: self._curve(f"curve.{name}", values, depth)
                 for name, values in curve.items()
             },
         )

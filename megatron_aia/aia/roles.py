@@ -22,6 +22,8 @@ class Task(IntEnum):
 
 NUM_TASKS = len(Task)
 AIA_TASKS = (Task.GENERATION, Task.UNDERSTANDING)
+AIA_TASK_OF_NAME = {task.name.lower(): task for task in AIA_TASKS}
+"""By its name in files."""
 
 _QUERY_BITS = 0b0011
 _KEY_SHIFT = 2

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.aia.roles import AIA_TASK_OF_NAME, Task
 
 INTENSITY_FILE = "intensity.jsonl"
-_TASK_OF_NAME = {task.name.lower(): task for task in AIA_TASKS}
 _LARGEST_INTENSITY = 1 + 1e-3
 """Sums of low-precision shares may exceed 1 by a rounding."""
 
@@ -67,6 +66,11 @@ class Curve:
         return float(known.max() / math.sqrt(self.samples)) if len(known) else math.nan
 
 
+def relative_depth(num_layers: int) -> np.ndarray:
+    """Return l / (L - 1) of each layer l: 0 is the first, 1 the last."""
+    return np.linspace(0, 1, num_layers) if num_layers > 1 else np.zeros(1)
+
+
 def read_curves(path: Path) -> list[Curve]:
     """Read a curve for each task of an ``intensity.jsonl``, a folder that holds it, or a CSV.
 
@@ -79,16 +83,22 @@ def read_curves(path: Path) -> list[Curve]:
         raise ValueError(f"{path} does not exist; give an {INTENSITY_FILE}, its folder, or a CSV")
     if path.suffix == ".csv":
         return _curves_of_csv(path)
-    samples = read_samples(path)
-    tasks = [task for name, task in _TASK_OF_NAME.items() if any(s.task == name for s in samples)]
-    return [mean_curve([s for s in samples if _TASK_OF_NAME[s.task] == t], path) for t in tasks]
+    return curves_of(read_samples(path), path)
+
+
+def curves_of(samples: Sequence[SampleIntensity], path: Path) -> list[Curve]:
+    """Return the mean curve of each task among samples of one model."""
+    tasks = [
+        task for name, task in AIA_TASK_OF_NAME.items() if any(s.task == name for s in samples)
+    ]
+    return [mean_curve([s for s in samples if AIA_TASK_OF_NAME[s.task] == t], path) for t in tasks]
 
 
 def mean_curve(samples: Sequence[SampleIntensity], source: Path) -> Curve:
     """Average samples of one task and one model; each sample counts the same."""
     values = np.array([[np.nan if x is None else x for x in s.intensity] for s in samples])
     std = values.std(0, ddof=1) if len(samples) > 1 else np.full(values.shape[1], np.nan)
-    task = _TASK_OF_NAME[samples[0].task]
+    task = AIA_TASK_OF_NAME[samples[0].task]
     return Curve(samples[0].model, task, values.mean(0), std, len(samples), str(source))
 
 
@@ -112,8 +122,8 @@ def read_samples(path: Path) -> list[SampleIntensity]:
 
 def _sample(values: dict[str, Any]) -> SampleIntensity:
     sample = SampleIntensity(**{**values, "intensity": tuple(values.get("intensity", ()))})
-    if sample.task not in _TASK_OF_NAME:
-        raise ValueError(f"task is {sample.task!r}; use {' or '.join(_TASK_OF_NAME)}")
+    if sample.task not in AIA_TASK_OF_NAME:
+        raise ValueError(f"task is {sample.task!r}; use {' or '.join(AIA_TASK_OF_NAME)}")
     check_intensity(sample.intensity)
     return sample
 
@@ -150,8 +160,8 @@ def _curves_of_csv(path: Path) -> list[Curve]:
         reader = csv.DictReader(file)
         rows = list(reader)
         columns = list(reader.fieldnames or ())
-    known = {"layer", *_TASK_OF_NAME, *(f"{name}_std" for name in _TASK_OF_NAME)}
-    tasks = [name for name in _TASK_OF_NAME if name in columns]
+    known = {"layer", *AIA_TASK_OF_NAME, *(f"{name}_std" for name in AIA_TASK_OF_NAME)}
+    tasks = [name for name in AIA_TASK_OF_NAME if name in columns]
     if set(columns) - known or "layer" not in columns or not tasks or not rows:
         raise ValueError(
             f"{path} has columns {', '.join(columns) or 'none'}, {len(rows)} rows; give layer, "
@@ -166,7 +176,7 @@ def _curves_of_csv(path: Path) -> list[Curve]:
         check_intensity(tuple(None if math.isnan(value) else value for value in mean))
         has_std = f"{name}_std" in columns
         std = _column(path, rows, f"{name}_std") if has_std else np.full(len(rows), np.nan)
-        curves.append(Curve(path.stem, _TASK_OF_NAME[name], mean, std, 0, str(path)))
+        curves.append(Curve(path.stem, AIA_TASK_OF_NAME[name], mean, std, 0, str(path)))
     return curves
 
 

@@ -9,6 +9,7 @@ from megatron_aia.aia.profile import Profile
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.plots import TASK_COLORS, new_figure, style
 from megatron_aia.analysis.records import LogRecord, task_name
+from megatron_aia.measurement.curves import relative_depth
 from megatron_aia.measurement.table import MeasuredModel
 
 if TYPE_CHECKING:
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 _LINES = {Task.GENERATION: "-", Task.UNDERSTANDING: "--"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FEW_SAMPLES = 20
-
-
-def relative_depth(num_layers: int) -> np.ndarray:
-    """Return l / (L - 1) of each layer l: 0 is the first, 1 the last."""
-    return np.linspace(0, 1, num_layers) if num_layers > 1 else np.zeros(1)
 
 
 def plot_models(

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_aia.aia.profile import Profile, Stage
 from megatron_aia.aia.roles import AIA_TASKS, Task
-from megatron_aia.measurement.curves import Curve
+from megatron_aia.measurement.curves import Curve, relative_depth
 from megatron_aia.measurement.stages import (
     MAX_AUTO_STAGES,
     Penalty,
@@ -169,8 +169,8 @@ def _at_depth(values: np.ndarray, depth: int) -> np.ndarray:
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return np.full(depth, np.nan)
-    places = np.linspace(0, 1, len(values)) if len(values) > 1 else np.zeros(1)
-    return np.interp(np.linspace(0, 1, depth), places[known], values[known])
+    places = relative_depth(len(values))
+    return np.interp(relative_depth(depth), places[known], values[known])
 
 
 def _stages_of_base(base: Profile, task: Task, depth: int) -> tuple[Stage, ...]:

@@ -13,6 +13,7 @@ from megatron_aia.measurement.curves import (
     INTENSITY_FILE,
     Curve,
     SampleIntensity,
+    curves_of,
     read_curves,
     read_samples,
 )
@@ -60,9 +61,10 @@ def read_measured(text: str) -> MeasuredModel:
     """
     name, equals, place = text.partition("=")
     path = Path(place if equals else text)
-    curves = tuple(read_curves(path))
     path = path / INTENSITY_FILE if path.is_dir() else path
-    samples = () if path.suffix == ".csv" else tuple(read_samples(path))
+    is_curve = path.suffix == ".csv" or not path.is_file()
+    samples = () if is_curve else tuple(read_samples(path))
+    curves = tuple(curves_of(samples, path) if samples else read_curves(path))
     return MeasuredModel(name if equals else curves[0].model, curves, samples)
 
 

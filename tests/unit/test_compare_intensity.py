@@ -10,8 +10,8 @@ from support.tools import run_tool
 
 from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.records import LogRecord, append_record
-from megatron_aia.measurement.curves import read_curves
-from megatron_aia.measurement.figures import plot_models, plot_training, relative_depth
+from megatron_aia.measurement.curves import read_curves, relative_depth
+from megatron_aia.measurement.figures import plot_models, plot_training
 from megatron_aia.measurement.table import correlation, read_measured, spread_of
 
 VALUES = np.array([[0.1, 0.3], [0.3, 0.7]])
