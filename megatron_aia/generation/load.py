@@ -58,19 +58,17 @@ def make_inference(config: Config) -> MakesInference:
     return make
 
 
-@contextmanager
-def open_writer(checkpoint: Path, config: Config) -> Iterator[Writer]:
-    """Build a checkpoint's model and load its weights; every rank calls this.
+def load_chunks(checkpoint: Path, config: Config, parallel: Parallel) -> list[Any]:
+    """Build this rank's chunks of a checkpoint's model, without gradients; every rank calls this.
 
     Args:
         checkpoint: one, or a folder of them, whose newest is taken.
-        config: of ``inference_config``.
+        config: of ``inference_config``, perhaps changed.
+        parallel: of its layout.
 
     Raises:
         ValueError: on every rank, if it is damaged or of another model.
     """
-    initialize_process_group(config.parallel.distributed_timeout_minutes)
-    parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
     spec = load_model_spec(config.model.model)
     chunks: list[Any] = [
         spec.build(config, parallel, stage) for stage in range(parallel.virtual_stages)
@@ -78,5 +76,13 @@ def open_writer(checkpoint: Path, config: Config) -> Iterator[Writer]:
     for chunk in chunks:
         chunk.requires_grad_(False).to(device())
     load_weights(chunks, find_checkpoint(checkpoint), architecture(config.model))
-    with decoding(chunks) as unwrapped:
+    return chunks
+
+
+@contextmanager
+def open_writer(checkpoint: Path, config: Config) -> Iterator[Writer]:
+    """Build a checkpoint's model to draw and answer with; as ``load_chunks``."""
+    initialize_process_group(config.parallel.distributed_timeout_minutes)
+    parallel = create_parallel(config.parallel, config.model.num_layers, config.run.seed)
+    with decoding(load_chunks(checkpoint, config, parallel)) as unwrapped:
         yield Writer(config, parallel, unwrapped)

@@ -8,26 +8,22 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_aia.checkpoint.conversion import HF_ASSETS
 from megatron_aia.checkpoint.folder import find_checkpoint, read_state
 from megatron_aia.config import Config
-from megatron_aia.config.data_sources import named_folders
 from megatron_aia.config.validate_model import (
     check_pipeline_parallel,
     check_tensor_parallel,
     check_world,
 )
-from megatron_aia.data.open import image_tokenizer_path
 from megatron_aia.data.tokenizer import load_text_tokenizer
 from megatron_aia.generation.decoder import chooser_of
 from megatron_aia.generation.load import inference_config, make_inference, open_writer
 from megatron_aia.generation.options import ModelOptions
+from megatron_aia.generation.tokenizers import find_text_tokenizer, open_image_tokenizer
 from megatron_aia.models import load_family
-from megatron_aia.models.image_tokenizers import load_image_tokenizer
 from megatron_aia.models.inference import Inference
-from megatron_aia.runtime.device import device, has_cuda
+from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.parallel import Parallel
-from megatron_aia.shards.folder import TOKENIZER_FILE
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
 
@@ -101,8 +97,13 @@ def open_session(
     check_tensor_parallel(config)
     check_pipeline_parallel(config)
     check_world(config, world_size)
-    tokenizer = load_text_tokenizer(_tokenizer_path(options, config, checkpoint))
-    images = _image_tokenizer(options, config, image_area, draws)
+    tokenizer = load_text_tokenizer(find_text_tokenizer(options.tokenizer, config, checkpoint))
+    images = open_image_tokenizer(options.image_tokenizer, config, image_area)
+    if draws and images is None:
+        raise ValueError(
+            f"{options.load} names no image tokeniser, which makes pictures of codes; pass "
+            "--image-tokenizer (a model's folder, or a codebook *.npz)"
+        )
     inference = make_inference(config)(config, tokenizer, images, system_prompt)
     with open_writer(checkpoint, config) as writer:
         yield Session(
@@ -114,46 +115,3 @@ def open_session(
             checkpoint,
             read_state(checkpoint).iteration,
         )
-
-
-def _tokenizer_path(options: ModelOptions, config: Config, checkpoint: Path) -> Path:
-    """Return the tokeniser that is named, of the run, beside its data, or of a conversion."""
-    if options.tokenizer is not None:
-        return options.tokenizer
-    found = [Path(config.data.tokenizer_model)] if config.data.tokenizer_model else []
-    found += [Path(folder) / TOKENIZER_FILE for folder in named_folders(config.data)[:1]]
-    kept = checkpoint / HF_ASSETS
-    found += [*sorted(kept.glob("*.tiktoken")), kept / TOKENIZER_FILE, kept / "tokenizer.json"]
-    for path in found:
-        if path.exists():
-            return path
-    raise ValueError(f"{checkpoint} names no text tokeniser that is there; pass --tokenizer")
-
-
-def _image_tokenizer(
-    options: ModelOptions, config: Config, image_area: int | None, draws: bool
-) -> ImageTokenizer | None:
-    """Load the image tokeniser that is named, of the run, or beside its data.
-
-    Raises:
-        ValueError: there is none and pictures are to be drawn, or it is of another model.
-    """
-    path = options.image_tokenizer or image_tokenizer_path(config.data)
-    name = "--image-tokenizer" if options.image_tokenizer else "the run's --image-tokenizer"
-    if path is None:
-        if draws:
-            raise ValueError(
-                f"{options.load} names no image tokeniser, which makes pictures of codes; pass "
-                "--image-tokenizer (a model's folder, or a codebook *.npz)"
-            )
-        return None
-    try:
-        tokenizer = load_image_tokenizer(path, image_area, str(device()))
-    except ValueError as error:
-        raise ValueError(f"{name} {path} cannot be used: {error}") from None
-    if tokenizer.codebook_size != config.model.codebook_size:
-        raise ValueError(
-            f"{name} {path} has a codebook of {tokenizer.codebook_size}, and the model one of "
-            f"{config.model.codebook_size}; pass the model's own --image-tokenizer"
-        )
-    return tokenizer
