@@ -29,7 +29,7 @@ from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.tensor_files import TensorFolder, TensorWriter, read_json
 from megatron_aia.checkpoint.verify import verify
 from megatron_aia.config import ModelConfig
-from megatron_aia.models import family_names, load_hf_format
+from megatron_aia.models import family_names, family_of_model_type, load_hf_format
 from megatron_aia.models.hugging_face import HFFormat, HFNames, HFSource
 from megatron_aia.models.map_checks import check_sources, check_targets
 from megatron_aia.models.param_map import ParamMap
@@ -76,9 +76,9 @@ def _find_format(options: ImportOptions, config: dict[str, Any]) -> HFFormat:
     if options.model_type:
         return load_hf_format(options.model_type)
     found = config.get("model_type")
-    for family in family_names():
-        if found in load_hf_format(family).model_types:
-            return load_hf_format(family)
+    family = family_of_model_type(found)
+    if family is not None:
+        return load_hf_format(family)
     raise ValueError(
         f"{options.hf_path / HF_CONFIG}: model_type {found!r} is not known; if it is one of "
         f"{', '.join(family_names())}, name it by --model-type"

@@ -27,12 +27,16 @@ def find_text_tokenizer(named: Path | None, config: Config, checkpoint: Path) ->
         return named
     found = [Path(config.data.tokenizer_model)] if config.data.tokenizer_model else []
     found += [Path(folder) / TOKENIZER_FILE for folder in named_folders(config.data)[:1]]
-    kept = checkpoint / HF_ASSETS
-    found += [*sorted(kept.glob("*.tiktoken")), kept / TOKENIZER_FILE, kept / "tokenizer.json"]
-    for path in found:
+    for path in (*found, *tokenizer_files(checkpoint / HF_ASSETS)):
         if path.exists():
             return path
     raise ValueError(f"{checkpoint} names no text tokeniser that is there; pass --tokenizer")
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return where a Hugging Face folder may have its text tokeniser, the best first."""
+    tiktoken = sorted(folder.glob("*.tiktoken"))
+    return [*tiktoken, folder / TOKENIZER_FILE, folder / "tokenizer.json"]
 
 
 def open_image_tokenizer(

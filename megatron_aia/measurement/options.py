@@ -1,13 +1,16 @@
 """Flags of the commands that measure and fit. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
+from megatron_aia.config import ParallelConfig
+from megatron_aia.config.settings import flag
 from megatron_aia.config.value_types import POSITIONAL, PositiveFloat, PositiveInt
 from megatron_aia.measurement.stages import Penalty
 
 Dtype = Literal["bf16", "fp16", "fp32"]
+TaskName = Literal["generation", "understanding"]
 
 
 @dataclass(kw_only=True)
@@ -61,23 +64,82 @@ class CompareOptions:
 
 
 @dataclass(kw_only=True)
-class MeasureOptions:
-    """Settings of tools/measure_intensity.py."""
+class MeasuredModelOptions:
+    """The model that is looked into, its samples and its layout."""
 
-    hf_path: Path
-    """Folder of a Transformers model with its processor."""
+    hf_path: Optional[Path] = None
+    """Folder of a Transformers model with its processor; in one process."""
+    load: Optional[Path] = None
+    """Checkpoint of this project, or the folder of a run, whose newest is taken."""
     data_path: Path
-    """Folder of shards; their understanding samples, stored as pictures, are read."""
+    """Folder of shards, as held out from training."""
     output: Path
     """Folder to make."""
     samples: PositiveInt = 100
-    """Samples to measure, spread evenly over the data."""
-    image_token_ids: tuple[int, ...] = ()
-    """Ids of image tokens; unset, those that the model's configuration names."""
+    """Samples of each task, spread evenly over the data."""
     max_length: Optional[PositiveInt] = None
     """Most tokens of a sample, longer ones are counted and left out; unset, the model's
     positions."""
-    dtype: Dtype = "bf16"
-    """Of the model."""
+    dtype: Optional[Dtype] = None
+    """Of the model; unset, bf16 on a GPU and fp32 on a CPU."""
     name: Optional[str] = None
-    """Of the model in files and figures; unset, that of its folder."""
+    """Of the model in files and figures; unset, that of its folder, with the iteration of a run."""
+    image_token_ids: tuple[int, ...] = ()
+    """Ids of image tokens that the processor writes; unset, those that the configuration names."""
+    tokenizer: Optional[Path] = None
+    """Text tokeniser of a model of this project, file or folder; unset, its own."""
+    image_tokenizer: Optional[Path] = None
+    """Makes the codes of pictures for a model of this project: a model's folder, or a codebook
+    (*.npz); unset, its own."""
+    tensor_model_parallel_size: PositiveInt = 1
+    """With --load: tensor-parallel processes."""
+    pipeline_model_parallel_size: PositiveInt = 1
+    """With --load: pipeline stages."""
+    num_layers_per_virtual_pipeline_stage: Optional[PositiveInt] = None
+    """With --load: layers of one model chunk, where a stage has several."""
+    context_parallel_size: PositiveInt = 1
+    """With --load: processes that split each sequence."""
+    sequence_parallel: bool = False
+    """With --load: split norms and residuals over the tensor-parallel processes."""
+    distributed_timeout_minutes: PositiveInt = 30
+    """With --load: a collective that takes longer ends the command."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """The layout; processes that are left are replicas, which share the samples."""
+        names = (field.name for field in fields(ParallelConfig))
+        return ParallelConfig(**{n: getattr(self, n) for n in names if hasattr(self, n)})
+
+    @property
+    def model_name(self) -> str:
+        """``name``, or that of the model's folder."""
+        folder = self.load or self.hf_path
+        assert folder is not None
+        return self.name or folder.resolve().name
+
+
+@dataclass(kw_only=True)
+class MeasureOptions(MeasuredModelOptions):
+    """Settings of tools/measure_intensity.py."""
+
+    task: tuple[TaskName, ...] = ()
+    """Tasks to measure; unset, all that the data has and the model can be measured on."""
+
+
+def check_model_options(options: MeasuredModelOptions, world_size: int) -> None:
+    """Refuse flags of another kind of model than the one that is named.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    if (options.hf_path is None) == (options.load is None):
+        raise ValueError("pass either --hf-path FOLDER or --load CHECKPOINT")
+    of_load = [field for field in fields(ParallelConfig) if hasattr(options, field.name)]
+    unused = ["image_token_ids"] if options.load else [field.name for field in of_load]
+    defaults = {field.name: field.default for field in fields(options)}
+    for name in unused:
+        if getattr(options, name) != defaults[name]:
+            model = "--load" if options.load else "--hf-path"
+            raise ValueError(f"{flag(name)} has no effect with {model}; leave it out")
+    if options.hf_path and world_size > 1:
+        raise ValueError("--hf-path is measured in one process; start it without torchrun")

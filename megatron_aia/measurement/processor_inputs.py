@@ -1,32 +1,19 @@
 """Understanding samples as inputs of a Transformers model, by its processor and chat template."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from megatron_aia.measurement.hf_model import MeasuredInputs
 from megatron_aia.measurement.recorder import IntensityTerm
+from megatron_aia.measurement.samples import InactiveSampleError
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.raw_sample import IMAGE_TAG, RawSample, Turn
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-
-
-class InactiveSampleError(ValueError):
-    """A sample has no intensity; the text is the reason, by which such samples are counted."""
-
-
-@dataclass(frozen=True)
-class MeasuredInputs:
-    """One sample for ``forward``, and where its queries and keys stand."""
-
-    inputs: Mapping[str, Any]
-    """All that the processor returned."""
-    term: IntensityTerm
-    images: int
 
 
 def image_token_ids(config: PretrainedConfig) -> tuple[int, ...]:
@@ -50,13 +37,14 @@ def understanding_inputs(
     """Write a conversation as the model reads it: queries are its answers, keys its images.
 
     Args:
-        processor: of the model, with a chat template.
+        processor: of the model.
         sample: its images are pictures, seen in human turns.
         image_ids: ids of the image's tokens.
         max_length: most tokens; nothing is cut.
 
     Raises:
         InactiveSampleError: no answer, no image, an image of codes, too long; naming it.
+        CorruptSampleError: a picture is damaged.
         ValueError: the processor does not write an answer where its template has it.
     """
     _check(sample)
@@ -76,7 +64,40 @@ def understanding_inputs(
             if turn.role == "gpt" and turn.text
         ]
     )
-    return MeasuredInputs(inputs, IntensityTerm(0, queries, keys), len(pictures))
+    return MeasuredInputs(inputs, IntensityTerm(0, queries, keys), len(ids), len(pictures))
+
+
+def draws_images(config: PretrainedConfig) -> bool:
+    """Return whether images are codes among a model's tokens, so that it can draw them."""
+    return hasattr(config, "vq_config")
+
+
+def generation_inputs(
+    processor: Any, sample: RawSample, image_ids: Sequence[int], max_length: int
+) -> MeasuredInputs:
+    """Write a prompt and its image: queries are the image's tokens, keys all before them.
+
+    Args:
+        processor: of a model that draws; its image token stands for a picture's codes.
+        sample: a prompt, and one picture.
+        image_ids: ids of the image's tokens.
+        max_length: most tokens; nothing is cut.
+
+    Raises:
+        InactiveSampleError: no prompt, an image of codes, too long; naming it.
+    """
+    prompt = sample.turns[0].text
+    if not prompt:
+        raise InactiveSampleError("no prompt")
+    inputs = _process(processor, f"{prompt}{processor.image_token}", _pictures(sample))
+    ids = inputs["input_ids"][0]
+    if len(ids) > max_length:
+        raise InactiveSampleError(f"longer than {max_length} tokens")
+    queries = torch.isin(ids, torch.tensor(list(image_ids))).nonzero().flatten()
+    if not len(queries):
+        raise InactiveSampleError("no image token among its tokens")
+    term = IntensityTerm(0, queries, torch.arange(int(queries[0])))
+    return MeasuredInputs(inputs, term, len(ids), len(sample.images))
 
 
 def _check(sample: RawSample) -> None:
@@ -107,9 +128,22 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": _ROLES[turn.role], "content": content}
 
 
+def has_template(processor: Any) -> bool:
+    """Return whether a processor has a chat template; without, a turn is a line."""
+    return getattr(processor, "chat_template", None) is not None
+
+
 def _render(processor: Any, messages: Sequence[dict[str, Any]], answers: bool = False) -> str:
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answers)
-    return str(text)
+    if has_template(processor):
+        rendered = processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=answers
+        )
+        return str(rendered)
+    lines = [
+        "".join(part.get("text", processor.image_token) for part in message["content"])
+        for message in messages
+    ]
+    return "\n".join([*lines, ""] if answers else lines)
 
 
 def _process(processor: Any, text: str, pictures: Sequence[Any]) -> Mapping[str, Any]:
@@ -144,11 +178,25 @@ def _answer_positions(
     if not whole.startswith(before) or place < 0:
         raise ValueError(f"sample {key}: the chat template writes another text before an answer")
     pieces = (whole[:place], whole[: place + len(answer)])
-    starts = [_process(processor, piece, pictures[:seen])["input_ids"][0] for piece in pieces]
-    for start in starts:
+    appended = _count_appended(processor)
+    starts = []
+    for piece in pieces:
+        start = _process(processor, piece, pictures[:seen])["input_ids"][0]
+        start = start[: len(start) - appended]
+        starts.append(start)
         if not torch.equal(start, ids[: len(start)]):
             raise ValueError(
                 f"sample {key}: the tokens of an answer run into those beside it; this processor "
                 "cannot be measured"
             )
     return torch.arange(len(starts[0]), len(starts[1]))
+
+
+def _count_appended(processor: Any) -> int:
+    """Return how many tokens the processor puts behind any text."""
+    first, other = (_process(processor, text, ())["input_ids"][0] for text in "ab")
+    return next(
+        n
+        for n, pair in enumerate(zip(first.flip(0), other.flip(0), strict=False))
+        if pair[0] != pair[1]
+    )

@@ -159,6 +159,14 @@ def load_hf_format(family: str) -> HFFormat:
     return load_family(family, flag="--model-type").hugging_face()
 
 
+def family_of_model_type(model_type: object) -> str | None:
+    """Return the family whose checkpoints have this ``model_type`` in their config.json."""
+    for family in family_names():
+        if model_type in load_hf_format(family).model_types:
+            return family
+    return None
+
+
 @contextmanager
 def extra_family(name: str, module: str) -> Iterator[None]:
     """Register a family of another package while the statement runs.

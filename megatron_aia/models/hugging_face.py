@@ -105,6 +105,13 @@ class HFFormat:
     """Inputs for ``--verify``."""
     reference_logits: Callable[[HFSource, Sequence[VerifyCase]], list[torch.Tensor]]
     """Transformers' fp32 logits ``[b, s, v]`` of each case."""
+    reference_model: Callable[[HFSource], Any]
+    """Transformers' model of a checkpoint in either layout."""
+    reference_inputs: Callable[
+        [Any, Any, torch.Tensor, torch.Tensor | None], dict[str, torch.Tensor]
+    ]
+    """``(Transformers' model, architecture, tokens, images)`` to arguments of its ``forward``:
+    tokens int64 ``[1, s]`` as the family writes them, images uint8 ``[n, 3, side, side]``."""
     own_logits: Callable[[PackedGPTModel, VerifyCase], torch.Tensor]
     """This project's, of the unsplit model; columns of padding may follow."""
     files: tuple[str, ...]

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from support.picture_data import write_pictures, write_records
 from support.tiny_data import write_shards
-from support.tiny_processor import llava_model, llava_processor
+from support.tiny_processor import (
+    chameleon_model,
+    chameleon_processor,
+    llava_model,
+    llava_processor,
+)
 from support.tools import run_tool
 
+from megatron_aia.building.build import build_shards
+from megatron_aia.building.options import BuildOptions
 from megatron_aia.measurement.curves import read_curves, read_samples
 from megatron_aia.measurement.processor_inputs import understanding_inputs
 from megatron_aia.shards.index import open_index
@@ -70,12 +79,14 @@ def test_a_model_is_measured(teacher: Path, shards: Path, tmp_path: Path) -> Non
 
 
 def test_flags(teacher: Path, shards: Path, tmp_path: Path) -> None:
-    code, out, _ = run(teacher, shards, tmp_path / "a", "--samples", 3, "--name", "mine")
+    code, out, _ = run(
+        teacher, shards, tmp_path / "a", "--samples", 3, "--name", "mine", "--dtype", "bf16"
+    )
     assert code == 0
     assert "3 of 3 samples" in out
     low = read_samples(tmp_path / "a" / "intensity.jsonl")
     assert {sample.model for sample in low} == {"mine"}
-    assert run(teacher, shards, tmp_path / "b", "--samples", 3, "--dtype", "fp32")[0] == 0
+    assert run(teacher, shards, tmp_path / "b", "--samples", 3)[0] == 0
     high = read_samples(tmp_path / "b" / "intensity.jsonl")
     assert [sample.sample for sample in low] == [sample.sample for sample in high]
     assert low[0].intensity != high[0].intensity
@@ -111,7 +122,7 @@ def test_wrong_input_is_one_line(teacher: Path, shards: Path, tmp_path: Path) ->
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "nonsense"}')
     for model, data, said in (
         (tmp_path / "empty", shards, "there is no config.json"),
-        (tmp_path / "broken", shards, "cannot be loaded"),
+        (tmp_path / "broken", shards, "cannot be measured"),
         (teacher, tmp_path / "empty", "empty"),
         (teacher, text_only, "stored as codes, not as a picture"),
     ):
@@ -119,3 +130,63 @@ def test_wrong_input_is_one_line(teacher: Path, shards: Path, tmp_path: Path) ->
         assert code == 2
         (line,) = (line for line in err.splitlines() if line.startswith("error: "))
         assert said in line
+
+
+def test_flags_of_another_kind_of_model_are_refused(
+    teacher: Path, shards: Path, tmp_path: Path
+) -> None:
+    data = ("--data-path", shards, "--output", tmp_path / "out")
+    hf = ("--hf-path", teacher)
+    for flags, said in (
+        ((), "pass either --hf-path FOLDER or --load CHECKPOINT"),
+        ((*hf, "--load", teacher), "pass either --hf-path FOLDER or --load CHECKPOINT"),
+        (("--load", tmp_path / "none"), "--load"),
+        (("--load", teacher, "--image-token-ids", 3), "--image-token-ids has no effect with"),
+        (("--load", teacher, "--dtype", "fp16"), "no checkpoint"),
+        ((*hf, "--tensor-model-parallel-size", 2), "--tensor-model-parallel-size has no effect"),
+        ((*hf, "--context-parallel-size", 2), "--context-parallel-size has no effect"),
+        ((*hf, "--sequence-parallel"), "--sequence-parallel has no effect"),
+        ((*hf, "--tokenizer", teacher), "leave --tokenizer out"),
+        ((*hf, "--image-tokenizer", teacher), "leave --image-tokenizer out"),
+        ((*hf, "--task", "generation"), "--task generation: this model is measured on"),
+        ((*hf, "--task", "text"), "--task"),
+    ):
+        code, _, err = run_tool("measure_intensity", *flags, *data)
+        assert code == 2
+        (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+        assert said in line
+
+
+def test_a_model_that_draws_is_measured_on_both_tasks(tmp_path: Path) -> None:
+    processor = chameleon_processor()
+    model = chameleon_model(processor)
+    model.save_pretrained(tmp_path / "chameleon")
+    processor.save_pretrained(tmp_path / "chameleon")
+    write_records(tmp_path / "records.json", write_pictures(tmp_path / "pictures"))
+    data = tmp_path / "data"
+    build_shards(
+        BuildOptions(
+            records=tmp_path / "records.json", output=data, image_root=tmp_path / "pictures"
+        )
+    )
+    code, out, err = run(tmp_path / "chameleon", data, tmp_path / "out")
+    assert code == 0, err
+    assert "generation: 7 of 7 samples measured" in out
+    assert "understanding: 7 of 7 samples measured" in out
+    index = open_index(data)
+    drawn = [s for s in read_samples(tmp_path / "out" / "intensity.jsonl") if s.task[0] == "g"]
+    number = next(n for n in range(len(index)) if index.key(n) == drawn[0].sample)
+    picture = index.read(number, 16).images[0].decode()
+    inputs = processor(
+        text=index.read(number, 16).turns[0].text + "<image>",
+        images=[Image.fromarray(picture)],
+        return_tensors="pt",
+    )
+    image = inputs["input_ids"][0] == processor.tokenizer.convert_tokens_to_ids("<image>")
+    first = int(image.nonzero()[0])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = model(**inputs, output_attentions=True, use_cache=False).attentions
+    expected = [m[0][:, image][:, :, :first].double().sum(-1).mean().item() for m in maps]
+    assert drawn[0].intensity == pytest.approx(expected, abs=1e-6)
+    assert (drawn[0].queries, drawn[0].keys) == (64, first)

@@ -8,11 +8,11 @@ from support.tiny_processor import TEMPLATE, llava_model, llava_processor
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.measurement.processor_inputs import (
-    InactiveSampleError,
     image_token_ids,
     understanding_inputs,
 )
 from megatron_aia.measurement.recorder import IntensityRecorder
+from megatron_aia.measurement.samples import InactiveSampleError
 from megatron_aia.shards.raw_sample import RawSample, Turn
 
 

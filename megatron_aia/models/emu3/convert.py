@@ -18,7 +18,13 @@ from dataclasses import dataclass
 
 from megatron_aia.config import ModelConfig
 from megatron_aia.models.emu3.hf_config import document, model_config
-from megatron_aia.models.emu3.hf_reference import own_logits, reference_logits, verify_cases
+from megatron_aia.models.emu3.hf_reference import (
+    own_logits,
+    reference_inputs,
+    reference_logits,
+    reference_model,
+    verify_cases,
+)
 from megatron_aia.models.emu3.vocabulary import Emu3Vocabulary
 from megatron_aia.models.hugging_face import HFFormat, HFLayout
 from megatron_aia.models.llama_map import llama_map
@@ -89,6 +95,8 @@ FORMAT = HFFormat(
     document=document,
     verify_cases=verify_cases,
     reference_logits=reference_logits,
+    reference_model=reference_model,
+    reference_inputs=reference_inputs,
     own_logits=own_logits,
     files=(
         *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),

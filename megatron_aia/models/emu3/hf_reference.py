@@ -43,21 +43,31 @@ def own_logits(model: PackedGPTModel, case: VerifyCase) -> torch.Tensor:
     return logits
 
 
-@torch.no_grad()
-def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[torch.Tensor]:
-    """Return Transformers' fp32 logits ``[b, s, vocabulary]`` of each case.
+def reference_model(source: HFSource) -> Any:
+    """Return Transformers' model.
 
     Transformers has no class for the original layout, but its text model has the same names.
     """
     transformers = import_optional("transformers", "hf")
     local = {"local_files_only": True, "trust_remote_code": False}
     if "text_config" in source.config:
-        model = transformers.Emu3ForConditionalGeneration.from_pretrained(source.folder, **local)
-    elif source.config.get("model_type") == "emu3_text_model":
-        model = transformers.Emu3ForCausalLM.from_pretrained(source.folder, **local)
-    else:
-        model = _from_original(transformers, source)
-    model = model.float().eval()
+        return transformers.Emu3ForConditionalGeneration.from_pretrained(source.folder, **local)
+    if source.config.get("model_type") == "emu3_text_model":
+        return transformers.Emu3ForCausalLM.from_pretrained(source.folder, **local)
+    return _from_original(transformers, source)
+
+
+def reference_inputs(
+    model: Any, config: ModelConfig, tokens: torch.Tensor, images: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Return the inputs of that model; it has the same ids."""
+    return {"input_ids": tokens}
+
+
+@torch.no_grad()
+def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[torch.Tensor]:
+    """Return Transformers' fp32 logits ``[b, s, vocabulary]`` of each case."""
+    model = reference_model(source).float().eval()
     return [
         model(input_ids=case.tokens, attention_mask=(case.segment_ids >= 0).long()).logits
         for case in inputs

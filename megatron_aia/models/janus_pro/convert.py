@@ -7,7 +7,13 @@ from megatron_aia.models.janus_pro.hf_config import model_config
 from megatron_aia.models.janus_pro.hf_document import document
 from megatron_aia.models.janus_pro.hf_names import JanusNames, export_names, find_names
 from megatron_aia.models.janus_pro.hf_processor import processor_files
-from megatron_aia.models.janus_pro.hf_reference import own_logits, reference_logits, verify_cases
+from megatron_aia.models.janus_pro.hf_reference import (
+    own_logits,
+    reference_inputs,
+    reference_logits,
+    reference_model,
+    verify_cases,
+)
 from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.llama_map import llama_map
 from megatron_aia.models.param_map import Direct, FusedQKV, ParamMap, StackedQKV, Vocabulary
@@ -104,6 +110,8 @@ FORMAT = HFFormat(
     document=document,
     verify_cases=verify_cases,
     reference_logits=reference_logits,
+    reference_model=reference_model,
+    reference_inputs=reference_inputs,
     own_logits=own_logits,
     files=(
         *(*_TOKENISER_FILES, "tokenizer_config.json"),

@@ -90,20 +90,52 @@ def own_logits(model: PackedGPTModel, case: VerifyCase) -> torch.Tensor:
     return logits
 
 
-@torch.no_grad()
-def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[torch.Tensor]:
-    """Return Transformers' fp32 logits ``[b, s, v]`` of each case.
+def reference_model(source: HFSource) -> Any:
+    """Return Transformers' model.
 
     Transformers has no class for the authors' layout; its weights are renamed for its own.
     """
     transformers = import_optional("transformers", "hf")
     if "language_config" in source.config:
-        model = _from_original(transformers, source)
-    else:
-        model = transformers.JanusForConditionalGeneration.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=False
-        )
-    model = model.float().eval()
+        return _from_original(transformers, source)
+    return transformers.JanusForConditionalGeneration.from_pretrained(
+        source.folder, local_files_only=True, trust_remote_code=False
+    )
+
+
+def reference_inputs(
+    model: Any, config: JanusModelConfig, tokens: torch.Tensor, images: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Return the inputs of that model, which embeds the codes of a drawn image apart.
+
+    Args:
+        model: of ``reference_model``.
+        config: its architecture.
+        tokens: int64 ``[1, s]``, text and either images to look at or one that is drawn.
+        images: uint8 ``[n, 3, side, side]`` to look at.
+    """
+    ids = JanusVocabulary(config.text_vocab_size, config.codebook_size)
+    slots = tokens == ids.image_slot
+    drawn = (tokens >= ids.first_code) & ~slots
+    if drawn.any():
+        codes = tokens[:, drawn[0]] - ids.first_code
+        embedded = model.get_input_embeddings()(tokens.masked_fill(drawn, 0))
+        embedded[drawn] = model.prepare_embeddings_for_image_generation(codes)[0]
+        return {"inputs_embeds": embedded}
+    inputs = {"input_ids": tokens.masked_fill(slots, model.config.image_token_id)}
+    if images is not None:
+        inputs["pixel_values"] = _pixels(images, model.dtype)
+    return inputs
+
+
+def _pixels(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return ((images.float() / 255 - 0.5) / 0.5).to(dtype)
+
+
+@torch.no_grad()
+def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[torch.Tensor]:
+    """Return Transformers' fp32 logits ``[b, s, v]`` of each case."""
+    model = reference_model(source).float().eval()
     config = model_config(source.config)
     ids = JanusVocabulary(config.text_vocab_size, config.codebook_size)
     return [
@@ -113,10 +145,9 @@ def reference_logits(source: HFSource, inputs: Sequence[VerifyCase]) -> list[tor
 
 def _text_logits(model: Any, case: VerifyCase, ids: JanusVocabulary) -> torch.Tensor:
     slots = case.tokens == ids.image_slot
-    pixels = None if case.images is None else (case.images.float() / 255 - 0.5) / 0.5
     output = model(
         input_ids=case.tokens.masked_fill(slots, model.config.image_token_id),
-        pixel_values=pixels,
+        pixel_values=None if case.images is None else _pixels(case.images, torch.float32),
         attention_mask=_attention_mask(case),
     )
     logits: torch.Tensor = output.logits

@@ -1,0 +1,154 @@
+"""Intensities of checkpoints: the run's own record, Transformers' model, one number by layout."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.layouts import Layout
+from support.runs import run_config, train, write_dataset
+from support.spawn import spawn
+from support.tiny_runs import run_tool_on
+from support.tools import export_hf, run_tool
+
+from megatron_aia.aia.roles import AIA_TASK_OF_NAME
+from megatron_aia.analysis.validation import read_validations
+from megatron_aia.measurement.curves import SampleIntensity, read_curves, read_samples
+
+pytest.importorskip("transformers")
+
+FAMILIES = ["emu3", "janus_pro"]
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "TP 2 + SP": (2, ["--tensor-model-parallel-size=2", "--sequence-parallel"]),
+    "PP 2": (2, ["--pipeline-model-parallel-size=2"]),
+    "PP 2 x VPP 2": (
+        2,
+        ["--pipeline-model-parallel-size=2", "--num-layers-per-virtual-pipeline-stage=1"],
+    ),
+    "CP 2": (2, ["--context-parallel-size=2"]),
+    "DP 2": (2, []),
+    "TP 2 x PP 2": (4, ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"]),
+}
+EXACT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A step of training, then a validation on each generation and understanding sample once."""
+    root = tmp_path_factory.mktemp("runs")
+    for family in FAMILIES:
+        data = write_dataset(root / f"{family}_data", family)
+        config = run_config(data, Layout(family=family), 1, save=str(root / family))
+        mixed = replace(
+            config.data, valid_data_path=(str(data),), task_ratio="1:1", global_batch_size=16
+        )
+        training = replace(config.training, eval_interval=1, eval_iters=1)
+        spawn(train, 1, replace(config, data=mixed, training=training))
+    return {family: root / family for family in FAMILIES}
+
+
+def data_of(run: Path) -> Path:
+    return run.parent / f"{run.name}_data"
+
+
+def measure(world_size: int, run: Path, output: Path, *flags: object) -> Any:
+    arguments = ("--load", run, "--data-path", data_of(run), "--output", output, *flags)
+    return run_tool_on(world_size, "measure_intensity", *arguments)
+
+
+@pytest.fixture(scope="module")
+def measured(
+    runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[SampleIntensity]]:
+    root = tmp_path_factory.mktemp("measured")
+    found = {}
+    for family, run in runs.items():
+        code, out, err = measure(1, run, root / family)
+        assert code == 0, err
+        assert "generation: 8 of 8 samples measured" in out
+        assert "understanding: 8 of 8 samples measured" in out
+        found[family] = read_samples(root / family / "intensity.jsonl")
+        curves = {curve.task: curve.mean for curve in read_curves(root / family)}
+        (record,) = read_validations(run)
+        for task in AIA_TASK_OF_NAME.values():
+            np.testing.assert_allclose(curves[task], record.intensity[task], rtol=EXACT)
+    return found
+
+
+def assert_same(found: list[SampleIntensity], expected: list[SampleIntensity]) -> None:
+    by_name = {(sample.task, sample.sample): sample for sample in found}
+    assert len(by_name) == len(expected)
+    for sample in expected:
+        other = by_name[sample.task, sample.sample]
+        assert other.intensity == pytest.approx(sample.intensity, rel=EXACT)
+        counts = ("queries", "keys", "tokens", "images")
+        assert [getattr(other, n) for n in counts] == [getattr(sample, n) for n in counts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_equal_in_every_layout(
+    runs: dict[str, Path],
+    measured: dict[str, list[SampleIntensity]],
+    name: str,
+    family: str,
+    tmp_path: Path,
+) -> None:
+    world_size, flags = LAYOUTS[name]
+    code, _, err = measure(world_size, runs[family], tmp_path / "out", *flags)
+    assert code == 0, err
+    assert_same(read_samples(tmp_path / "out" / "intensity.jsonl"), measured[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_to_the_exported_model_in_transformers(
+    runs: dict[str, Path], measured: dict[str, list[SampleIntensity]], family: str, tmp_path: Path
+) -> None:
+    run, data = runs[family], data_of(runs[family])
+    layout = "original" if family == "emu3" else "transformers"
+    code, _, err = spawn(export_hf, 1, run, tmp_path / "hf", layout)
+    assert code == 0, err
+    code, _, err = run_tool(
+        "measure_intensity",
+        *("--hf-path", tmp_path / "hf", "--data-path", data, "--output", tmp_path / "out"),
+        *("--tokenizer", data / "tokenizer.model"),
+    )
+    assert code == 0, err
+    assert_same(read_samples(tmp_path / "out" / "intensity.jsonl"), measured[family])
+
+
+def test_samples_left_out_on_one_replica_are_counted(
+    runs: dict[str, Path], measured: dict[str, list[SampleIntensity]], tmp_path: Path
+) -> None:
+    lengths = [s.tokens for s in measured["emu3"] if s.task == "generation"]
+    most = sorted(lengths)[4]
+    flags = ("--task", "generation", "--max-length", most, "--name", "mine")
+    code, out, err = measure(2, runs["emu3"], tmp_path / "out", *flags)
+    assert code == 0, err
+    kept = [s for s in measured["emu3"] if s.task == "generation" and s.tokens <= most]
+    longer = 8 - len(kept)
+    assert f"{len(kept)} of 8 samples measured; {longer} longer than {most} tokens" in out
+    found = read_samples(tmp_path / "out" / "intensity.jsonl")
+    assert_same(found, kept)
+    assert {sample.model for sample in found} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--tensor-model-parallel-size", 3), "--tensor-model-parallel-size 3 does not divide"),
+        (("--pipeline-model-parallel-size", 2), "does not divide the number of processes, 1"),
+        (("--max-length", 3), "generation: 0 of 8 samples: 8 longer than 3 tokens"),
+        (("--tokenizer", "none.model"), "none.model"),
+        (("--dtype", "fp16"), "--dtype fp16"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    runs: dict[str, Path], flags: tuple[object, ...], said: str, tmp_path: Path
+) -> None:
+    code, _, err = measure(1, runs["emu3"], tmp_path / "out", *flags)
+    assert code == 2
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert said in line
+    assert not (tmp_path / "out").exists()
