@@ -1,4 +1,5 @@
-# make demo        a small Emu3 with the AIA loss on four CPU processes, with figures
+# make demo        a small Emu3 with the AIA loss on four CPU processes, with figures, and another
+#                  that is trained to the intensities that were measured on the first
 # make demo-janus  the same with a small Janus-Pro, which ends by drawing a photograph from memory
 # make check       style, types and the unit tests, between two edits
 # make test        style, types and the tests of a few minutes; CPU only
@@ -44,8 +45,15 @@ $(DEMO)/data/dataset.json: $(INSTALLED)
 	rm -rf $(DEMO)/data
 	$(BIN)/python tools/build_shards.py --demo --output $(DEMO)/data
 
+# Name and checkpoint of a model of the demo.
+define measure_demo
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 tools/measure_intensity.py \
+		--load $(2) --name $(1) --data-path $(DEMO)/data --samples 40 --output $(DEMO)/measured/$(1)
+endef
+
+# Train and draw; then measure that model, fit a profile to it, train another to it, measure again.
 demo: $(DEMO)/data/dataset.json
-	rm -rf $(DEMO)/run $(DEMO)/pictures
+	rm -rf $(DEMO)/run $(DEMO)/pictures $(DEMO)/measured $(DEMO)/student
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 \
 		examples/pretrain_emu3_aia.sh --preset emu3_demo --data-path $(DEMO)/data \
 		--save $(DEMO)/run --tensorboard-dir $(DEMO)/run/tensorboard
@@ -55,11 +63,22 @@ demo: $(DEMO)/data/dataset.json
 		--load $(DEMO)/run --prompt "a tall Chinese pagoda above a lake" --num-images 4 \
 		--image-area 16384 --prompt-suffix "" --negative-prompt "" --top-k 20 \
 		--output $(DEMO)/pictures
+	$(call measure_demo,teacher,$(DEMO)/run)
+	$(BIN)/python tools/fit_profile.py --intensity $(DEMO)/measured/teacher \
+		--output $(DEMO)/measured/profile.yaml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 \
+		examples/pretrain_emu3_aia.sh --preset emu3_demo --data-path $(DEMO)/data --seed 7 \
+		--aia-profile $(DEMO)/measured/profile.yaml --train-iters 60 --save $(DEMO)/student
+	$(call measure_demo,student,$(DEMO)/student)
+	$(BIN)/python tools/compare_intensity.py $(DEMO)/measured/teacher $(DEMO)/measured/student \
+		--overlay --by-layer --profile $(DEMO)/measured/profile.yaml \
+		--output $(DEMO)/measured/figures
 	@echo "data:        $(DEMO)/data"
 	@echo "checkpoint:  $(DEMO)/run"
 	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/run/tensorboard"
 	@echo "figures:     $(DEMO)/figures"
 	@echo "drawn:       $(DEMO)/pictures/contact_sheet.png"
+	@echo "measured:    $(DEMO)/measured/figures/curves.png"
 
 $(DEMO)/janus/data/dataset.json: $(INSTALLED)
 	rm -rf $(DEMO)/janus/data
