@@ -1,12 +1,12 @@
 """Figures of measured intensities: curves of models, samples by layer, layers while training."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Optional
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from megatron_aia.aia.profile import Profile
-from megatron_aia.aia.roles import AIA_TASKS, Task
+from megatron_aia.aia.roles import AIA_TASK_OF_NAME, AIA_TASKS, Task
 from megatron_aia.analysis.plots import TASK_COLORS, new_figure, style
 from megatron_aia.analysis.records import LogRecord, task_name
 from megatron_aia.measurement.curves import relative_depth
@@ -166,3 +166,26 @@ def _draw_target(
 def _label(axes: "Axes", by_layer: bool) -> None:
     axes.set_xlabel("decoder layer" if by_layer else "relative depth, layer / (layers - 1)")
     style(axes)
+
+
+def plot_alignment(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Draw the alignment of image and text by layer, and what chance gives.
+
+    Args:
+        name: of the model.
+        tasks: by name, ``alignment`` of each layer and ``chance``.
+    """
+    figure = new_figure(5.0, 3.8)
+    axes = figure.subplots()
+    for label, found in tasks.items():
+        task = AIA_TASK_OF_NAME[label]
+        color = TASK_COLORS[task]
+        depth = relative_depth(len(found["alignment"]))
+        axes.plot(depth, found["alignment"], _LINES[task], color=color, label=label)
+        axes.axhline(found["chance"], color=color, linewidth=0.8, linestyle=":")
+    axes.set_title(name)
+    axes.set_xlabel("relative depth")
+    axes.set_ylabel("mutual nearest neighbours (dotted: chance)")
+    axes.legend(frameon=False)
+    style(axes)
+    return figure

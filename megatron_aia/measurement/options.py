@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Optional
 
 from megatron_aia.config import ParallelConfig
 from megatron_aia.config.settings import flag
-from megatron_aia.config.value_types import POSITIONAL, PositiveFloat, PositiveInt
+from megatron_aia.config.value_types import POSITIONAL, PositiveFloat, PositiveInt, PositiveShare
 from megatron_aia.measurement.stages import Penalty
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -111,11 +111,11 @@ class MeasuredModelOptions:
         return ParallelConfig(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
     @property
-    def model_name(self) -> str:
-        """``name``, or that of the model's folder."""
+    def folder_name(self) -> str:
+        """The name of the model's folder."""
         folder = self.load or self.hf_path
         assert folder is not None
-        return self.name or folder.resolve().name
+        return folder.resolve().name
 
 
 @dataclass(kw_only=True)
@@ -124,6 +124,19 @@ class MeasureOptions(MeasuredModelOptions):
 
     task: tuple[TaskName, ...] = ()
     """Tasks to measure; unset, all that the data has and the model can be measured on."""
+
+
+@dataclass(kw_only=True)
+class AlignmentOptions(MeasureOptions):
+    """Settings of tools/measure_alignment.py."""
+
+    neighbours: PositiveInt = 10
+    """k: nearest neighbours that are compared."""
+    text_layer: Literal["last", "same"] = "last"
+    """Layer of the prompt's features: the last one, or that of the image's."""
+    clamp: Optional[PositiveShare] = None
+    """Clamp features to this quantile of their absolute values, as platonic-rep's 0.95; unset, they
+    stay."""
 
 
 def check_model_options(options: MeasuredModelOptions, world_size: int) -> None:

@@ -103,3 +103,20 @@ def read_sample(
         if term.task == task:
             return ReadSample(tokens, term, len(raw.images))
     raise InactiveSampleError("no query after a key")
+
+
+def spans_of(term: AIATerm) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of a sample's image and of its prompt, int64 ``[n]`` each.
+
+    The prompt of a drawn image is the keys of its term, all that stands before it; that of a
+    question is what stands before the first answer and is no image.
+
+    Raises:
+        InactiveSampleError: there is no prompt.
+    """
+    if term.task == Task.GENERATION:
+        return term.queries, term.keys
+    prompt = np.setdiff1d(np.arange(term.queries[0]), term.keys)
+    if not len(prompt):
+        raise InactiveSampleError("no prompt")
+    return term.keys, prompt

@@ -48,16 +48,30 @@ def check_enough(measurement: Measurement) -> None:
         ValueError: naming the reasons, or sample and layer.
     """
     for task, left_out in measurement.inactive.items():
-        reasons = Counter(left_out.values())
-        active = sum(sample.task == task for sample in measurement.samples)
-        if reasons.total() > active:
-            counted = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-            raise ValueError(f"{task}: {active} of {active + reasons.total()} samples: {counted}")
+        count_reasons(task, left_out, sum(sample.task == task for sample in measurement.samples))
     for sample in measurement.samples:
         try:
             check_intensity(sample.intensity)
         except ValueError as error:
             raise ValueError(f"sample {sample.sample}: {error}") from error
+
+
+def count_reasons(task: str, left_out: Mapping[str, str], active: int) -> dict[str, int]:
+    """Count why samples of a task were left out.
+
+    Args:
+        task: its name.
+        left_out: samples that were, each with its reason.
+        active: samples that were not.
+
+    Raises:
+        ValueError: there are more of those than of these, or none of either.
+    """
+    reasons = Counter(left_out.values())
+    if not active or reasons.total() > active:
+        counted = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise ValueError(f"{task}: {active} of {active + reasons.total()} samples: {counted}")
+    return dict(reasons)
 
 
 def write_measurement(

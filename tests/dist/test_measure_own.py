@@ -1,5 +1,6 @@
 """Intensities of checkpoints: the run's own record, Transformers' model, one number by layout."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from support.spawn import spawn
 from support.tiny_runs import run_tool_on
 from support.tools import export_hf, run_tool
 
-from megatron_aia.aia.roles import AIA_TASK_OF_NAME
+from megatron_aia.aia.roles import AIA_TASK_OF_NAME, Task
 from megatron_aia.analysis.validation import read_validations
+from megatron_aia.config.flags import parse_options
 from megatron_aia.measurement.curves import SampleIntensity, read_curves, read_samples
-
-pytest.importorskip("transformers")
+from megatron_aia.measurement.hf_features import collect_hf_features
+from megatron_aia.measurement.opened import open_for
+from megatron_aia.measurement.options import AlignmentOptions
+from megatron_aia.measurement.own_features import collect_own_features
 
 FAMILIES = ["emu3", "janus_pro"]
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -101,21 +105,106 @@ def test_equal_in_every_layout(
     assert_same(read_samples(tmp_path / "out" / "intensity.jsonl"), measured[family])
 
 
+@pytest.fixture(scope="module")
+def exported(
+    runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[object]]:
+    """Flags that name each run's model in Transformers."""
+    root = tmp_path_factory.mktemp("exported")
+    for family, layout in (("emu3", "original"), ("janus_pro", "transformers")):
+        code, _, err = spawn(export_hf, 1, runs[family], root / family, layout)
+        assert code == 0, err
+    return {
+        family: [
+            *("--hf-path", root / family, "--data-path", data_of(run)),
+            *("--tokenizer", data_of(run) / "tokenizer.model"),
+        ]
+        for family, run in runs.items()
+    }
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_to_the_exported_model_in_transformers(
-    runs: dict[str, Path], measured: dict[str, list[SampleIntensity]], family: str, tmp_path: Path
+    measured: dict[str, list[SampleIntensity]],
+    exported: dict[str, list[object]],
+    family: str,
+    tmp_path: Path,
 ) -> None:
-    run, data = runs[family], data_of(runs[family])
-    layout = "original" if family == "emu3" else "transformers"
-    code, _, err = spawn(export_hf, 1, run, tmp_path / "hf", layout)
-    assert code == 0, err
-    code, _, err = run_tool(
-        "measure_intensity",
-        *("--hf-path", tmp_path / "hf", "--data-path", data, "--output", tmp_path / "out"),
-        *("--tokenizer", data / "tokenizer.model"),
-    )
+    output = ("--output", tmp_path / "out")
+    code, _, err = run_tool("measure_intensity", *exported[family], *output)
     assert code == 0, err
     assert_same(read_samples(tmp_path / "out" / "intensity.jsonl"), measured[family])
+
+
+def features_of(flags: list[object], world_size: int) -> dict[Task, np.ndarray]:
+    """Return the features of all samples, ``[samples, 2, layers, width]``."""
+    words = [str(flag) for flag in flags]
+    options = parse_options(AlignmentOptions, [*words, "--output", "none"])
+    opened = open_for(options, world_size)
+    samples = (opened.index, opened.chosen)
+    if opened.own is not None:
+        found = collect_own_features(opened.own, *samples)
+    else:
+        found = collect_hf_features(opened.hf, *samples)
+    return {part.task: np.array([x.numpy() for x in part.samples]) for part in found}
+
+
+@pytest.fixture(scope="module")
+def hf_features(exported: dict[str, list[object]]) -> dict[str, dict[Task, np.ndarray]]:
+    return {family: features_of(flags, 1) for family, flags in exported.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_features_are_those_of_transformers_in_every_layout(
+    runs: dict[str, Path],
+    hf_features: dict[str, dict[Task, np.ndarray]],
+    name: str,
+    family: str,
+) -> None:
+    world_size, flags = LAYOUTS[name]
+    words = ["--load", runs[family], "--data-path", data_of(runs[family]), *flags]
+    found = spawn(features_of, world_size, words, world_size)
+    for task, expected in hf_features[family].items():
+        assert expected.shape[:2] == (8, 2)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found[task], expected, atol=EXACT * scale)
+        assert expected.std(axis=0).mean() > 0.01 * scale, "all samples alike would prove little"
+
+
+def test_alignment_by_the_tool(
+    runs: dict[str, Path], exported: dict[str, list[object]], tmp_path: Path
+) -> None:
+    settings = ("--neighbours", 2, "--clamp", 0.9)
+    own = ("--load", runs["emu3"], "--data-path", data_of(runs["emu3"]))
+    documents = []
+    for number, model in enumerate((own, exported["emu3"])):
+        output = tmp_path / str(number)
+        code, out, err = run_tool_on(1, "measure_alignment", *model, *settings, "--output", output)
+        assert code == 0, err
+        assert "understanding: 8 of 8 samples measured" in out
+        assert (output / "alignment.png").exists()
+        documents.append(json.loads((output / "alignment.json").read_text()))
+    for task in ("generation", "understanding"):
+        first, second = (document["tasks"][task] for document in documents)
+        assert first["alignment"] == pytest.approx(second["alignment"])
+        assert first["chance"] == pytest.approx(2 / 7)
+    stated = ("neighbours", "clamp", "text_layer", "normalisation")
+    assert [documents[0][name] for name in stated] == [2, 0.9, "last", "unit length"]
+    same = run_tool_on(
+        *(1, "measure_alignment", *own, "--neighbours", 2, "--text-layer", "same"),
+        *("--output", tmp_path / "same"),
+    )
+    assert same[0] == 0
+    by_layer = json.loads((tmp_path / "same" / "alignment.json").read_text())
+    assert by_layer["tasks"] != documents[0]["tasks"]
+    for flags, said in (
+        (("--output", tmp_path / "0"), "holds a measurement; give another folder"),
+        (("--output", tmp_path / "x", "--neighbours", 8), "--neighbours 8: 8 samples of"),
+    ):
+        code, _, err = run_tool_on(1, "measure_alignment", *own, *flags)
+        assert code == 2
+        assert said in err
 
 
 def test_samples_left_out_on_one_replica_are_counted(

@@ -6,7 +6,7 @@ import torch
 from support.foreign_models import MODELS
 
 from megatron_aia.measurement.alignment import clamp_outliers, mutual_knn, nearest_neighbours
-from megatron_aia.measurement.features import Span, mean_features
+from megatron_aia.measurement.hf_features import Span, mean_features
 
 
 def by_loop(first: np.ndarray, second: np.ndarray, k: int) -> float:
@@ -30,8 +30,14 @@ def degrees(*angles: float) -> torch.Tensor:
 def test_by_hand() -> None:
     """On a circle: pairs (0, 1), (2, 3) in one, 2 is next to 1 in the other."""
     first, second = degrees(0, 10, 90, 105), degrees(0, 40, 50, 105)
-    assert nearest_neighbours(first, 1).flatten().tolist() == [1, 0, 3, 2]
-    assert nearest_neighbours(second, 1).flatten().tolist() == [1, 2, 1, 2]
+    assert nearest_neighbours(first, 1).argmax(-1).tolist() == [1, 0, 3, 2]
+    assert nearest_neighbours(second, 1).argmax(-1).tolist() == [1, 2, 1, 2]
+    assert nearest_neighbours(second, 2).tolist() == [
+        [0, 1, 1, 0],
+        [1, 0, 1, 0],
+        [1, 1, 0, 0],
+        [0, 1, 1, 0],
+    ]
     assert mutual_knn(first, second, 1) == 0.5
     assert mutual_knn(first, second, 3) == 1
 
@@ -53,6 +59,17 @@ def test_length_does_not_count_and_unrelated_features_share_by_chance() -> None:
     first, second = (torch.randn(500, 16, generator=generator) for _ in range(2))
     assert mutual_knn(first, first * torch.rand(500, 1, generator=generator), 10) == 1
     assert mutual_knn(first, second, 10) == pytest.approx(10 / 499, abs=0.006)
+
+
+def test_samples_that_are_equally_near_share_a_place() -> None:
+    """Rounding decides nothing: 1 and 2 are one picture, 3 is another way off."""
+    pictures = degrees(0, 30, 30, 90)
+    expected = torch.tensor([0.0, 0.5, 0.5, 0.0], dtype=torch.float64)
+    for noise in (0, 1e-7, -1e-7):
+        noisy = pictures + torch.tensor([[0.0], [0], [1], [0]]) * noise
+        assert torch.equal(nearest_neighbours(noisy, 1)[0], expected)
+    # Every sample agrees with itself; those that share a place, half the time.
+    assert mutual_knn(pictures, pictures, 1) == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
 
 
 def test_outliers_are_clamped() -> None:

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from megatron_aia.aia.roles import AIATerm, Task
+from megatron_aia.measurement.alignment import TaskFeatures
+from megatron_aia.measurement.hf_model import HFModel
+from megatron_aia.measurement.samples import InactiveSampleError, spans_of
+from megatron_aia.shards.index import ShardIndex
+
 
 @dataclass(frozen=True)
 class Span:
@@ -61,3 +67,28 @@ def mean_features(
         once = sum(len(calls) == 1 for calls in found)
         raise ValueError(f"{type(model).__name__}: {once} of {len(found)} layers ran once")
     return torch.stack([calls[0] for calls in found], dim=1)
+
+
+def collect_hf_features(
+    hf: HFModel,
+    index: ShardIndex,
+    chosen: Mapping[Task, Sequence[int]],
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[TaskFeatures]:
+    """Return the features of samples by task; arguments and errors are those of ``measure_hf``."""
+    found = []
+    for task, numbers in chosen.items():
+        rows: list[Tensor] = []
+        inactive: dict[str, str] = {}
+        for number in numbers:
+            try:
+                sample = hf.reader.read(index, number, task)
+                term = AIATerm(task, sample.term.queries.numpy(), sample.term.keys.numpy())
+                spans = [Span(0, torch.from_numpy(positions)) for positions in spans_of(term)]
+            except InactiveSampleError as error:
+                inactive[index.key(number)] = str(error)
+            else:
+                rows.append(mean_features(hf.model, hf.on_device(sample.inputs), spans))
+            progress(1)
+        found.append(TaskFeatures(task, rows, inactive))
+    return found
