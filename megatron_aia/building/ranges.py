@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from megatron_aia.building.convert_records import Record, RecordError, convert_record
+from megatron_aia.building.convert_records import Record, RecordError
 from megatron_aia.building.dropped import DroppedRecord
 from megatron_aia.building.images import check_images, stored_image
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.building.sample_files import task_of_record
 from megatron_aia.building.shard_writer import ShardFile
-from megatron_aia.building.sources import Part
-from megatron_aia.building.sources.field_names import to_record
+from megatron_aia.building.sources import Part, convert_part
 from megatron_aia.building.work_folder import FinishedRange, WorkFolder
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
@@ -120,12 +119,8 @@ def _read(job: RangeJob) -> Iterator[tuple[int, Record | RecordError]]:
         ValueError: there are not as many records as when they were counted.
     """
     found = 0
-    for number, row in enumerate(job.part.read(), job.first):
+    for number, record in enumerate(convert_part(job.part, job.first), job.first):
         found += 1
-        try:
-            record = row if isinstance(row, RecordError) else convert_record(number, to_record(row))
-        except RecordError as error:
-            record = error
         yield number, record
     if found != job.num_records:
         raise ValueError("--records changed while it was read; start again")

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from megatron_aia.aia.roles import AIATerm, Task
 from megatron_aia.measurement.alignment import TaskFeatures
 from megatron_aia.measurement.hf_model import HFModel
-from megatron_aia.measurement.samples import InactiveSampleError, spans_of
-from megatron_aia.shards.index import ShardIndex
+from megatron_aia.measurement.samples import InactiveSampleError, SampleFolder, spans_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def mean_features(
 
 def collect_hf_features(
     hf: HFModel,
-    index: ShardIndex,
+    index: SampleFolder,
     chosen: Mapping[Task, Sequence[int]],
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[TaskFeatures]:

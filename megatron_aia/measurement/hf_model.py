@@ -11,9 +11,8 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.analysis.records import task_name
 from megatron_aia.measurement.curves import SampleIntensity
 from megatron_aia.measurement.recorder import IntensityRecorder, IntensityTerm
-from megatron_aia.measurement.samples import InactiveSampleError
+from megatron_aia.measurement.samples import InactiveSampleError, SampleFolder
 from megatron_aia.measurement.summary import Measurement
-from megatron_aia.shards.index import ShardIndex
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ReadsSamples(Protocol):
     def prompts(self) -> str:
         """How turns are written, for a reader of the numbers."""
 
-    def read(self, index: ShardIndex, number: int, task: Task) -> MeasuredInputs:
+    def read(self, index: SampleFolder, number: int, task: Task) -> MeasuredInputs:
         """Read a sample of a task.
 
         Raises:
@@ -75,7 +74,7 @@ class HFModel:
 def measure_hf(
     hf: HFModel,
     name: str,
-    index: ShardIndex,
+    index: SampleFolder,
     chosen: Mapping[Task, Sequence[int]],
     progress: Callable[[int], None] = lambda count: None,
 ) -> Measurement:

@@ -3,20 +3,23 @@
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 from megatron_aia.aia.roles import AIA_TASK_OF_NAME, Task
+from megatron_aia.building.record_samples import RecordSamples
 from megatron_aia.measurement.options import MeasureOptions, check_model_options
 from megatron_aia.measurement.own_model import OwnModel, open_own_model
-from megatron_aia.measurement.samples import choose_samples
+from megatron_aia.measurement.role_file import RoleFile, is_role_file
+from megatron_aia.measurement.samples import SampleFolder, choose_samples
 from megatron_aia.models.layers import attention_method
 from megatron_aia.runtime.device import device_name, has_cuda
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.runtime.parallel import broadcast_failure, leave_process_group
-from megatron_aia.shards.index import ShardIndex, open_index
+from megatron_aia.shards.index import open_index
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Opened:
 
     name: str
     """Of the model, in files and figures."""
-    index: ShardIndex
+    index: SampleFolder
     chosen: dict[Task, list[int]]
     """Numbers of samples by task."""
     conditions: Mapping[str, Any]
@@ -73,7 +76,7 @@ def open_for(options: MeasureOptions, world_size: int) -> Opened:
     """
     check_model_options(options, world_size)
     options = replace(options, dtype=options.dtype or ("bf16" if has_cuda() else "fp32"))
-    index = open_index(options.data_path)
+    index = _open_data(options)
     asked = [AIA_TASK_OF_NAME[name] for name in options.task]
     if options.load is None:
         return _open_hf(options, index, asked)
@@ -89,11 +92,27 @@ def open_for(options: MeasureOptions, world_size: int) -> Opened:
     return Opened(name, index, chosen, conditions, own=model)
 
 
-def _open_hf(options: MeasureOptions, index: ShardIndex, asked: Sequence[Task]) -> Opened:
+def _open_data(options: MeasureOptions) -> SampleFolder:
+    """Open a folder of shards, or a file of records."""
+    if is_role_file(options.data_path):
+        if options.load is not None:
+            raise ValueError(f"--data-path {options.data_path} holds ids; --load reads samples")
+        return RoleFile(options.data_path, options.image_token_ids)
+    if options.data_path.is_file():
+        return RecordSamples(options.data_path, options.image_root or Path())
+    if options.image_root is not None:
+        raise ValueError(
+            f"--image-root has no effect with --data-path {options.data_path}, a folder of shards; "
+            "leave it out"
+        )
+    return open_index(options.data_path)
+
+
+def _open_hf(options: MeasureOptions, index: SampleFolder, asked: Sequence[Task]) -> Opened:
     import_optional("transformers", "hf")
     from megatron_aia.measurement.hf_open import open_hf_model
 
-    hf = open_hf_model(options)
+    hf = open_hf_model(options, index)
     chosen = choose_samples(index, options.samples, asked, hf.reader.tasks)
     method = "exact, through Transformers' attention interface (sdpa)"
     known = {"config_hash": hf.config_hash, "method": method, "prompts": hf.reader.prompts}

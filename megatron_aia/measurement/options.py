@@ -72,7 +72,11 @@ class MeasuredModelOptions:
     load: Optional[Path] = None
     """Checkpoint of this project, or the folder of a run, whose newest is taken."""
     data_path: Path
-    """Folder of shards, as held out from training."""
+    """Samples held out from training: a folder of shards, or a file of records as
+    tools/build_shards.py reads them (JSON, JSON lines, Parquet, tar), or a role file (*.jsonl) of
+    ids with their queries and keys."""
+    image_root: Optional[Path] = None
+    """Where the image paths of records start; unset, in the working folder."""
     output: Path
     """Folder to make."""
     samples: PositiveInt = 100
@@ -85,7 +89,8 @@ class MeasuredModelOptions:
     name: Optional[str] = None
     """Of the model in files and figures; unset, that of its folder, with the iteration of a run."""
     image_token_ids: tuple[int, ...] = ()
-    """Ids of image tokens that the processor writes; unset, those that the configuration names."""
+    """Ids of image tokens, as the processor or a role file has them; unset, those that the
+    configuration names."""
     tokenizer: Optional[Path] = None
     """Text tokeniser of a model of this project, file or folder; unset, its own."""
     image_tokenizer: Optional[Path] = None

@@ -16,10 +16,9 @@ from megatron_aia.aia.roles import Task
 from megatron_aia.measurement.alignment import TaskFeatures
 from megatron_aia.measurement.own_model import OwnModel
 from megatron_aia.measurement.rounds import run_rounds
-from megatron_aia.measurement.samples import ReadSample, read_sample, spans_of
+from megatron_aia.measurement.samples import ReadSample, SampleFolder, read_sample, spans_of
 from megatron_aia.runtime.context_parallel_slices import slice_tensor
 from megatron_aia.runtime.device import device, send
-from megatron_aia.shards.index import ShardIndex
 
 
 @dataclass
@@ -87,7 +86,7 @@ def _hooks(model: OwnModel, means: _Means) -> Iterator[None]:
 
 def collect_own_features(
     model: OwnModel,
-    index: ShardIndex,
+    index: SampleFolder,
     chosen: Mapping[Task, Sequence[int]],
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[TaskFeatures]:
@@ -115,7 +114,7 @@ def collect_own_features(
     return collected
 
 
-def _read(model: OwnModel, index: ShardIndex, task: Task, number: int) -> ReadSample:
+def _read(model: OwnModel, index: SampleFolder, task: Task, number: int) -> ReadSample:
     codebook_size = model.config.model.codebook_size
     sample = read_sample(index, number, task, model.encoder, codebook_size, model.max_length)
     spans_of(sample.term)

@@ -12,15 +12,14 @@ from megatron_aia.analysis.records import task_name
 from megatron_aia.measurement.curves import SampleIntensity
 from megatron_aia.measurement.own_model import OwnModel
 from megatron_aia.measurement.rounds import run_rounds
-from megatron_aia.measurement.samples import ReadSample, read_sample
+from megatron_aia.measurement.samples import ReadSample, SampleFolder, read_sample
 from megatron_aia.measurement.summary import Measurement
-from megatron_aia.shards.index import ShardIndex
 
 
 def measure_own(
     model: OwnModel,
     name: str,
-    index: ShardIndex,
+    index: SampleFolder,
     chosen: Mapping[Task, Sequence[int]],
     progress: Callable[[int], None] = lambda count: None,
 ) -> Measurement:
@@ -63,7 +62,7 @@ def measure_own(
 
 
 def _read(
-    index: ShardIndex, number: int, task: Task, model: OwnModel, codebook_size: int
+    index: SampleFolder, number: int, task: Task, model: OwnModel, codebook_size: int
 ) -> ReadSample:
     return read_sample(index, number, task, model.encoder, codebook_size, model.max_length)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -9,8 +10,7 @@ from megatron_aia.aia.roles import AIA_TASKS, AIATerm, Task, find_terms, key_tas
 from megatron_aia.analysis.records import task_name
 from megatron_aia.data.batch import with_loaded_images
 from megatron_aia.data.sample import SampleEncoder, TokenizedSample
-from megatron_aia.shards.index import ShardIndex
-from megatron_aia.shards.raw_sample import CorruptSampleError
+from megatron_aia.shards.raw_sample import CorruptSampleError, RawSample
 
 _NO_QUERY = {Task.UNDERSTANDING: "no answer", Task.GENERATION: "no drawn image"}
 _NO_KEY = {Task.UNDERSTANDING: "no image", Task.GENERATION: "no prompt"}
@@ -18,6 +18,24 @@ _NO_KEY = {Task.UNDERSTANDING: "no image", Task.GENERATION: "no prompt"}
 
 class InactiveSampleError(ValueError):
     """A sample has no intensity; the text is the reason, by which such samples are counted."""
+
+
+class SampleFolder(Protocol):
+    """Samples by number: a ``ShardIndex``, or records that are no shards."""
+
+    @property
+    def folder(self) -> str:
+        """Path, for a reader."""
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """uint8 ``[samples]``, values of ``Task``."""
+
+    def key(self, number: int) -> str:
+        """Return a sample's name."""
+
+    def read(self, number: int, codebook_size: int) -> RawSample:
+        """Read a sample; errors are those of ``ShardIndex``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,7 @@ class ReadSample:
 
 
 def choose_samples(
-    index: ShardIndex, count: int, asked: Sequence[Task], possible: Sequence[Task] = AIA_TASKS
+    index: SampleFolder, count: int, asked: Sequence[Task], possible: Sequence[Task] = AIA_TASKS
 ) -> dict[Task, list[int]]:
     """Return the numbers of ``count`` samples of each task, spread evenly over the folder.
 
@@ -66,7 +84,7 @@ def _spread(numbers: np.ndarray, count: int) -> list[int]:
 
 
 def read_sample(
-    index: ShardIndex,
+    index: SampleFolder,
     number: int,
     task: Task,
     encoder: SampleEncoder,

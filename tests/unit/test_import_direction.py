@@ -32,6 +32,8 @@ ALLOWED = {
     **{room: ORDER[:place] for place, room in enumerate(ORDER)},
     # A program of its own, which runs before there is a model; the families say what they read.
     "building": ("config", "runtime", "aia", "shards", "models"),
+    # Also measures on records that are no shards yet.
+    "measurement": (*ORDER[: ORDER.index("measurement")], "building"),
     "cli": ("config", "models"),
     "train": (*ORDER, "building", "cli"),
     "tools": (*ORDER, "building", "cli"),

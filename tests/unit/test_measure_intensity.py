@@ -171,6 +171,19 @@ def test_a_model_that_draws_is_measured_on_both_tasks(tmp_path: Path) -> None:
     )
     code, out, err = run(tmp_path / "chameleon", data, tmp_path / "out")
     assert code == 0, err
+    root = ("--image-root", tmp_path / "pictures")
+    code, out, err = run(tmp_path / "chameleon", tmp_path / "records.json", tmp_path / "raw", *root)
+    assert code == 0, err
+    of_shards, of_records = (read_samples(tmp_path / n / "intensity.jsonl") for n in ("out", "raw"))
+    assert of_records[0].sample == "records.json/draw-wide.png"
+    assert [s.intensity for s in of_records] == [s.intensity for s in of_shards]
+    for flags, said in (
+        ((tmp_path / "records.json", tmp_path / "x"), "wide.png"),
+        ((data, tmp_path / "x", *root), "--image-root has no effect"),
+    ):
+        code, _, err = run(tmp_path / "chameleon", *flags)
+        assert code == 2
+        assert said in err
     assert "generation: 7 of 7 samples measured" in out
     assert "understanding: 7 of 7 samples measured" in out
     index = open_index(data)
