@@ -22,7 +22,7 @@ from megatron_aia.config.settings import flag, settings_of
 from megatron_aia.data.mixture_file import read_mixture_file
 from megatron_aia.evaluation.options import EvaluateOptions
 from megatron_aia.generation.options import ChatOptions, GenerateOptions
-from megatron_aia.measurement.options import CompareOptions, FitOptions, MeasureOptions
+from megatron_aia.measurement.options import AlignmentOptions, CompareOptions, FitOptions
 from megatron_aia.models import fields_of_families
 from megatron_aia.shards.verify import VerifyOptions
 
@@ -149,7 +149,7 @@ def known_flags() -> frozenset[str]:
             EvaluateOptions,
             FitOptions,
             CompareOptions,
-            MeasureOptions,
+            AlignmentOptions,
         ),
     ):
         settings += settings_of(options).values()
