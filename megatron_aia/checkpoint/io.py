@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -43,7 +45,13 @@ from megatron_aia.checkpoint.folder import (
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
 from megatron_aia.runtime.processes import end_with_children
+from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
 
+_DAMAGE = (
+    *(CheckpointingException, UnpicklingError, OSError, RuntimeError, LookupError, EOFError),
+    *(AttributeError, TypeError, ValueError, AssertionError, MemoryError),
+)
+"""What torch and megatron-core raise where a file is damaged or of another format."""
 _NORM_STATE = "norm._extra_state"
 """End of the names of what Transformer Engine's norms, operators, keep beside their weights."""
 
@@ -261,19 +269,24 @@ def read_sharded(
         ValueError: the files are damaged, or of another model or a newer megatron-core.
     """
     check_megatron_core(path, read_state(path).megatron_core)
-    # Damaged files raise CheckpointException, which is a BaseException of torch.
-    try:
+    with damage_is_named(path), tables_and_tensors_only():
         strategy = get_default_load_sharded_strategy(str(path))
         if replicas is not None and replicas.size() > 1:
             strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
         return dist_checkpointing.load(content, str(path), strategy)
-    except (
-        CheckpointException,
-        CheckpointingException,
-        OSError,
-        RuntimeError,
-        KeyError,
-    ) as error:
+
+
+@contextmanager
+def damage_is_named(path: Path) -> Iterator[None]:
+    """Name the checkpoint in what reading its files raises, which depends on the damage.
+
+    Raises:
+        ValueError: in the place of it.
+    """
+    try:
+        yield
+    # CheckpointException, of torch, is a BaseException.
+    except (CheckpointException, *_DAMAGE) as error:
         raise ValueError(
             f"the checkpoint {path} cannot be loaded ({_first_line(error)}); use another one"
         ) from error
@@ -282,7 +295,9 @@ def read_sharded(
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error; torch keeps the causes of its own beside the message."""
     causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
-    lines = str(causes[0] if causes else error).strip().splitlines()
+    if causes:
+        return _first_line(causes[0])
+    lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
 
 

@@ -3,15 +3,13 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-from megatron_aia.checkpoint.io import read_sharded
+from megatron_aia.checkpoint.io import damage_is_named, read_sharded
 from megatron_aia.config import AIAConfig, Config, DataConfig, ModelConfig, ParallelConfig
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.backbone import PackedGPTModel
@@ -21,6 +19,7 @@ from megatron_aia.runtime.parallel import (
     destroy_parallel,
     initialize_process_group,
 )
+from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
 
 
 class SingleProcessModel:
@@ -121,10 +120,8 @@ class SingleProcessModel:
         return load_model_spec(self._config.model.model).build(self._config, self._parallel, 0)
 
     def _stored_tensors(self, path: Path) -> dict[str, Any]:
-        try:
+        with damage_is_named(path), tables_and_tensors_only():
             stored = dist_checkpointing.load_tensors_metadata(str(path))
-        except (CheckpointingException, OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise ValueError(f"the checkpoint {path} cannot be loaded ({error})") from error
         missing = sorted({entry.key for entry in self._sharded.values()} - stored.keys())
         if missing:
             raise ValueError(f"the checkpoint {path} cannot be loaded (it lacks {missing[0]})")
