@@ -19,7 +19,7 @@ CODES = [f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z" for i in range(16)]
 """Chameleon finds the codes of its images by these names."""
 
 
-def _tokenizer(*more: str) -> Any:
+def byte_tokenizer(*more: str) -> Any:
     """Every byte of a text is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_only = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -34,7 +34,7 @@ def _tokenizer(*more: str) -> Any:
 
 def llava_processor(template: str = TEMPLATE) -> Any:
     """An image of 28 x 28 pixels is 16 tokens."""
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     crop = {"height": 28, "width": 28}
     return transformers.LlavaProcessor(
         image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=crop),
@@ -77,7 +77,7 @@ def chameleon_processor() -> Any:
         image_processor=transformers.ChameleonImageProcessor(
             size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
         ),
-        tokenizer=_tokenizer("<racm3:break>", "<eoss>", "<reserved08706>", *CODES),
+        tokenizer=byte_tokenizer("<racm3:break>", "<eoss>", "<reserved08706>", *CODES),
         image_seq_length=64,
         image_token="<image>",
     )
