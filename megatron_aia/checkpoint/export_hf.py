@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from megatron_aia.checkpoint.choose import choose_checkpoint
 from megatron_aia.checkpoint.conversion import (
     HF_ASSETS,
     HF_CONFIG,
@@ -40,7 +41,7 @@ def export_checkpoint(options: ExportOptions) -> str:
             Nothing is left behind.
     """
     check_target(options.save, options.overwrite, _is_conversion, NO_CONVERSION)
-    path = find_checkpoint(options.load)
+    path = choose_checkpoint(options.load)
     model = read_run_config(str(path / CONFIG_FILE)).model
     hf_format = load_hf_format(model.model)
     hf_assets = _find_hf_assets(options, path)

@@ -28,6 +28,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_aia.checkpoint.choose import choose_checkpoint
 from megatron_aia.checkpoint.compatibility import (
     check_architecture,
     check_freeze,
@@ -35,13 +36,15 @@ from megatron_aia.checkpoint.compatibility import (
     check_optimizer,
 )
 from megatron_aia.checkpoint.folder import (
+    WRITING,
     RunState,
     checkpoint_path,
-    find_checkpoint,
     publish,
     read_state,
+    remove_leftovers,
     write_state,
 )
+from megatron_aia.checkpoint.manifest import FileSums, sum_files_of_rank
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
 from megatron_aia.runtime.processes import end_with_children
@@ -90,7 +93,7 @@ class CheckpointIO:
         it saves leaves the older checkpoints, and the pointer to them, as they were.
         """
         final = checkpoint_path(folder, state.iteration)
-        temporary = final.with_name(f".{final.name}.writing")
+        temporary = final.with_name(f".{final.name}.{WRITING}")
         self._on_first_rank(lambda: _fresh_folder(temporary))
         gather_parameters(self._wrapped_models)
         content = {
@@ -103,9 +106,10 @@ class CheckpointIO:
             dist_checkpointing.save(content, str(temporary), self._save_strategy)
         # On the host: the slowest writer may take longer than a collective of the GPU may.
         dist.barrier(self._parallel.control)
+        sums = self._sum_files(temporary)
 
         def finish() -> None:
-            write_state(temporary, state, config_text)
+            write_state(temporary, state, config_text, sums)
             publish(temporary, final, keep)
 
         self._on_first_rank(finish)
@@ -118,6 +122,8 @@ class CheckpointIO:
         optimizer: str,
         freeze: tuple[str, ...],
         weights_only: bool,
+        verify: bool = True,
+        fallback: bool = False,
     ) -> RunState:
         """Load the newest checkpoint of ``folder``; every rank calls this.
 
@@ -127,12 +133,14 @@ class CheckpointIO:
             optimizer: kind of this run's optimizer, see ``RunState``.
             freeze: this run's --freeze.
             weights_only: leave optimizer, schedule and random states fresh.
+            verify: compare the files with their checksums before.
+            fallback: see ``choose_checkpoint``.
 
         Raises:
             ValueError: no checkpoint, another model, another kind of optimizer or an optimizer of
                 other parameters, damaged files.
         """
-        path = find_checkpoint(folder)
+        path = choose_checkpoint(folder, self._parallel.control, verify, fallback)
         state = read_state(path)
         check_architecture(path, state.model, model)
         weights_only = weights_only or not state.optimizer
@@ -154,6 +162,19 @@ class CheckpointIO:
             if "rng_state" in content:
                 _set_rng_state(loaded["rng_state"])
         return state
+
+    def _sum_files(self, path: Path) -> FileSums:
+        """Return the sums of the files of tensors, each made by the rank that wrote it."""
+        sums: FileSums = {}
+        error: Exception | None = None
+        try:
+            sums = sum_files_of_rank(path, dist.get_rank())
+        except OSError as caught:
+            error = ValueError(f"the checkpoint cannot be read again: {caught}")
+        broadcast_failure(error, self._parallel.control)
+        everywhere: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, sums, group=self._parallel.control)
+        return {name: each for part in everywhere for name, each in part.items()}
 
     def layout(self) -> dict[str, int]:
         """Return the sizes that random states depend on."""
@@ -201,18 +222,26 @@ class CheckpointIO:
         broadcast_failure(error, self._parallel.control)
 
 
-def load_weights(models: Sequence[Any], folder: Path, model: dict[str, Any]) -> RunState:
+def load_weights(
+    models: Sequence[Any],
+    folder: Path,
+    model: dict[str, Any],
+    control: dist.ProcessGroup,
+    verify: bool = True,
+) -> RunState:
     """Load the weights of unwrapped model chunks; every rank calls this.
 
     Args:
         models: chunks of this process.
         folder: of checkpoints, or one checkpoint.
         model: fields of the model's configuration; the checkpoint's must be the same.
+        control: all ranks.
+        verify: compare the files with their checksums before.
 
     Raises:
         ValueError: no checkpoint, another model, damaged files.
     """
-    path = find_checkpoint(folder)
+    path = choose_checkpoint(folder, control, verify)
     state = read_state(path)
     check_architecture(path, state.model, model)
     _load_chunks(models, read_sharded(_chunk_states(models), path))
@@ -249,9 +278,11 @@ def _chunk_key(index: int, count: int) -> str:
 
 
 def _fresh_folder(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
     if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    path.mkdir()
 
 
 def read_sharded(

@@ -267,6 +267,10 @@ class CheckpointConfig:
     reset_data: bool = False
     """Go on from --load with other data, from the beginning of its order; weights, optimizer and
     step continue. No effect where the data is unchanged, so a restarted job may keep the flag."""
+    verify_checkpoint: bool = True
+    """Compare the files of a checkpoint with their checksums before it is loaded."""
+    load_fallback: bool = False
+    """Where the newest checkpoint of --load is damaged, take the whole one before it."""
     exit_signal_handler: bool = False
     """On SIGTERM, finish the step, save and stop, as a cluster's time limit asks for."""
 

@@ -6,11 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_aia.checkpoint.folder import (
-    CONFIG_FILE,
-    architecture,
-    find_checkpoint,
-)
+from megatron_aia.checkpoint.folder import CONFIG_FILE, architecture
 from megatron_aia.checkpoint.io import load_weights
 from megatron_aia.config import AIAConfig, Config, ParallelConfig
 from megatron_aia.generation.swap import decoding
@@ -75,7 +71,7 @@ def load_chunks(checkpoint: Path, config: Config, parallel: Parallel) -> list[An
     ]
     for chunk in chunks:
         chunk.requires_grad_(False).to(device())
-    load_weights(chunks, find_checkpoint(checkpoint), architecture(config.model))
+    load_weights(chunks, checkpoint, architecture(config.model), parallel.control)
     return chunks
 
 

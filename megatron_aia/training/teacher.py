@@ -52,7 +52,13 @@ class Teacher:
         for chunk in chunks:
             chunk.requires_grad_(False).to(device()).eval()
         try:
-            load_weights(chunks, Path(folder), architecture(config.model))
+            load_weights(
+                chunks,
+                Path(folder),
+                architecture(config.model),
+                parallel.control,
+                config.checkpoint.verify_checkpoint,
+            )
         except ValueError as error:
             raise ValueError(f"--teacher-checkpoint: {error}") from error
         self._chunks: list[Any] = chunks

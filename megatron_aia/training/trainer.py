@@ -258,6 +258,8 @@ class Trainer:
             _optimizer_kind(self.config),
             self.config.training.freeze,
             weights_only,
+            self.config.checkpoint.verify_checkpoint,
+            self.config.checkpoint.load_fallback,
         )
 
     def _resume(self, folder: Path) -> None:

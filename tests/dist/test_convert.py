@@ -345,7 +345,7 @@ def test_targets_and_verification(converted: Any, tmp_path: Path) -> None:
         "holds no checkpoint",
         "was not made by a conversion",
         "the converted model computes something else",
-        "cannot be loaded",
+        "bytes and was written with",
     )
     for (code, _, err), message in zip(results, expected, strict=True):
         assert code == (2 if message else 0) and message in err, err

@@ -14,7 +14,12 @@ from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 from support.tiny_runs import run_tool_on, write_codebook
 
-from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.folder import (
+    CONFIG_FILE,
+    find_checkpoint,
+    read_state,
+    write_state,
+)
 from megatron_aia.config import Config
 
 
@@ -71,7 +76,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def attack(run: Config, kind: str, root: Path) -> Path:
     assert run.checkpoint.save is not None
     shutil.copytree(run.checkpoint.save, root / "attacked")
-    ATTACKS[kind](find_checkpoint(root / "attacked"), root / "mark")
+    checkpoint = find_checkpoint(root / "attacked")
+    ATTACKS[kind](checkpoint, root / "mark")
+    # Whoever made it made its checksums too.
+    write_state(checkpoint, read_state(checkpoint), (checkpoint / CONFIG_FILE).read_text())
     return root / "attacked"
 
 

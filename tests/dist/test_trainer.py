@@ -228,10 +228,11 @@ def test_damaged_checkpoint_is_one_line(
     shutil.copytree(saved / "iter_0000004", copy)
     for file in copy.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    config = run_config(data, Layout(), train_iters=6, load=str(copy))
-    message = spawn(failure_of, world_size, config)
-    assert "cannot be loaded" in message
-    assert "\n" not in message
+    for verify, said in ((True, "bytes and was written with"), (False, "cannot be loaded")):
+        config = run_config(data, Layout(), train_iters=6, load=str(copy), verify_checkpoint=verify)
+        message = spawn(failure_of, world_size, config)
+        assert said in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize("distributed", [False, True])
