@@ -51,10 +51,11 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         quiet_imports()
         from megatron_aia.data.replacements import UnreadableStep
         from megatron_aia.runtime.parallel import leave_process_group
+        from megatron_aia.training.replicas import DeadRunError
         from megatron_aia.training.trainer import Trainer
 
         trainer = Trainer(config)
-    with one_line_errors(UnreadableStep):
+    with one_line_errors(UnreadableStep, DeadRunError):
         trainer.run()
     leave_process_group()
 

@@ -244,6 +244,10 @@ class TrainingConfig:
     """Epsilon of Adam."""
     clip_grad: NonNegativeFloat = 5.0
     """Clip the global gradient norm; 0 does not clip."""
+    max_skipped_in_a_row: PositiveInt = 3
+    """The run ends after so many steps in a row whose gradient norm is not finite."""
+    check_weight_hash_across_dp_replicas_interval: Optional[PositiveInt] = None
+    """Steps between comparisons of the weights of all replicas; unset, they are not compared."""
 
 
 @dataclass

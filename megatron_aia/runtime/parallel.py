@@ -13,7 +13,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_aia.config import ParallelConfig
-from megatron_aia.runtime.device import bind_device, collective_backend
+from megatron_aia.runtime.device import bind_device, collective_backend, device
 from megatron_aia.runtime.mcore import install
 
 # Longer than reading millions of samples for the first time takes.
@@ -163,6 +163,13 @@ def gather_parameters(models: Iterable[Any]) -> None:
     for model in models:
         if model.ddp_config.overlap_param_gather:
             model.start_param_sync(force_sync=True)
+
+
+def is_anywhere(flag: bool) -> bool:
+    """Return whether a flag is set on any rank; every rank calls this."""
+    flags = torch.tensor([flag], dtype=torch.int32, device=device())
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 def broadcast_failure(error: Exception | None, control: dist.ProcessGroup) -> None:

@@ -14,7 +14,7 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_aia.config import Config
-from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.runtime.parallel import Parallel, is_anywhere
 
 
 def build_optimizer(
@@ -68,13 +68,15 @@ def build_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerPa
 def apply_gradients(optimizer: MegatronOptimizer, clip_grad: float) -> tuple[bool, float]:
     """Clip and update, unless the gradient norm is not finite: then nothing changes.
 
+    All ranks agree on that: a device that fails may break the gradient of one replica alone.
+
     Returns:
-        Whether weights were updated, and the gradient norm before clipping. Both are equal on all
-        ranks, since the norm is a sum over them.
+        Whether weights were updated, on all ranks or on none, and the gradient norm before
+        clipping, of this replica.
     """
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
-    updated = math.isfinite(norm)
+    updated = not is_anywhere(not math.isfinite(norm))
     if updated:
         parameters: list[Any] = optimizer.get_parameters()
         if clip_grad > 0 and parameters:

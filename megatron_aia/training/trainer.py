@@ -36,6 +36,7 @@ from megatron_aia.training.optimizer import (
     build_scheduler,
     learning_rate,
 )
+from megatron_aia.training.replicas import DeadRunError, check_replicas
 from megatron_aia.training.reporter import Reporter
 from megatron_aia.training.samples import Sampler, samples_are_due
 from megatron_aia.training.setup import build_data, build_models, build_teacher, loss_terms
@@ -79,6 +80,7 @@ class Trainer:
         self.scheduler = build_scheduler(config, self.optimizer)
         self.checkpoints = CheckpointIO(self.models, self.optimizer, self.scheduler, self.parallel)
         self.iteration = self.consumed_samples = self.total_skipped = self.data_start = 0
+        self.skipped_in_a_row = 0
         self.step_learning_rate = math.nan
         self.start_note = "fresh weights"
         if source is not None:
@@ -132,6 +134,7 @@ class Trainer:
 
         Raises:
             UnreadableStep: on every rank, if the samples of a step cannot be read.
+            DeadRunError: on every rank, if nothing is learned any more or replicas differ.
         """
         self._announce()
         try:
@@ -160,6 +163,7 @@ class Trainer:
             self._step(batches)
             if self._is_log_step():
                 self._log()
+            self._check_alive()
             if self.evaluator is not None and is_due(self.config, self.iteration):
                 self._validate(self.evaluator)
             if self.sampler is not None and samples_are_due(self.config, self.iteration):
@@ -188,7 +192,27 @@ class Trainer:
         self.iteration += 1
         self.consumed_samples += self.config.data.global_batch_size
         self.total_skipped += not updated
+        self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1
         self.metrics.add(output, updated, grad_norm)
+
+    def _check_alive(self) -> None:
+        """End a run that learns nothing any more, or whose replicas have parted.
+
+        Raises:
+            DeadRunError: on every rank.
+        """
+        training, count = self.config.training, self.skipped_in_a_row
+        if count >= training.max_skipped_in_a_row:
+            if not self._is_log_step():
+                self._log()
+            raise DeadRunError(
+                f"the gradient norm was not finite in {count} steps in a row (up to iteration "
+                f"{self.iteration}), so nothing was learned; start again from a checkpoint before "
+                "them, with a lower --lr or other data, or raise --max-skipped-in-a-row"
+            )
+        interval = training.check_weight_hash_across_dp_replicas_interval
+        if interval and self.iteration % interval == 0:
+            check_replicas(self.models, self.parallel)
 
     def _validate(self, evaluator: Evaluator) -> None:
         with self.timers.span("validation"):
@@ -243,7 +267,8 @@ class Trainer:
                 data_start=self.data_start,
             ),
             dump(self.config),
-            self.config.checkpoint.save_total_limit,
+            # What was saved before steps were skipped may be the last that is good.
+            0 if self.skipped_in_a_row else self.config.checkpoint.save_total_limit,
         )
         logger.info("saved %s", path)
 
