@@ -49,6 +49,7 @@ from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
 from megatron_aia.runtime.processes import end_with_children
 from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
+from megatron_aia.runtime.watchdog import watchdog
 
 _DAMAGE = (
     *(CheckpointingException, UnpicklingError, OSError, RuntimeError, LookupError, EOFError),
@@ -94,7 +95,7 @@ class CheckpointIO:
         """
         final = checkpoint_path(folder, state.iteration)
         temporary = final.with_name(f".{final.name}.{WRITING}")
-        self._on_first_rank(lambda: _fresh_folder(temporary))
+        self._on_first_rank("making its folder", lambda: _fresh_folder(temporary))
         gather_parameters(self._wrapped_models)
         content = {
             **self._model_state(),
@@ -102,17 +103,20 @@ class CheckpointIO:
             "opt_param_scheduler": self._scheduler.state_dict(),
             "rng_state": self._rng_state(),
         }
+        watchdog.at("saving a checkpoint: writing its tensors")
         with end_with_children("that writes a checkpoint"):
             dist_checkpointing.save(content, str(temporary), self._save_strategy)
         # On the host: the slowest writer may take longer than a collective of the GPU may.
+        watchdog.at("saving a checkpoint: waiting for all ranks to write")
         dist.barrier(self._parallel.control)
+        watchdog.at("saving a checkpoint: reading its tensors again for their checksums")
         sums = self._sum_files(temporary)
 
         def finish() -> None:
             write_state(temporary, state, config_text, sums)
             publish(temporary, final, keep)
 
-        self._on_first_rank(finish)
+        self._on_first_rank("publishing it", finish)
         return final
 
     def load(
@@ -211,10 +215,12 @@ class CheckpointIO:
             (parallel.pipeline_rank, parallel.tensor_rank, replicas.rank()),
         )
 
-    def _on_first_rank(self, action: Callable[[], None]) -> None:
+    def _on_first_rank(self, name: str, action: Callable[[], None]) -> None:
         """Run ``action`` on rank 0; if it fails there, every rank raises."""
         error: Exception | None = None
-        if dist.get_rank() == 0:
+        is_first = dist.get_rank() == 0
+        watchdog.at(f"saving a checkpoint: {'' if is_first else 'waiting for rank 0, '}{name}")
+        if is_first:
             try:
                 action()
             except OSError as caught:

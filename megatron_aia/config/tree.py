@@ -140,7 +140,8 @@ class ParallelConfig:
     recompute_num_layers: PositiveInt = 1
     """With full recompute: layers of one chunk, or layers to recompute."""
     distributed_timeout_minutes: PositiveInt = 30
-    """A collective that takes longer ends the run."""
+    """A collective that takes longer ends the run; so does any part of a step, a save or a
+    validation."""
 
     @property
     def layout(self) -> tuple[int, int, int]:

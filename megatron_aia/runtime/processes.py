@@ -53,6 +53,12 @@ def end_with_children(purpose: str) -> Iterator[None]:
         thread.join()
 
 
+def kill_children() -> None:
+    """Kill the processes that this one has forked, whatever they wait for."""
+    for child in _children():
+        child.kill()
+
+
 def _children() -> set[Any]:
     # The public function forgets those that have ended, which are the ones to look for.
     return set(multiprocessing.process._children)  # type: ignore[attr-defined]

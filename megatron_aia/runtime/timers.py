@@ -8,10 +8,22 @@ from typing import Any
 import torch
 
 from megatron_aia.runtime.device import has_cuda
+from megatron_aia.runtime.watchdog import watchdog
+
+_DOING = {
+    "data": "reading the samples of a step, or waiting for a rank that does",
+    "forward_backward": "forward and backward of a step",
+    "gradient_reduction": "reducing the gradients of a step",
+    "optimizer": "the update of a step",
+    "save": "saving a checkpoint",
+}
+"""What the watchdog says of a span."""
 
 
 class StepTimers:
     """Sums the time of named spans. A span inside another takes its time from it.
+
+    The watchdog knows a span by its name.
 
     Entering and leaving a span does not wait for a GPU.
     """
@@ -31,6 +43,7 @@ class StepTimers:
         now: Callable[[], Any] = time.perf_counter if on_host or not has_cuda() else _event
         outer = self._open[-1] if self._open else None
         self._open.append(name)
+        watchdog.at(_DOING.get(name, name))
         start = now()
         try:
             yield

@@ -13,6 +13,7 @@ from megatron_aia.data.replacements import CorruptSamplesFound, UnreadableStep
 from megatron_aia.models.losses import LossTerm
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
+from megatron_aia.runtime.watchdog import watchdog
 from megatron_aia.training.counts import StepCounts, count_step
 from megatron_aia.training.loss_sums import LossSums
 from megatron_aia.training.step import (
@@ -107,6 +108,7 @@ class Evaluator:
 
     def _steps(self) -> Iterator[list[MicroBatch]]:
         for number in range(self._config.training.eval_iters):
+            watchdog.at("validation")
             error: Exception | None = None
             batches: list[MicroBatch] = []
             try:

@@ -27,6 +27,7 @@ from megatron_aia.models.inference import Drawing, Inference, Question
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
+from megatron_aia.runtime.watchdog import watchdog
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.raw_sample import IMAGE_TAG, Turn
 
@@ -116,6 +117,7 @@ class Sampler:
         mine: dict[int, Any] = {}
         with decoding(models) as chunks:
             for batch in batches[replicas.rank() :: replicas.size()]:
+                watchdog.at("samples")
                 mine |= dict(zip(batch, self._make(chunks, batch), strict=True))
         if dist.get_rank() != chooser_of(self._parallel):
             mine = {}

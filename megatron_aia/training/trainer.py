@@ -25,6 +25,7 @@ from megatron_aia.runtime.parallel import (
     initialize_process_group,
 )
 from megatron_aia.runtime.timers import StepTimers
+from megatron_aia.runtime.watchdog import watchdog
 from megatron_aia.training.banner import describe_run
 from megatron_aia.training.evaluator import Evaluator, is_due
 from megatron_aia.training.instruments import peak_of_device
@@ -137,14 +138,16 @@ class Trainer:
             DeadRunError: on every rank, if nothing is learned any more or replicas differ.
         """
         self._announce()
-        try:
-            self._train()
-        finally:
-            self.feed.close()
-            self.traces.close()
-        if self.reporter:
-            self.reporter.close()
-        dist.barrier()
+        with watchdog.watch(self.config.parallel.distributed_timeout_minutes, dist.get_rank()):
+            try:
+                self._train()
+            finally:
+                self.feed.close()
+                self.traces.close()
+            if self.reporter:
+                self.reporter.close()
+            watchdog.at("waiting for all ranks to end")
+            dist.barrier()
 
     def _train(self) -> None:
         train_iters = self.config.training.train_iters
