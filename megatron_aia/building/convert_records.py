@@ -26,6 +26,10 @@ from megatron_aia.shards.raw_sample import IMAGE_TAG, Turn
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 RecordImage = Union[str, bytes, np.ndarray]
 """A path, the contents of a picture file, or integer codes ``[h, w]``."""
+_ANY_TAG = re.compile(
+    r"<\|?(?:image|img|vision|picture)[\w-]*\|?>|<im_patch>|\[(?:IMG|IMAGE)\]", re.IGNORECASE
+)
+"""As programs write where an image stands; in the text it would be read as words."""
 _TAGS_AT_AN_END = re.compile(rf"^(?:\s*{IMAGE_TAG}\s*)+|(?:\s*{IMAGE_TAG}\s*)+$")
 
 
@@ -134,6 +138,10 @@ def _turns(record_id: str, record: dict[str, Any]) -> tuple[Turn, ...]:
         text = turn.get("value") if isinstance(turn, dict) else None
         if speaker not in _SPEAKERS or not isinstance(text, str):
             raise RecordError(record_id, "a turn is not from human or gpt", repr(speaker))
+        foreign = next((tag for tag in _ANY_TAG.findall(text) if tag != IMAGE_TAG), None)
+        if foreign is not None:
+            said = f"{foreign}; write {IMAGE_TAG}"
+            raise RecordError(record_id, "a text holds an image tag of another program", said)
         turns.append(Turn(_SPEAKERS[speaker], _trim(text)))
     roles = [turn.role for turn in turns]
     if roles != ["human", "gpt"] * (len(roles) // 2):

@@ -15,7 +15,12 @@ from megatron_aia.building.sample_files import RawImage
 from megatron_aia.building.sources.base import is_failure_of_disk
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
-from megatron_aia.shards.pictures import check_header, decode_picture
+from megatron_aia.shards.pictures import (
+    check_header,
+    check_pixels,
+    decode_picture,
+    upright_rgb,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,6 +86,11 @@ def check_images(options: BuildOptions, record: Record) -> None:
                 except ValueError as error:
                     reason = "the image is no picture to store"
                     raise RecordError(record.id, reason, f"{file.name}: {error}") from None
+            else:
+                try:
+                    check_pixels(image)
+                except ValueError as error:
+                    raise file.unreadable(error) from None
 
 
 def stored_image(
@@ -131,12 +141,17 @@ def _load(file: _File) -> "Image":
     """
     with file.open() as image:
         try:
-            return import_optional("PIL.ImageOps", "demo").exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+            check_pixels(image)
+            rgb = upright_rgb(image)
+            rgb.load()
+            return rgb.copy() if rgb is image else rgb
+        except (OSError, ValueError, SyntaxError, MemoryError) as error:
             raise file.unreadable(error) from None
 
 
 def _keep(file: _File) -> RawImage:
     with file.open() as image:
-        suffix = {"JPEG": "jpg"}.get(image.format or "", (image.format or "bin").lower())
+        suffix = {"JPEG": "jpg", "MPO": "jpg"}.get(
+            image.format or "", (image.format or "bin").lower()
+        )
         return RawImage(suffix, file.contents(), image.width, image.height)

@@ -56,6 +56,8 @@ _DAMAGE = (
     *(AttributeError, TypeError, ValueError, AssertionError, MemoryError),
 )
 """What torch and megatron-core raise where a file is damaged or of another format."""
+_OPTIMIZER_STATE = ("params", "step")
+"""Fields of the optimizer's groups that are no settings."""
 _NORM_STATE = "norm._extra_state"
 """End of the names of what Transformer Engine's norms, operators, keep beside their weights."""
 
@@ -160,7 +162,7 @@ class CheckpointIO:
         if weights_only:
             self._optimizer.reload_model_params()
         else:
-            with torch.no_grad():
+            with torch.no_grad(), _own_settings(self._optimizer):
                 self._optimizer.load_state_dict(loaded["optimizer"])
             self._scheduler.load_state_dict(loaded["opt_param_scheduler"])
             if "rng_state" in content:
@@ -252,6 +254,18 @@ def load_weights(
     check_architecture(path, state.model, model)
     _load_chunks(models, read_sharded(_chunk_states(models), path))
     return state
+
+
+@contextmanager
+def _own_settings(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Keep learning rates, betas and decay as this run's flags say, whatever a checkpoint has."""
+    settings = [
+        {name: value for name, value in group.items() if name not in _OPTIMIZER_STATE}
+        for group in optimizer.param_groups
+    ]
+    yield
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def _chunk_states(models: Sequence[Any]) -> dict[str, Any]:

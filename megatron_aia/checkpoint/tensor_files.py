@@ -2,11 +2,12 @@
 
 import json
 import pickle
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -18,6 +19,7 @@ WRITTEN_BY = {"written_by": "megatron_aia"}
 _BIN_INDEX = "pytorch_model.bin.index.json"
 _SHARD_BYTES = 2_000_000_000  # writing a shard may hold it twice
 _CHECKED_AT_ONCE = 1 << 24
+_SHARD = re.compile(r"(.*-)\d+-of-(\d{1,6})(\.\w+)")
 
 
 class TensorFolder:
@@ -183,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} cannot be read: it is no JSON object")
@@ -194,7 +196,11 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """Return the files of tensors, and the index (empty without one)."""
     for index_name, pattern in ((INDEX_FILE, "*.safetensors"), (_BIN_INDEX, "pytorch_model*.bin")):
         if (folder / index_name).is_file():
-            index = read_json(folder / index_name).get("weight_map", {})
+            index = read_json(folder / index_name).get("weight_map")
+            if not _is_table(index):
+                raise ValueError(
+                    f"{folder / index_name} cannot be read: its weight_map is no table of names"
+                )
             names = sorted(set(index.values()))
             if not all(Path(name).name == name for name in names):
                 raise ValueError(f"{folder / index_name} cannot be read: it names other folders")
@@ -203,8 +209,28 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
                 raise ValueError(f"{folder / missing[0]} is missing; the index names it")
             return [folder / name for name in names], index
         if files := sorted(folder.glob(pattern)):
+            _check_all_shards(files)
             return files, {}
     raise ValueError(f"{folder} holds no *.safetensors and no pytorch_model*.bin")
+
+
+def _is_table(index: Any) -> TypeGuard[dict[str, str]]:
+    return isinstance(index, dict) and all(isinstance(name, str) for name in index.values())
+
+
+def _check_all_shards(files: Sequence[Path]) -> None:
+    """Compare the shards of a folder without an index with the count in their names."""
+    for file in files:
+        found = _SHARD.fullmatch(file.name)
+        if found is None:
+            continue
+        begin, count, end = found.groups()
+        names = [f"{begin}{n:0{len(count)}d}-of-{count}{end}" for n in range(1, int(count) + 1)]
+        missing = [name for name in names if not (file.parent / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{file.parent / missing[0]} is missing; {file.name} says there is one"
+            )
 
 
 def _safe_open(file: Path) -> Any:

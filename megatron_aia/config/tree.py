@@ -17,6 +17,8 @@ from megatron_aia.config.value_types import (
     Share,
 )
 
+StopSignalName = Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"]
+
 
 @dataclass
 class RunConfig:
@@ -277,7 +279,12 @@ class CheckpointConfig:
     load_fallback: bool = False
     """Where the newest checkpoint of --load is damaged, take the whole one before it."""
     exit_signal_handler: bool = False
-    """On SIGTERM, finish the step, save and stop, as a cluster's time limit asks for."""
+    """On a signal, finish the step, save and stop, as a cluster's time limit asks for."""
+    exit_signal: tuple[StopSignalName, ...] = ("SIGTERM", "SIGINT", "SIGUSR1")
+    """With --exit-signal-handler: signals to listen to."""
+    exit_duration_in_mins: Optional[PositiveInt] = None
+    """Save and stop before so many minutes are over; a save may take half as long again as the
+    longest before it."""
 
 
 @dataclass

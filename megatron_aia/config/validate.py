@@ -1,5 +1,6 @@
 """Checks of a configuration, so that a mistake is one line before any process starts to work."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from megatron_aia.config.data_sources import check_data_sources, named_folders
 from megatron_aia.config.files import settings_by_name, value_of
 from megatron_aia.config.locations import check_location, is_url
 from megatron_aia.config.settings import check_range, flag
-from megatron_aia.config.tree import AIAConfig, Config, TrainingConfig
+from megatron_aia.config.tree import AIAConfig, CheckpointConfig, Config, TrainingConfig
 from megatron_aia.config.validate_fp8 import check_fp8, notes_on_fp8
 from megatron_aia.config.validate_logging import check_logging, notes_on_logging
 from megatron_aia.config.validate_model import (
@@ -87,6 +88,27 @@ def _check_data_folder(name: str, folder: str, cache_path: str | None) -> None:
         raise ValueError(f"{name} {folder} is not a folder; write one with tools/build_shards.py")
 
 
+def check_can_be_made(name: str, folder: str | None) -> None:
+    """Check that a folder is there to write to, or that one above it is.
+
+    Args:
+        name: flag that names it.
+        folder: None is fine.
+
+    Raises:
+        ValueError: it is a file or below one, or nothing may be written there.
+    """
+    if folder is None:
+        return
+    there = Path(folder).absolute()
+    while not there.exists() and not there.is_symlink() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{name} {folder} cannot be made: {there} is no folder; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} {folder} cannot be written: {there} does not allow it")
+
+
 def _check_training(config: Config) -> None:
     training, parallel = config.training, config.parallel
     if training.min_lr > training.lr:
@@ -108,6 +130,8 @@ def _check_training(config: Config) -> None:
 
 def _check_checkpoint(config: Config) -> None:
     checkpoint = config.checkpoint
+    check_can_be_made("--save", checkpoint.save)
+    check_can_be_made("--tensorboard-dir", config.logging.tensorboard_dir)
     if checkpoint.save_interval is not None and checkpoint.save is None:
         raise ValueError(
             f"--save-interval {checkpoint.save_interval} has no folder to save to; add --save"
@@ -126,8 +150,11 @@ def _check_checkpoint(config: Config) -> None:
         may_be_missing = name == "load" and folder == checkpoint.save
         if folder is not None and not may_be_missing and not Path(folder).is_dir():
             raise ValueError(f"{flag(name)} {folder} is not a folder; give one with a checkpoint")
-    if checkpoint.exit_signal_handler and checkpoint.save is None:
-        raise ValueError("--exit-signal-handler has no folder to save to; add --save")
+    for name in ("exit_signal_handler", "exit_duration_in_mins"):
+        if getattr(checkpoint, name) and checkpoint.save is None:
+            raise ValueError(f"{flag(name)} has no folder to save to; add --save")
+    if checkpoint.exit_signal_handler and not checkpoint.exit_signal:
+        raise ValueError("--exit-signal-handler listens to nothing: --exit-signal names no signal")
 
 
 def _settings_without_effect(config: Config) -> list[str]:
@@ -150,6 +177,10 @@ def _settings_without_effect(config: Config) -> list[str]:
             TrainingConfig, name
         ):
             notes.append(f"{flag(name)} has no effect without --valid-data-path")
+    if not config.checkpoint.exit_signal_handler and (
+        config.checkpoint.exit_signal != CheckpointConfig.exit_signal
+    ):
+        notes.append("--exit-signal has no effect without --exit-signal-handler")
     if config.checkpoint.save_total_limit and config.checkpoint.save is None:
         notes.append("--save-total-limit has no effect without --save")
     if (

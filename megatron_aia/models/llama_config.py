@@ -15,6 +15,8 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
 )
+_ROPE_FIELDS = ("rope_type", "type", "rope_theta")
+"""Of an embedding that is not scaled; others must say that nothing is changed."""
 
 
 def read_llama(text: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +33,10 @@ def read_llama(text: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"config.json: {name} is {text[name]!r}, the decoder has {value!r}")
     for name in _SIZES:
         check_size(name, text[name])
+    check_number("rms_norm_eps", text["rms_norm_eps"])
     heads, groups = text["num_attention_heads"], text["num_key_value_heads"]
+    if text.get("head_dim") is not None:
+        check_size("head_dim", text["head_dim"])
     default_size, rest = divmod(text["hidden_size"], heads)
     head_size = text.get("head_dim") or default_size
     if heads % groups or (rest and not text.get("head_dim")):
@@ -51,16 +56,44 @@ def read_llama(text: dict[str, Any]) -> dict[str, Any]:
 
 def check_size(name: str, value: object) -> None:
     """Raise ValueError unless a size of config.json is a whole number above 0."""
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"config.json: {name} is {value!r}, no whole number above 0")
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError unless a value of config.json is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"config.json: {name} is {value!r}, no number above 0")
+
+
+def part_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of config.json, empty where it is left out or null.
+
+    Raises:
+        ValueError: it is no object.
+    """
+    found = document.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ValueError(f"config.json: {name} is {found!r}, no object")
+    return found
+
+
 def _rotary_base(text: dict[str, Any]) -> int:
-    rope = text.get("rope_parameters") or {}
-    scaling = text.get("rope_scaling") or rope
-    theta = rope.get("rope_theta", text["rope_theta"])
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ValueError("config.json: the rotary embedding is scaled, the decoder's is not")
+    """Return theta, which each version of Transformers writes in another place."""
+    theta = text["rope_theta"]
+    for place in ("rope_scaling", "rope_parameters"):
+        rope = part_of(text, place)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        others = {name: value for name, value in rope.items() if name not in _ROPE_FIELDS}
+        if kind != "default" or any(value not in (None, 1) for value in others.values()):
+            raise ValueError(
+                f"config.json: the rotary embedding is scaled ({place} {rope}), the decoder's is "
+                "not"
+            )
+        theta = rope.get("rope_theta", theta)
+    check_number("rope_theta", theta)
     if int(theta) != theta:
         raise ValueError(f"config.json: rope_theta {theta} is no whole number")
     return int(theta)

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """PIL's other decoders are less used, and a shard may come from elsewhere."""
-MAX_PIXELS = 80_000_000
+_MANY_PICTURES = "MPO"
+"""PIL's name of a JPEG with more pictures behind the first, as some phones write."""
+MAX_PIXELS = 64_000_000
 """A small file may announce a picture that fills the memory."""
+MAX_ASPECT = 100
+"""Longer side by shorter: scaled to a usual height, a strip would fill the memory too."""
+_DEEP_MODES = ("I", "F")
+"""Beginnings of PIL's modes of more than 8 bits a channel, which its conversion cuts off at 255."""
 _MAX_SCANS = 200
 """Of a progressive JPEG: each takes the time of a whole picture, and may be a few bytes long."""
 _START_OF_SCAN = b"\xff\xda"
@@ -73,8 +79,7 @@ def decode_picture(data: bytes) -> np.ndarray:
     Raises:
         CorruptSampleError: the file is damaged, of another format or too large.
     """
-    operations = import_optional("PIL.ImageOps", "hf")
-    return _open(data, lambda image: np.array(operations.exif_transpose(image).convert("RGB")))
+    return _open(data, lambda image: np.array(upright_rgb(image)))
 
 
 def read_pixel_size(data: bytes) -> tuple[int, int]:
@@ -84,6 +89,15 @@ def read_pixel_size(data: bytes) -> tuple[int, int]:
         CorruptSampleError: the header is damaged, of another format, or of too large a picture.
     """
     return _open(data, _upright_size)
+
+
+def upright_rgb(image: "Image") -> "Image":
+    """Return an opened picture in red, green and blue, turned as its camera meant it.
+
+    The picture itself is turned: a large one is not held twice.
+    """
+    import_optional("PIL.ImageOps", "hf").exif_transpose(image, in_place=True)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upright_size(image: "Image") -> tuple[int, int]:
@@ -111,12 +125,30 @@ def check_header(image: "Image") -> None:
     """Check an opened picture before its pixels are decoded.
 
     Raises:
-        CorruptSampleError: its format is not allowed, or it has too many pixels.
+        CorruptSampleError: its format is not allowed, or as ``check_pixels``.
     """
-    if image.format not in FORMATS:
+    if image.format not in (*FORMATS, _MANY_PICTURES):
         raise CorruptSampleError(f"its format {image.format} is none of {', '.join(FORMATS)}")
-    if image.width * image.height > MAX_PIXELS:
-        raise CorruptSampleError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS}")
+    check_pixels(image)
+
+
+def check_pixels(image: "Image") -> None:
+    """Check the size and the depth of an opened picture of any format.
+
+    Raises:
+        CorruptSampleError: too many pixels, a strip, or more than 8 bits a channel.
+    """
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise CorruptSampleError(f"{width} x {height} pixels are over {MAX_PIXELS}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise CorruptSampleError(
+            f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other"
+        )
+    if image.mode.startswith(_DEEP_MODES):
+        raise CorruptSampleError(
+            f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits"
+        )
 
 
 def crop_to_square(image: "Image", side: int) -> "Image":

@@ -2,9 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from megatron_aia.analysis.records import METRICS_FILE, LogRecord, append_record, end_lines
+from megatron_aia.analysis.records import (
+    METRICS_FILE,
+    JsonRecord,
+    LogRecord,
+    append_record,
+    end_lines,
+)
 from megatron_aia.analysis.samples import SAMPLES_FILE, ShownSample, write_samples
 from megatron_aia.analysis.validation import VALIDATION_FILE, ValidationRecord
 from megatron_aia.checkpoint.folder import CONFIG_FILE
@@ -17,6 +24,7 @@ from megatron_aia.training.console import (
     format_record,
     format_validation,
 )
+from megatron_aia.training.side_outputs import SideOutputs
 from megatron_aia.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
@@ -32,6 +40,7 @@ class Reporter:
     """
 
     def __init__(self, config: Config, start_iteration: int) -> None:
+        self._outputs = SideOutputs()
         self._figure_interval = config.logging.aia_figure_interval
         self._log_throughput = config.logging.log_throughput
         self._eta = EtaEstimator(start_iteration)
@@ -61,35 +70,45 @@ class Reporter:
         logger.info(format_record(record, self._eta.update(record)))
         if self._log_throughput:
             logger.info(format_instruments(record))
-        if self._records_folder:
-            append_record(self._records_folder, record)
+        self._append(record, METRICS_FILE)
         if self._tensorboard:
-            self._tensorboard.write(record)
+            self._outputs.write("TensorBoard", partial(self._tensorboard.write, record))
             if self._figure_interval and record.iteration % self._figure_interval == 0:
-                self._draw(record)
+                self._outputs.write("the figure of intensities", partial(self._draw, record))
 
     def write_validation(self, record: ValidationRecord) -> None:
         """Report a validation."""
         logger.info(format_validation(record))
-        if self._records_folder:
-            append_record(self._records_folder, record, VALIDATION_FILE)
+        self._append(record, VALIDATION_FILE)
         if self._tensorboard:
-            self._tensorboard.write_validation(record)
+            self._outputs.write("TensorBoard", partial(self._tensorboard.write_validation, record))
 
     def write_samples(self, iteration: int, samples: Sequence[ShownSample]) -> None:
         """Report what the model draws and answers after a step."""
-        if self._records_folder:
-            write_samples(self._records_folder, iteration, samples)
-            count, folder = len(samples), self._records_folder
+        count, folder = len(samples), self._records_folder
+        if folder and self._outputs.write(
+            SAMPLES_FILE, partial(write_samples, folder, iteration, samples)
+        ):
             logger.info("samples after iteration %d: %d in %s", iteration, count, folder)
         if self._tensorboard:
             for sample in samples:
-                self._tensorboard.write_sample(sample, iteration)
+                write = partial(self._tensorboard.write_sample, sample, iteration)
+                self._outputs.write("TensorBoard", write)
 
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._tensorboard:
-            self._tensorboard.close()
+            self._outputs.write("TensorBoard", self._tensorboard.close)
+        self._outputs.close()
+
+    def _append(self, record: JsonRecord, name: str) -> None:
+        """Add a record to a file, behind what a write that failed may have left of a line."""
+        folder = self._records_folder
+        if folder is None:
+            return
+        if self._outputs.failures[name]:
+            self._outputs.write(name, partial(end_lines, folder / name))
+        self._outputs.write(name, partial(append_record, folder, record, name))
 
     def _first_of_run(self, start_iteration: int) -> LogRecord | None:
         """Return the first record of a run that goes on; None where it has just begun."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,8 +71,10 @@ class Trainer:
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data(config)
         self.terms = loss_terms(config, self.spec, self.data.encoder)
-        stop = StopSignal(listens=config.checkpoint.exit_signal_handler)
-        self.feed = SyncedLoader(config, self.data, self.parallel, stop)
+        options = config.checkpoint
+        names = options.exit_signal if options.exit_signal_handler else ()
+        self.stop = StopSignal(names, options.exit_duration_in_mins)
+        self.feed = SyncedLoader(config, self.data, self.parallel, self.stop)
         self.evaluator = self._build_evaluator()
         self.sampler = self._build_sampler()
         source, resumes = _find_start(config.checkpoint)
@@ -96,7 +99,7 @@ class Trainer:
             config.model.num_layers, self.terms, self.targets, self.parallel, self.timers, peak
         )
         self.traces = Traces(config)
-        self.reporter = Reporter(config, self.iteration) if dist.get_rank() == 0 else None
+        self.reporter = self._open_reporter()
 
     @property
     def position(self) -> int:
@@ -129,6 +132,18 @@ class Trainer:
             broadcast_failure(error, self.parallel.control)
         assert data is not None
         return data
+
+    def _open_reporter(self) -> Reporter | None:
+        """Open what rank 0 writes to."""
+        reporter: Reporter | None = None
+        error: Exception | None = None
+        if dist.get_rank() == 0:
+            try:
+                reporter = Reporter(self.config, self.iteration)
+            except OSError as caught:
+                error = ValueError(f"--save or --tensorboard-dir cannot be written: {caught}")
+        broadcast_failure(error, self.parallel.control)
+        return reporter
 
     def run(self) -> None:
         """Train to ``train_iters``, reporting and saving on the way.
@@ -256,6 +271,7 @@ class Trainer:
 
     def _save(self) -> None:
         assert self.config.checkpoint.save is not None
+        start = time.monotonic()
         path = self.checkpoints.save(
             Path(self.config.checkpoint.save),
             RunState(
@@ -273,7 +289,9 @@ class Trainer:
             # What was saved before steps were skipped may be the last that is good.
             0 if self.skipped_in_a_row else self.config.checkpoint.save_total_limit,
         )
-        logger.info("saved %s", path)
+        seconds = time.monotonic() - start
+        self.stop.note_save(seconds)
+        logger.info("saved %s in %.1f s", path, seconds)
 
     def _take_weights(self, folder: Path) -> None:
         state = self._load(folder, weights_only=True)

@@ -3,6 +3,7 @@ import pytest
 from megatron_aia.config import fit_layout, validate
 from megatron_aia.config.files import settings_by_name, with_values
 from megatron_aia.config.tree import Config
+from megatron_aia.config.validate import check_can_be_made
 from megatron_aia.models import preset_table
 
 
@@ -274,3 +275,13 @@ def test_settings_without_effect_are_noted():
         "--aia-sampled-queries has no effect without --aia-attention sampled"
     ]
     assert check(aia_sampled_queries=16, aia_attention="sampled") == []
+
+
+@pytest.mark.parametrize("flag", ["--save", "--tensorboard-dir"])
+def test_a_folder_that_cannot_be_made(flag, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        with pytest.raises(ValueError, match=f"{flag} .* cannot be made: .*file is no folder"):
+            check_can_be_made(flag, str(tmp_path / folder))
+    check_can_be_made(flag, str(tmp_path / "a" / "b"))
+    check_can_be_made(flag, None)

@@ -12,17 +12,22 @@ or ``jpg``, ``jpeg``, ``png``,
 ``webp``
 ====================================  ==============================================  ==========
 
-A record of other fields stays as it is, and does not fit.
+A record of other fields stays as it is, and does not fit. Neither does one with a video or a sound,
+or with a picture in a field that is not read: it would become another sample.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from megatron_aia.building.convert_records import RecordError
 from megatron_aia.building.sources.base import RawRecord
 from megatron_aia.shards.raw_sample import IMAGE_TAG
 
 PICTURE_FIELDS = ("image", "jpg", "jpeg", "png", "webp")
-_CAPTION_FIELDS = ("txt", "caption")
+CAPTION_FIELDS = ("txt", "caption")
+_IMAGE_FIELDS = ("images", *PICTURE_FIELDS, "path", "input_image", "output_image")
+_IMAGE_WORDS = ("image", "img", "picture", "photo", "pixel", *PICTURE_FIELDS)
+_OTHER_MEDIA = ("video", "audio")
 _TURN = ("from", "value")
 
 
@@ -30,13 +35,45 @@ def to_record(raw: RawRecord) -> RawRecord:
     """Return a raw record as ``{"id", "image", "conversations", "source", "license"}``.
 
     Values are not checked here; what does not fit is left to ``convert_record``.
+
+    Raises:
+        RecordError: it holds a video, a sound, or a picture that is not read.
     """
+    _check_media(raw)
     for fields, convert in _FORMS:
         if all(field in raw for field in fields):
             return convert(raw)
-    caption = next((raw[field] for field in _CAPTION_FIELDS if field in raw), None)
+    caption = next((raw[field] for field in CAPTION_FIELDS if field in raw), None)
     picture = next((raw[field] for field in PICTURE_FIELDS if field in raw), None)
     return raw if caption is None or picture is None else _drawing(raw, caption, [picture])
+
+
+def _check_media(raw: RawRecord) -> None:
+    full = [field for field, value in raw.items() if not _is_empty(value)]
+    reads_image = any(field in _IMAGE_FIELDS for field in full)
+    for field in full:
+        name = field.lower()
+        is_image = any(word in name for word in _IMAGE_WORDS) and _may_be_picture(raw[field])
+        if any(word in name for word in _OTHER_MEDIA) or (
+            is_image and not reads_image and field not in _IMAGE_FIELDS
+        ):
+            record_id = str(raw.get("id", raw.get("__key__", "")))
+            fields = ", ".join(_IMAGE_FIELDS)
+            raise RecordError(
+                record_id,
+                f"the field {field} is not read",
+                f"images stand in one of {fields}; rename it, or remove it",
+            )
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, bytes, list, dict)) and not value)
+
+
+def _may_be_picture(value: Any) -> bool:
+    """Tell pictures and paths from counts, sizes and flags."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, (str, bytes, dict))
 
 
 def _conversation(raw: RawRecord) -> RawRecord:

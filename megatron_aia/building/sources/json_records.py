@@ -21,6 +21,7 @@ _LONGEST_RECORD = 1 << 28
 """Characters; a bracket that is missing must not pull the whole file into memory."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BETWEEN_ITEMS = re.compile(r"[ \t\r\n,]*")
+_BYTE_ORDER_MARK = "\ufeff"
 _DECODER = json.JSONDecoder()
 
 
@@ -60,14 +61,16 @@ class _JsonPart:
         with self.path.open("rb") as file:
             file.seek(self.start)
             data = file.read(self.stop - self.start)
+        number = self.first
         try:
-            records = _parse_lines(data) if _is_lines(self.path) else _parse_items(data)
-            for number, record in enumerate(records, self.first):
+            for record in _parse_lines(data) if _is_lines(self.path) else _parse_items(data):
                 if not isinstance(record, dict):
-                    raise ValueError(f"record number {number} is no JSON object")
+                    raise ValueError("it is no JSON object")
                 yield record
+                number += 1
         except (ValueError, RecursionError) as error:
-            raise _unreadable(self.path, error) from None
+            where = f"record number {number}, counted from 0"
+            raise _unreadable(self.path, ValueError(f"{where}: {error}")) from None
 
 
 def open_json(path: Path) -> Source:
@@ -115,6 +118,8 @@ def _line_offsets(file: BinaryIO) -> Iterator[int]:
 
 def _item_offsets(file: BinaryIO) -> Iterator[int]:
     window = _Window(file)
+    if window.next_character() == _BYTE_ORDER_MARK:
+        window.skip_character()
     if window.next_character() != "[":
         raise ValueError("it is no list of records; JSON lines must be named *.jsonl")
     window.skip_character()

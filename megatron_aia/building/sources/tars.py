@@ -9,14 +9,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import NoReturn
 
+from megatron_aia.building.convert_records import RecordError
 from megatron_aia.building.sources.base import FileCounts, Format, Part, RawRecord, Slice, Source
-from megatron_aia.building.sources.field_names import PICTURE_FIELDS
+from megatron_aia.building.sources.field_names import CAPTION_FIELDS, PICTURE_FIELDS
 from megatron_aia.runtime.workers import available_cores, map_in_processes
 from megatron_aia.shards.problems import Problem
 from megatron_aia.shards.shard import LocalShard, Shard
 from megatron_aia.shards.tar import TarMember, list_members, split_name
 
-_SUFFIXES = ("txt", "caption", *PICTURE_FIELDS)
+_SUFFIXES = (*CAPTION_FIELDS, *PICTURE_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class TarRecords:
 class _TarPart:
     slices: tuple[Slice, ...]
 
-    def read(self) -> Iterator[RawRecord]:
+    def read(self) -> Iterator[RawRecord | RecordError]:
         """See ``Part``."""
         for part in self.slices:
             shard = LocalShard.at(part.file)
             for key, members in islice(_samples(shard), part.start, part.stop):
-                yield {"__key__": key, **_read_members(shard, members)}
+                yield _record(shard, key, members)
 
 
 def open_tars(path: Path) -> Source:
@@ -77,6 +78,21 @@ def _samples(shard: Shard) -> Iterator[tuple[str, Sequence[TarMember]]]:
 
 def _refuse(problem: Problem) -> NoReturn:
     raise ValueError(f"cannot read records from {problem.shard}: {problem.text}; copy it again")
+
+
+def _record(shard: Shard, key: str, members: Sequence[TarMember]) -> RawRecord | RecordError:
+    suffixes = [split_name(member.name)[1] for member in members]
+    doubled = sorted({suffix for suffix in suffixes if suffixes.count(suffix) > 1})
+    if doubled:
+        return RecordError(key, "a file of a tar stands there twice", f"{key}.{doubled[0]}")
+    if not (set(suffixes) & set(CAPTION_FIELDS) and set(suffixes) & set(PICTURE_FIELDS)):
+        return RecordError(
+            key,
+            "a sample of a tar is a caption and a picture that follow each other",
+            f"found {', '.join(suffixes)}; captions are {' '.join(CAPTION_FIELDS)}, pictures "
+            f"{' '.join(PICTURE_FIELDS)}",
+        )
+    return {"__key__": key, **_read_members(shard, members)}
 
 
 def _read_members(shard: Shard, members: Sequence[TarMember]) -> RawRecord:

@@ -8,6 +8,7 @@ from megatron_aia.models.hugging_face import JSON, HFTarget
 from megatron_aia.models.llama_config import (
     check_size,
     newer_fields,
+    part_of,
     read_llama,
     write_llama,
 )
@@ -34,12 +35,13 @@ def model_config(document: JSON) -> ModelConfig:
     Raises:
         ValueError: a value is of another architecture than Emu3's.
     """
-    text = {**_DEFAULTS, **document.get("text_config", document)}
+    own = part_of(document, "text_config") if "text_config" in document else document
+    text = {**_DEFAULTS, **own}
     fields = read_llama(text)
     pad, vocab_size = text["pad_token_id"], text["vocab_size"]
     check_size("pad_token_id", pad)
     codebook_size = vocab_size - pad - _SPECIAL_TOKENS
-    stated = document.get("vq_config", {}).get("codebook_size", codebook_size)
+    stated = part_of(document, "vq_config").get("codebook_size", codebook_size)
     if codebook_size < 1 or stated != codebook_size:
         raise ValueError(
             f"config.json: vocab_size {vocab_size} with pad_token_id {pad} leaves {codebook_size} "

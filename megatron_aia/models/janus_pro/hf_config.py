@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_aia.models.hugging_face import JSON
 from megatron_aia.models.janus_pro.settings import JanusModelConfig
-from megatron_aia.models.llama_config import check_size, read_llama
+from megatron_aia.models.llama_config import check_number, check_size, part_of, read_llama
 
 TOWERS: dict[str, dict[str, int]] = {
     "siglip_large_patch16_384": {"width": 1024, "layers": 24, "heads": 16, "ffn": 4096, "patch": 16}
@@ -42,6 +42,10 @@ VISION_FIXED: dict[str, Any] = {
     "num_channels": 3,
 }
 _CODES_DEFAULTS: dict[str, Any] = {"embed_dim": 8, "num_embeddings": 16_384, "num_hidden_layers": 2}
+_SIZES = (
+    *("image_size", "patch_size", "codebook_size", "code_channels", "vision_num_layers"),
+    *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads"),
+)
 PROJECTOR: dict[str, Any] = {"depth": 2, "projector_type": "mlp_gelu"}
 
 
@@ -60,14 +64,14 @@ def model_config(document: JSON) -> JanusModelConfig:
     fields = read_llama(text) | (
         _read_original(document) if is_original else _read_transformers(document)
     )
-    for name in ("image_size", "patch_size", "codebook_size", "code_channels"):
+    for name in _SIZES:
         check_size(name, fields[name])
     return JanusModelConfig(model="janus_pro", text_vocab_size=text["vocab_size"], **fields)
 
 
 def _read_original(document: JSON) -> JSON:
     parts = {
-        name: document.get(f"{name}_config", {}).get("params", {})
+        name: part_of(part_of(document, f"{name}_config"), "params")
         for name in ("vision", "aligner", "gen_aligner", "gen_vision", "gen_head")
     }
     for name in ("aligner", "gen_aligner"):
@@ -85,6 +89,8 @@ def _read_original(document: JSON) -> JSON:
         )
     tower = TOWERS[tower_name]
     select_layer = parts["vision"].get("select_layer", -2)
+    if isinstance(select_layer, bool) or not isinstance(select_layer, int):
+        raise ValueError(f"config.json: select_layer is {select_layer!r}, no whole number")
     last = tower["layers"] + select_layer + 1 if select_layer <= 0 else select_layer
     return {
         "vision_num_layers": min(tower["layers"], last),
@@ -99,11 +105,13 @@ def _read_original(document: JSON) -> JSON:
 
 
 def _read_transformers(document: JSON) -> JSON:
-    vision = {**_VISION_DEFAULTS, **document.get("vision_config", {})}
-    codes = {**_CODES_DEFAULTS, **document.get("vq_config", {})}
+    vision = {**_VISION_DEFAULTS, **part_of(document, "vision_config")}
+    codes = {**_CODES_DEFAULTS, **part_of(document, "vq_config")}
     for name, value in VISION_FIXED.items():
         if vision.get(name, value) != value:
             raise ValueError(f"config.json: {name} is {vision[name]!r}, Janus-Pro has {value!r}")
+    check_size("hidden_size", vision["hidden_size"])
+    check_number("mlp_ratio", vision["mlp_ratio"])
     if (vision["depth"], codes["num_hidden_layers"]) != (2, 2):
         raise ValueError(
             f"config.json: the aligners have {vision['depth']} and {codes['num_hidden_layers']} "
