@@ -49,13 +49,14 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         order_collectives(config.parallel.layout[0])
         # Heavy to import, and of no use to a command line that is wrong.
         quiet_imports()
+        from megatron_aia.checkpoint.io import CheckpointWriteError
         from megatron_aia.data.replacements import UnreadableStep
         from megatron_aia.runtime.parallel import leave_process_group
         from megatron_aia.training.replicas import DeadRunError
         from megatron_aia.training.trainer import Trainer
 
         trainer = Trainer(config)
-    with one_line_errors(UnreadableStep, DeadRunError):
+    with one_line_errors(UnreadableStep, DeadRunError, CheckpointWriteError):
         trainer.run()
     leave_process_group()
 

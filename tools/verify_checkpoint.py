@@ -8,31 +8,18 @@ is damaged or missing.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Optional
 
 from megatron_aia.checkpoint.folder import complete_checkpoints, find_checkpoint, read_sums
 from megatron_aia.checkpoint.manifest import find_damage
+from megatron_aia.checkpoint.options import VerifyCheckpointOptions
 from megatron_aia.cli import one_line_errors
 from megatron_aia.config.flags import parse_options
-from megatron_aia.config.value_types import POSITIONAL, PositiveInt
 from megatron_aia.runtime.workers import map_in_processes
 
 EXIT_DAMAGE = 1
-
-
-@dataclass(kw_only=True)
-class VerifyCheckpointOptions:
-    """Settings of this tool."""
-
-    checkpoints: Annotated[tuple[Path, ...], POSITIONAL] = ()
-    """Checkpoints, or folders of runs."""
-    all: bool = False
-    """Every checkpoint of a run's folder, not the newest alone."""
-    num_workers: PositiveInt = 1
-    """Processes that read a checkpoint's files."""
 
 
 def verify_files(path: Path, num_workers: int) -> tuple[bool, str]:

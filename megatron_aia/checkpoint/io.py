@@ -3,63 +3,61 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import (
-    get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
 )
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
-    FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_aia.checkpoint.choose import choose_checkpoint
 from megatron_aia.checkpoint.compatibility import (
     check_architecture,
     check_freeze,
-    check_megatron_core,
     check_optimizer,
 )
 from megatron_aia.checkpoint.folder import (
     WRITING,
     RunState,
     checkpoint_path,
+    complete_checkpoints,
     publish,
     read_state,
     remove_leftovers,
     write_state,
 )
 from megatron_aia.checkpoint.manifest import FileSums, sum_files_of_rank
+from megatron_aia.checkpoint.sharded import (
+    DAMAGE,
+    chunk_states,
+    first_line,
+    load_states,
+    read_sharded,
+)
 from megatron_aia.runtime.device import has_cuda
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
 from megatron_aia.runtime.processes import end_with_children
-from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
 from megatron_aia.runtime.watchdog import watchdog
 
-_DAMAGE = (
-    *(CheckpointingException, UnpicklingError, OSError, RuntimeError, LookupError, EOFError),
-    *(AttributeError, TypeError, ValueError, AssertionError, MemoryError),
-)
-"""What torch and megatron-core raise where a file is damaged or of another format."""
 _OPTIMIZER_STATE = ("params", "step")
 """Fields of the optimizer's groups that are no settings."""
-_NORM_STATE = "norm._extra_state"
-"""End of the names of what Transformer Engine's norms, operators, keep beside their weights."""
+
+
+class CheckpointWriteError(RuntimeError):
+    """A checkpoint cannot be written; the older ones are as they were."""
 
 
 class CheckpointIO:
@@ -94,9 +92,24 @@ class CheckpointIO:
 
         It is written beside its final place and renamed when complete: a run that is killed while
         it saves leaves the older checkpoints, and the pointer to them, as they were.
+
+        Raises:
+            CheckpointWriteError: it cannot be written; naming the place and the room that is left.
         """
         final = checkpoint_path(folder, state.iteration)
         temporary = final.with_name(f".{final.name}.{WRITING}")
+        try:
+            self._write(temporary, final, state, config_text, keep)
+        except DAMAGE as error:
+            raise CheckpointWriteError(
+                f"the checkpoint {final} cannot be written: {first_line(error)}"
+                f"{_room(folder)}; older ones are as they were"
+            ) from error
+        return final
+
+    def _write(
+        self, temporary: Path, final: Path, state: RunState, config_text: str, keep: int
+    ) -> None:
         self._on_first_rank("making its folder", lambda: _fresh_folder(temporary))
         gather_parameters(self._wrapped_models)
         content = {
@@ -119,7 +132,6 @@ class CheckpointIO:
             publish(temporary, final, keep)
 
         self._on_first_rank("publishing it", finish)
-        return final
 
     def load(
         self,
@@ -158,7 +170,7 @@ class CheckpointIO:
             if state.layout == self.layout():
                 content["rng_state"] = self._rng_state()
         loaded = read_sharded(content, path, self._parallel.groups.dp_cp)
-        _load_chunks(self._models, loaded)
+        load_states(self._models, loaded)
         if weights_only:
             self._optimizer.reload_model_params()
         else:
@@ -194,7 +206,7 @@ class CheckpointIO:
         }
 
     def _model_state(self) -> dict[str, Any]:
-        return _chunk_states(self._models)
+        return chunk_states(self._models)
 
     def _optimizer_state(self, is_loading: bool) -> Any:
         """Return the optimizer's sharded state, in the one form that any layout can load."""
@@ -226,34 +238,8 @@ class CheckpointIO:
             try:
                 action()
             except OSError as caught:
-                error = ValueError(f"the checkpoint cannot be written: {caught}")
+                error = ValueError(f"{name}: {caught}")
         broadcast_failure(error, self._parallel.control)
-
-
-def load_weights(
-    models: Sequence[Any],
-    folder: Path,
-    model: dict[str, Any],
-    control: dist.ProcessGroup,
-    verify: bool = True,
-) -> RunState:
-    """Load the weights of unwrapped model chunks; every rank calls this.
-
-    Args:
-        models: chunks of this process.
-        folder: of checkpoints, or one checkpoint.
-        model: fields of the model's configuration; the checkpoint's must be the same.
-        control: all ranks.
-        verify: compare the files with their checksums before.
-
-    Raises:
-        ValueError: no checkpoint, another model, damaged files.
-    """
-    path = choose_checkpoint(folder, control, verify)
-    state = read_state(path)
-    check_architecture(path, state.model, model)
-    _load_chunks(models, read_sharded(_chunk_states(models), path))
-    return state
 
 
 @contextmanager
@@ -268,33 +254,15 @@ def _own_settings(optimizer: MegatronOptimizer) -> Iterator[None]:
         group.update(own)
 
 
-def _chunk_states(models: Sequence[Any]) -> dict[str, Any]:
-    """Return the sharded states of model chunks.
-
-    Transformer Engine's norm, an operator, has an extra state that says nothing, and the other
-    norms have none: it is left out, or no checkpoint would load on both sides.
-    """
-    return {
-        _chunk_key(i, len(models)): {
-            name: part
-            for name, part in model.sharded_state_dict().items()
-            if not name.endswith(_NORM_STATE)
-        }
-        for i, model in enumerate(models)
-    }
-
-
-def _load_chunks(models: Sequence[Any], loaded: dict[str, Any]) -> None:
-    for i, model in enumerate(models):
-        missing, unexpected = model.load_state_dict(
-            loaded[_chunk_key(i, len(models))], strict=False
-        )
-        missing = [name for name in missing if not name.endswith(_NORM_STATE)]
-        assert not missing and not unexpected, (missing, unexpected)
-
-
-def _chunk_key(index: int, count: int) -> str:
-    return "model" if count == 1 else f"model{index}"
+def _room(folder: Path) -> str:
+    """Return the space that is free for a checkpoint, and what the one before it takes."""
+    try:
+        free = f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB are free"
+        older = complete_checkpoints(folder)
+        size = sum(file.stat().st_size for file in older[-1].rglob("*")) if older else 0
+    except OSError:
+        return ""
+    return f"{free}, {older[-1].name} takes {size / 1e9:.2f} GB)" if older else f"{free})"
 
 
 def _fresh_folder(path: Path) -> None:
@@ -303,53 +271,6 @@ def _fresh_folder(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
     path.mkdir()
-
-
-def read_sharded(
-    content: dict[str, Any], path: Path, replicas: dist.ProcessGroup | None = None
-) -> Any:
-    """Read the tensors that ``content`` describes.
-
-    Args:
-        content: sharded state.
-        path: one checkpoint.
-        replicas: ranks that want the same tensors: each reads a part of them and sends it to the
-            others. None reads all on every rank.
-
-    Raises:
-        ValueError: the files are damaged, or of another model or a newer megatron-core.
-    """
-    check_megatron_core(path, read_state(path).megatron_core)
-    with damage_is_named(path), tables_and_tensors_only():
-        strategy = get_default_load_sharded_strategy(str(path))
-        if replicas is not None and replicas.size() > 1:
-            strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
-        return dist_checkpointing.load(content, str(path), strategy)
-
-
-@contextmanager
-def damage_is_named(path: Path) -> Iterator[None]:
-    """Name the checkpoint in what reading its files raises, which depends on the damage.
-
-    Raises:
-        ValueError: in the place of it.
-    """
-    try:
-        yield
-    # CheckpointException, of torch, is a BaseException.
-    except (CheckpointException, *_DAMAGE) as error:
-        raise ValueError(
-            f"the checkpoint {path} cannot be loaded ({_first_line(error)}); use another one"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error; torch keeps the causes of its own beside the message."""
-    causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
-    if causes:
-        return _first_line(causes[0])
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
 
 
 def _get_rng_state() -> dict[str, Any]:

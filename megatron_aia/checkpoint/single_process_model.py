@@ -9,7 +9,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-from megatron_aia.checkpoint.io import damage_is_named, read_sharded
+from megatron_aia.checkpoint.sharded import damage_is_named, read_sharded
 from megatron_aia.config import AIAConfig, Config, DataConfig, ModelConfig, ParallelConfig
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.backbone import PackedGPTModel

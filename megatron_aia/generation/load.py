@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_aia.checkpoint.folder import CONFIG_FILE, architecture
-from megatron_aia.checkpoint.io import load_weights
+from megatron_aia.checkpoint.sharded import load_weights
 from megatron_aia.config import AIAConfig, Config, ParallelConfig
 from megatron_aia.generation.swap import decoding
 from megatron_aia.models import load_model_spec, read_run_config

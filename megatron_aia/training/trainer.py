@@ -71,9 +71,7 @@ class Trainer:
         self.targets, self.profile_note = _resolve_targets(config)
         self.data = self._open_data(config)
         self.terms = loss_terms(config, self.spec, self.data.encoder)
-        options = config.checkpoint
-        names = options.exit_signal if options.exit_signal_handler else ()
-        self.stop = StopSignal(names, options.exit_duration_in_mins)
+        self.stop = _stop_signal(config.checkpoint)
         self.feed = SyncedLoader(config, self.data, self.parallel, self.stop)
         self.evaluator = self._build_evaluator()
         self.sampler = self._build_sampler()
@@ -151,6 +149,7 @@ class Trainer:
         Raises:
             UnreadableStep: on every rank, if the samples of a step cannot be read.
             DeadRunError: on every rank, if nothing is learned any more or replicas differ.
+            CheckpointWriteError: if a checkpoint cannot be written.
         """
         self._announce()
         with watchdog.watch(self.config.parallel.distributed_timeout_minutes, dist.get_rank()):
@@ -366,6 +365,11 @@ def _find_start(options: CheckpointConfig) -> tuple[Path | None, bool]:
         return Path(source), True
     first_weights = source or options.pretrained_checkpoint
     return (Path(first_weights) if first_weights else None), False
+
+
+def _stop_signal(options: CheckpointConfig) -> StopSignal:
+    names = options.exit_signal if options.exit_signal_handler else ()
+    return StopSignal(names, options.exit_duration_in_mins)
 
 
 def _resolve_targets(config: Config) -> tuple[LayerTargets | None, str]:

@@ -14,6 +14,7 @@ import yaml
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
+from megatron_aia.checkpoint.options import VerifyCheckpointOptions
 from megatron_aia.config import Config
 from megatron_aia.config.files import settings_by_name
 from megatron_aia.config.megatron_lm import ANSWERS
@@ -150,6 +151,7 @@ def known_flags() -> frozenset[str]:
             FitOptions,
             CompareOptions,
             AlignmentOptions,
+            VerifyCheckpointOptions,
         ),
     ):
         settings += settings_of(options).values()
