@@ -100,9 +100,9 @@ def parse_with_notes(
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn an error of ``kinds``, ValueError if there are none, that every rank raises into
-    one line of rank 0 and exit code 2.
+    one line of rank 0 and exit code 2. So too what a file raises that is nested without end.
     """
-    expected = kinds or (ValueError,)
+    expected: tuple[type[Exception], ...] = (*(kinds or (ValueError,)), RecursionError)
     try:
         yield
     except expected as error:

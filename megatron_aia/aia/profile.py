@@ -115,7 +115,7 @@ def load_profile(name_or_path: str) -> Profile:
         )
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a YAML file: {reason}") from error
     return _Reader(path).profile(document)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_aia.building.convert_records import Record, RecordError
+from megatron_aia.building.image_paths import find_image
 from megatron_aia.building.options import BuildOptions
 from megatron_aia.building.sample_files import RawImage
 from megatron_aia.building.sources.base import is_failure_of_disk
@@ -129,8 +130,25 @@ def _find(options: BuildOptions, record: Record, number: int) -> _File | None:
         return None
     if isinstance(image, bytes):
         return _File(record, f"image {number} of the record", image)
-    path = options.image_root / image
-    return _File(record, str(path), path)
+    return _File(record, str(options.image_root / image), _find_path(options, record, image))
+
+
+def _find_path(options: BuildOptions, record: Record, name: str) -> Path:
+    """Return where an image is.
+
+    Raises:
+        RecordError: nothing is there, or it may not be read.
+        OSError: the disk failed.
+    """
+    place = str(options.image_root / name)
+    try:
+        return find_image(options.image_root, name)
+    except (OSError, ValueError) as error:
+        if is_failure_of_disk(error):
+            raise
+        if isinstance(error, FileNotFoundError):
+            raise RecordError(record.id, "the image is not there", place) from None
+        raise RecordError(record.id, "the image may not be read", f"{place}: {error}") from None
 
 
 def _load(file: _File) -> "Image":

@@ -25,7 +25,7 @@ class BuildOptions:
     """Codebook file (*.npz), or a folder with a model's own image tokeniser. Unset, every image
     is stored as a picture, for a run that makes codes itself."""
     image_root: Path = Path()
-    """Where the image paths of the records start."""
+    """Where the image paths of the records start; none may lead out of it."""
     image_area: Optional[int] = None
     """Pixels of a picture before it is encoded; the tokeniser's own when unset."""
     understanding_images: UnderstandingImages = "codes"

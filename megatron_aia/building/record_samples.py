@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_aia.building.convert_records import Record, RecordError
+from megatron_aia.building.image_paths import find_image
 from megatron_aia.building.sources import Source, convert_part, open_source
 from megatron_aia.shards.pictures import decode_picture, read_pixel_size
 from megatron_aia.shards.raw_sample import CorruptSampleError, Picture, RawSample
@@ -26,11 +27,11 @@ class _RecordPicture:
     place: Path | bytes
 
     def decode(self) -> np.ndarray:
-        """See ``Picture``; an OSError where there is no file."""
+        """See ``Picture``."""
         return decode_picture(self._contents())
 
     def pixel_size(self) -> tuple[int, int]:
-        """See ``Picture``; an OSError where there is no file."""
+        """See ``Picture``."""
         return read_pixel_size(self._contents())
 
     def _contents(self) -> bytes:
@@ -74,7 +75,7 @@ class RecordSamples:
 
         Raises:
             CorruptSampleError: a code is outside ``[0, codebook_size)``.
-            ValueError: the file has changed.
+            ValueError: the file has changed, or an image leads out of the root.
             OSError: it cannot be read.
         """
         record = next(self._records(number, number + 1))
@@ -87,8 +88,8 @@ class RecordSamples:
                     raise CorruptSampleError(f"record {record.id}: a code is out of range")
                 images.append(image.astype(np.int64))
             else:
-                place = image if isinstance(image, bytes) else self._image_root / image
-                images.append(_RecordPicture(place))
+                held = image if isinstance(image, bytes) else find_image(self._image_root, image)
+                images.append(_RecordPicture(held))
         return RawSample(self.key(number), record.task, record.turns, tuple(images))
 
     def _records(self, start: int, stop: int) -> Iterator[Record | RecordError]:

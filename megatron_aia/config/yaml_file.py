@@ -52,6 +52,8 @@ def load_mapping(path: str | Path, name: str, example: str) -> dict[Any, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror}") from error
+    except RecursionError:
+        raise ValueError(f"{name}: it is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import pytest
 from PIL import Image
 from support.tools import run_tool
 
+from megatron_aia.aia.profile import load_profile
 from megatron_aia.building.convert_records import RecordError, convert_record
+from megatron_aia.building.record_samples import RecordSamples
 from megatron_aia.building.sources.field_names import to_record
+from megatron_aia.config.files import read_yaml
+from megatron_aia.config.locations import check_location
 from megatron_aia.shards.pictures import MAX_ASPECT, decode_picture
 from megatron_aia.shards.raw_sample import CorruptSampleError
 
@@ -173,3 +178,68 @@ def test_the_builder_refuses_such_pictures(tmp_path: Path, name: str) -> None:
         assert code == 2
         assert name in text
         assert "Traceback" not in text
+
+
+def test_an_image_stays_below_its_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(Image.new("RGB", (8, 8)), "PNG"))
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "inner").mkdir()
+    (root / "inner" / "own.png").write_bytes((tmp_path / "secret.png").read_bytes())
+    os.mkfifo(root / "pipe.png")
+    for name, reason in (
+        ("../secret.png", "it leads out of --image-root"),
+        (str(tmp_path / "secret.png"), "it leads out of --image-root"),
+        ("link.png", "it leads out of --image-root"),
+        ("pipe.png", "it is no regular file"),
+        ("/dev/zero", "it leads out of --image-root"),
+        ("inner", "it is no regular file"),
+        ("none.png", "the image is not there"),
+        ("inner/../inner/own.png", None),
+    ):
+        (tmp_path / "r.json").write_text(
+            json.dumps([{"image": name, "conversations": turns("<image>a")}])
+        )
+        code, out, err = run_tool(
+            "build_shards",
+            *("--records", tmp_path / "r.json", "--image-root", root, "--overwrite"),
+            *("--output", tmp_path / "out"),
+        )
+        assert code == (2 if reason else 0), out + err
+        assert reason is None or reason in out + err
+        samples = RecordSamples(tmp_path / "r.json", root)
+        if reason is None:
+            assert samples.read(0, 16).images
+        else:
+            with pytest.raises((ValueError, FileNotFoundError)):
+                samples.read(0, 16)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://name:secret@bucket/shards",
+        "https://secret@host/shards",
+        "https://host/shards?X-Amz-Signature=secret",
+        "https://host/shards#secret",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_it(url: str) -> None:
+    with pytest.raises(ValueError, match="may hold no name, password or query") as caught:
+        check_location(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a@b/c", "https://host:80/shards", "a?b#c", "/a@b"])
+def test_other_places_are_fine(url: str) -> None:
+    check_location(url)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "a: " + "[" * 5000, "a: " * 3000, "\xff"])
+def test_yaml_without_end_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    for read in (read_yaml, load_profile):
+        with pytest.raises(ValueError, match=r"a\.yaml"):
+            read(str(file))
