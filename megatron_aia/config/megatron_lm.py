@@ -87,7 +87,6 @@ _OTHERWISE = {
     "--log-memory-to-tensorboard": "see --tensorboard-dir",
     "--log-batch-size-to-tensorboard": "see --tensorboard-dir",
     "--exit-interval": "see --exit-signal-handler",
-    "--exit-duration-in-mins": "see --exit-signal-handler",
     "--freeze-lm": "see --freeze",
     "--tp": "write --tensor-model-parallel-size",
     "--pp": "write --pipeline-model-parallel-size",

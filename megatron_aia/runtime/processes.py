@@ -1,5 +1,7 @@
 """Processes and those they forked: neither outlives the other's sudden death."""
 
+import contextlib
+import ctypes
 import logging
 import multiprocessing.process
 import os
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_PR_SET_PDEATHSIG = 1
 logger = logging.getLogger(__name__)
 
 
@@ -19,9 +22,16 @@ def follow_parent() -> None:
     SIGTERM and SIGINT of anybody else are ignored: a cluster, or Ctrl-C, sends them to all
     processes of a job at once, and the parent may want to finish a step and save.
     """
+    _ask_to_be_killed_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _ask_to_be_killed_with_parent() -> None:
+    """Let Linux end this process with its parent even while it is stopped and cannot look."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _watch(parent: int) -> None:

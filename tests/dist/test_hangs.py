@@ -20,7 +20,7 @@ from megatron_aia.data import prefetch
 from megatron_aia.runtime import watchdog as watchdog_file
 from megatron_aia.training.synced_loader import SyncedLoader
 
-LIMIT = 4.0
+LIMIT = 7.0
 """Seconds that stand for --distributed-timeout-minutes 1; collectives keep theirs."""
 
 
