@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,8 @@ _ALLOWED = {
 }
 """Classes of torch that only hold data, by module: what ``.metadata`` is made of."""
 _VALUES_OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
+_PATIENT_BYTES = 1 << 26
+"""Of a pickle that the slow reader takes, some seconds at most."""
 _UNSUPPORTED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -40,21 +43,32 @@ class ForbiddenPickleError(pickle.UnpicklingError):
         super().__init__(f"it holds {name}, which might run code; its origin is not to be trusted")
 
 
-class _Unpickler(pickle.Unpickler):
+class _Limited:
+    """Finds nothing but what is allowed."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name in _ALLOWED.get(module, ()):
-            return super().find_class(module, name)
+            return getattr(import_module(module), name)
         if module == "torch" and isinstance(getattr(torch, name, None), _VALUES_OF_TORCH):
             return getattr(torch, name)
         raise ForbiddenPickleError(f"{module}.{name}")
 
 
-def _load(file: Any) -> Any:
-    return _Unpickler(file).load()
+class _Unpickler(_Limited, pickle.Unpickler):
+    """Fast, but a few damaged bytes can make it ask for any amount of memory."""
+
+
+class _PatientUnpickler(_Limited, pickle._Unpickler):
+    """Written in Python, where a number is no size of a table."""
 
 
 def _loads(data: bytes) -> Any:
-    return _load(io.BytesIO(data))
+    unpickler = _PatientUnpickler if len(data) <= _PATIENT_BYTES else _Unpickler
+    return unpickler(io.BytesIO(data)).load()
+
+
+def _load(file: Any) -> Any:
+    return _loads(file.read())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.layouts import Layout
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 from support.tiny_runs import run_tool_on, write_codebook
+from torch.distributed.checkpoint import filesystem
 
 from megatron_aia.checkpoint.folder import (
     CONFIG_FILE,
@@ -21,6 +23,7 @@ from megatron_aia.checkpoint.folder import (
     write_state,
 )
 from megatron_aia.config import Config
+from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
 
 
 class Evil:
@@ -133,3 +136,17 @@ def test_weights_alone_of_it(run: Config, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="which might run code"):
         spawn(train, 1, replace(run, checkpoint=checkpoint))
     assert not (tmp_path / "mark").exists()
+
+
+def grown_by(data: bytes) -> int:
+    """Return the bytes by which this process grew while it read a table."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tables_and_tensors_only():
+        assert filesystem.pickle.load(io.BytesIO(data)) == []
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def test_a_few_bytes_do_not_fill_the_memory() -> None:
+    """A number of the memo of 2 billion is 16 GB for the reader that is written in C."""
+    bomb = b"\x80\x04]r" + (2**31 - 1).to_bytes(4, "little") + b"."
+    assert spawn(grown_by, 1, bomb) < 1 << 27
