@@ -30,8 +30,12 @@ def with_time_to_save(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    arguments = with_time_to_save(sys.argv[1:])
+    if len(arguments) > len(sys.argv[1:]):
+        # The processes warn where a save takes longer.
+        os.environ.setdefault("SECONDS_TO_SAVE", _SECONDS_TO_SAVE)
     try:
-        main(with_time_to_save(sys.argv[1:]))
+        main(arguments)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         if first.exitcode != _USER_ERROR:

@@ -1,6 +1,7 @@
 """Stopping when the cluster asks for it: between two steps, on all ranks together."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from types import FrameType
 
 _SHARE_OF_A_SAVE = 1.5
 """A save may take so much longer than the longest before it."""
+_SECONDS_OF_TORCHRUN = 30
 logger = logging.getLogger(__name__)
 
 
@@ -22,6 +24,7 @@ class StopSignal:
 
     def __init__(self, names: Sequence[str] = (), minutes: float | None = None) -> None:
         self._is_asked = False
+        self._warns = bool(names)
         self._longest_save = 0.0
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         for name in names:
@@ -41,8 +44,20 @@ class StopSignal:
     def note_save(self, seconds: float) -> None:
         """Note how long a save took: the last one begins early enough."""
         self._longest_save = max(self._longest_save, seconds)
+        if self._warns and seconds > _seconds_to_save():
+            self._warns = False
+            logger.warning(
+                "a save took %.0f s, and the launcher kills %.0f s after a signal: a last one "
+                "would be cut; give more time by SECONDS_TO_SAVE, or use --exit-duration-in-mins",
+                *(seconds, _seconds_to_save()),
+            )
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._is_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._is_asked = True
+
+
+def _seconds_to_save() -> float:
+    """Return what the launcher leaves: ours says it to its processes, torchrun has a default."""
+    return float(os.environ.get("SECONDS_TO_SAVE") or _SECONDS_OF_TORCHRUN)

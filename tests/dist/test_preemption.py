@@ -113,6 +113,22 @@ def test_the_last_save_begins_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop.received, "61 s before, for a save of 40 to 60"
 
 
+@pytest.mark.parametrize(("given", "grace"), [(None, 30), ("600", 600)])
+def test_a_save_that_the_launcher_would_cut_is_told_once(
+    given: str | None, grace: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("SECONDS_TO_SAVE", raising=False)
+    if given:
+        monkeypatch.setenv("SECONDS_TO_SAVE", given)
+    monkeypatch.setattr(stop_signal.signal, "signal", lambda *handler: None)
+    with caplog.at_level("WARNING"):
+        for stop in (StopSignal(["SIGUSR1"]), StopSignal()):
+            for seconds in (grace - 1, grace + 1, grace + 2):
+                stop.note_save(seconds)
+    said = f"a save took {grace + 1} s, and the launcher kills {grace} s after a signal"
+    assert [said in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_a_run_with_little_time_stops_and_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
