@@ -13,6 +13,7 @@ Layout, as Megatron-LM's::
         hugging_face/                    what the converter keeps aside
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -260,11 +261,16 @@ def publish(temporary: Path, final: Path, keep: int) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed saves left, but nothing that ``find_checkpoint`` would take."""
-    taken = find_checkpoint(folder) if has_checkpoint(folder) else None
-    for end in (WRITING, REPLACED):
-        for path in folder.glob(f".iter_*.{end}"):
-            if path != taken:
-                shutil.rmtree(path)
+    leftovers = [path for end in (WRITING, REPLACED) for path in folder.glob(f".iter_*.{end}")]
+    if not leftovers:
+        return
+    taken: Path | None = None
+    with contextlib.suppress(ValueError):  # there is none yet
+        taken = find_checkpoint(folder)
+    for path in leftovers:
+        if path != taken:
+            logger.info("removing %s, which a save that was cut off has left", path)
+            shutil.rmtree(path)
 
 
 def _named_checkpoints(folder: Path) -> list[Path]:

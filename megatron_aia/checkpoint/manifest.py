@@ -1,9 +1,8 @@
 """Checksums of a checkpoint's files: made by the ranks that wrote them, compared before a load."""
 
-import logging
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 FileSums = dict[str, tuple[int, str]]
@@ -12,7 +11,6 @@ FileSums = dict[str, tuple[int, str]]
 _PIECE = 1 << 24
 _OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
 """Files of tensors, by the rank that wrote them."""
-logger = logging.getLogger(__name__)
 
 
 def list_files(path: Path, without: Iterable[str] = ()) -> list[str]:
@@ -36,19 +34,19 @@ def sum_files_of_rank(path: Path, rank: int) -> FileSums:
     return sum_files(path, (n for n, match in found.items() if match and int(match[1]) == rank))
 
 
-def find_damage(path: Path, sums: Mapping[str, Sequence[object]], rank: int, size: int) -> str:
+def find_damage(path: Path, sums: FileSums, rank: int, size: int) -> str:
     """Compare a share of a checkpoint's files with their sums.
 
     Args:
         path: of the checkpoint.
-        sums: as ``FileSums``.
+        sums: of its files.
         rank: of ``size`` processes that read a share each.
         size: their number.
 
     Returns:
         What is wrong with the first damaged file; "" if nothing is.
     """
-    by_size = sorted(sums, key=lambda name: (-int(str(sums[name][0])), name))
+    by_size = sorted(sums, key=lambda name: (-sums[name][0], name))
     for name in by_size[rank::size]:
         length, digits = sums[name]
         try:

@@ -105,6 +105,19 @@ def test_going_back_in_time_keeps_what_is_new(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path).name == "iter_0000006"
 
 
+def test_leftovers_beside_nothing_whole_are_removed_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A first save into a folder of a run that was killed in its first save."""
+    (tmp_path / LATEST_FILE).write_text("9")
+    write(tmp_path / ".iter_0000003.writing", 3)
+    with caplog.at_level(logging.INFO):
+        remove_leftovers(tmp_path)
+    assert not list(tmp_path.glob(".iter_*"))
+    assert "removing" in caplog.text
+    remove_leftovers(tmp_path)
+
+
 class _Killed(BaseException):
     pass
 
