@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_aia.checkpoint import io
+from megatron_aia.checkpoint import writing
 from megatron_aia.checkpoint.choose import choose_checkpoint
-from megatron_aia.checkpoint.folder import RunState, architecture
 from megatron_aia.checkpoint.io import CheckpointIO
+from megatron_aia.checkpoint.run_state import RunState, architecture
 from megatron_aia.config import Config, ParallelConfig
 from megatron_aia.models import build_preset, load_model_spec
 from megatron_aia.runtime.parallel import create_parallel, initialize_process_group
@@ -73,11 +73,11 @@ def main() -> None:
     model = architecture(config.model)
     state = RunState(ITERATION, 0, 0, "", model, checkpoints.layout(), "replicated")
     saves, sums, checked, unchecked, checks = ([] for _ in range(5))  # type: ignore[var-annotated]
-    io.sum_files_of_rank = timing(io.sum_files_of_rank, sums)  # type: ignore[assignment]
+    writing.sum_files_of_rank = timing(writing.sum_files_of_rank, sums)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.rounds):
             with timed(saves):
-                path = checkpoints.save(Path(folder), state, "")
+                path = checkpoints.begin(Path(folder), state, "").finish()
             for seconds, verify in ((unchecked, False), (checked, True)):
                 with timed(seconds):
                     checkpoints.load(Path(folder), model, "replicated", (), True, verify)

@@ -61,11 +61,11 @@ class ByteTokenizer:
         raise KeyError(name)
 
 
-def write_samples(folder: Path, count: int) -> None:
+def write_samples(folder: Path, count: int, per_shard: int = 10_000) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     pattern = str(folder / "shard-%06d.tar")
-    with webdataset.ShardWriter(pattern, maxcount=10_000, verbose=0) as writer:
+    with webdataset.ShardWriter(pattern, maxcount=per_shard, verbose=0) as writer:
         for number in range(count):
             task = ("generation", "understanding")[number % 2]
             values = ("a picture", "<image>") if number % 2 == 0 else ("<image>what?", "an answer")
@@ -129,6 +129,7 @@ def read_all(options: Options) -> None:
         if step % every == 0 or step == options.samples // BATCH - 1:
             print(json.dumps([(step + 1) * BATCH, pss_megabytes()]), flush=True)
     print(json.dumps(options.samples / (time.perf_counter() - start)))
+    prefetcher.close()
 
 
 def measure(options: Options, workers: int) -> tuple[np.ndarray, float]:

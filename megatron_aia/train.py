@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None, *, gpu_preset: str, cpu_preset: str) -> 
         order_collectives(config.parallel.layout[0])
         # Heavy to import, and of no use to a command line that is wrong.
         quiet_imports()
-        from megatron_aia.checkpoint.io import CheckpointWriteError
+        from megatron_aia.checkpoint.pending import CheckpointWriteError
         from megatron_aia.data.replacements import UnreadableStep
         from megatron_aia.runtime.parallel import leave_process_group
         from megatron_aia.training.replicas import DeadRunError

@@ -15,7 +15,8 @@ from megatron_aia.aia.roles import AIA_TASKS, Task
 from megatron_aia.analysis.plots import plot_intensity, plot_losses, plot_reconstruction
 from megatron_aia.analysis.records import LogRecord, read_records, task_name
 from megatron_aia.building.demo import load_photographs
-from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint, has_checkpoint
+from megatron_aia.checkpoint.folder import find_checkpoint, has_checkpoint
+from megatron_aia.checkpoint.run_state import CONFIG_FILE
 from megatron_aia.config.files import read_yaml
 from megatron_aia.models import families, load_family
 from megatron_aia.models.family import DemoForm

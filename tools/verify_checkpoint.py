@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from megatron_aia.checkpoint.folder import complete_checkpoints, find_checkpoint, read_sums
+from megatron_aia.checkpoint.folder import complete_checkpoints, find_checkpoint
 from megatron_aia.checkpoint.manifest import find_damage
 from megatron_aia.checkpoint.options import VerifyCheckpointOptions
+from megatron_aia.checkpoint.run_state import read_sums
 from megatron_aia.cli import one_line_errors
 from megatron_aia.config.flags import parse_options
 from megatron_aia.runtime.workers import map_in_processes

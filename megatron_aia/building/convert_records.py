@@ -108,7 +108,7 @@ def _is_unicode(*texts: str) -> bool:
 
 
 def _images(record_id: str, record: dict[str, Any]) -> tuple[RecordImage, ...]:
-    found: Any = [record[name] for name in ("image", "images") if not _is_empty(record.get(name))]
+    found: Any = [record[name] for name in ("image", "images") if not is_empty(record.get(name))]
     images = found[0] if found else []
     images = images if isinstance(images, list) else [images]
     unpacked = tuple(_unpack(image) for image in images)
@@ -117,8 +117,9 @@ def _images(record_id: str, record: dict[str, Any]) -> tuple[RecordImage, ...]:
     return unpacked
 
 
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, bytes, list)) and not value)
+def is_empty(value: Any) -> bool:
+    """Return whether a field of a record holds nothing."""
+    return value is None or (isinstance(value, (str, bytes, list, dict)) and not value)
 
 
 def _unpack(image: Any) -> Any:

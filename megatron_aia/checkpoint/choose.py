@@ -6,8 +6,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_aia.checkpoint.folder import complete_checkpoints, find_checkpoint, read_sums
+from megatron_aia.checkpoint.folder import complete_checkpoints, find_checkpoint
 from megatron_aia.checkpoint.manifest import find_damage
+from megatron_aia.checkpoint.run_state import read_sums
 from megatron_aia.runtime.parallel import broadcast_failure
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,10 @@ def _find(folder: Path, control: dist.ProcessGroup | None) -> Path:
 
 
 def _others(path: Path, control: dist.ProcessGroup | None) -> list[Path]:
-    found: list[Any] = [
-        [each for each in reversed(complete_checkpoints(path.parent)) if each != path]
-    ]
+    """Return the other complete ones, the newest first, as the first rank sees them."""
+    found: list[Any] = [None]
+    if control is None or control.rank() == 0:
+        found = [[each for each in reversed(complete_checkpoints(path.parent)) if each != path]]
     if control is not None:
         dist.broadcast_object_list(found, src=0, group=control)
     return list(found[0])

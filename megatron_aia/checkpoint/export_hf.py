@@ -17,7 +17,8 @@ from megatron_aia.checkpoint.conversion import (
     summary,
     write_json,
 )
-from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.run_state import CONFIG_FILE
 from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.tensor_files import (
     INDEX_FILE,

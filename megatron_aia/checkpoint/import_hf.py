@@ -18,13 +18,8 @@ from megatron_aia.checkpoint.conversion import (
     copy_files,
     summary,
 )
-from megatron_aia.checkpoint.folder import (
-    LATEST_FILE,
-    RELEASE,
-    RunState,
-    architecture,
-    write_state,
-)
+from megatron_aia.checkpoint.folder import LATEST_FILE, RELEASE
+from megatron_aia.checkpoint.run_state import RunState, architecture, write_state
 from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.tensor_files import TensorFolder, TensorWriter, read_json
 from megatron_aia.checkpoint.verify import verify

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import (
     get_default_save_sharded_strategy,
 )
@@ -29,35 +25,17 @@ from megatron_aia.checkpoint.compatibility import (
     check_freeze,
     check_optimizer,
 )
-from megatron_aia.checkpoint.folder import (
-    WRITING,
-    RunState,
-    checkpoint_path,
-    complete_checkpoints,
-    publish,
-    read_state,
-    remove_leftovers,
-    write_state,
-)
-from megatron_aia.checkpoint.manifest import FileSums, sum_files_of_rank
-from megatron_aia.checkpoint.sharded import (
-    DAMAGE,
-    chunk_states,
-    first_line,
-    load_states,
-    read_sharded,
-)
-from megatron_aia.runtime.device import has_cuda
-from megatron_aia.runtime.parallel import Parallel, broadcast_failure, gather_parameters
-from megatron_aia.runtime.processes import end_with_children
+from megatron_aia.checkpoint.folder import checkpoint_path
+from megatron_aia.checkpoint.pending import PendingSave, Place, on_rank_0
+from megatron_aia.checkpoint.random_states import random_states, set_random_states
+from megatron_aia.checkpoint.run_state import RunState, read_state
+from megatron_aia.checkpoint.sharded import chunk_states, load_states, read_sharded
+from megatron_aia.checkpoint.writing import TensorWriting
+from megatron_aia.runtime.parallel import Parallel, gather_parameters
 from megatron_aia.runtime.watchdog import watchdog
 
 _OPTIMIZER_STATE = ("params", "step")
 """Fields of the optimizer's groups that are no settings."""
-
-
-class CheckpointWriteError(RuntimeError):
-    """A checkpoint cannot be written; the older ones are as they were."""
 
 
 class CheckpointIO:
@@ -87,51 +65,39 @@ class CheckpointIO:
             get_default_save_sharded_strategy(), parallel.groups.dp_cp, do_cache_distribution=True
         )
 
-    def save(self, folder: Path, state: RunState, config_text: str, keep: int = 0) -> Path:
-        """Write a checkpoint; every rank calls this, on a file system they share.
+    def begin(
+        self, folder: Path, state: RunState, config_text: str, in_background: bool = False
+    ) -> PendingSave:
+        """Begin a checkpoint; every rank calls this, on a file system they share.
 
-        It is written beside its final place and renamed when complete: a run that is killed while
-        it saves leaves the older checkpoints, and the pointer to them, as they were.
+        When it returns, the run may go on to change what is saved. The checkpoint is complete,
+        and found, once every rank has called ``PendingSave.finish``.
+
+        Args:
+            folder: of checkpoints.
+            state: of the run.
+            config_text: its settings.
+            in_background: a process beside the run writes the tensors, and not this one.
 
         Raises:
-            CheckpointWriteError: it cannot be written; naming the place and the room that is left.
+            CheckpointWriteError: as ``PendingSave.finish``.
         """
-        final = checkpoint_path(folder, state.iteration)
-        temporary = final.with_name(f".{final.name}.{WRITING}")
-        try:
-            self._write(temporary, final, state, config_text, keep)
-        except DAMAGE as error:
-            raise CheckpointWriteError(
-                f"the checkpoint {final} cannot be written: {first_line(error)}"
-                f"{_room(folder)}; older ones are as they were"
-            ) from error
-        return final
-
-    def _write(
-        self, temporary: Path, final: Path, state: RunState, config_text: str, keep: int
-    ) -> None:
-        self._on_first_rank("making its folder", lambda: _fresh_folder(temporary))
-        gather_parameters(self._wrapped_models)
-        content = {
-            **self._model_state(),
-            "optimizer": self._optimizer_state(is_loading=False),
-            "opt_param_scheduler": self._scheduler.state_dict(),
-            "rng_state": self._rng_state(),
-        }
-        watchdog.at("saving a checkpoint: writing its tensors")
-        with end_with_children("that writes a checkpoint"):
-            dist_checkpointing.save(content, str(temporary), self._save_strategy)
-        # On the host: the slowest writer may take longer than a collective of the GPU may.
-        watchdog.at("saving a checkpoint: waiting for all ranks to write")
-        dist.barrier(self._parallel.control)
-        watchdog.at("saving a checkpoint: reading its tensors again for their checksums")
-        sums = self._sum_files(temporary)
-
-        def finish() -> None:
-            write_state(temporary, state, config_text, sums)
-            publish(temporary, final, keep)
-
-        self._on_first_rank("publishing it", finish)
+        place = Place(folder, checkpoint_path(folder, state.iteration))
+        control = self._parallel.control
+        with place.errors_are_named():
+            on_rank_0("making its folder", place.make, control)
+            gather_parameters(self._wrapped_models)
+            content = {
+                **self._model_state(),
+                "optimizer": self._optimizer_state(is_loading=False),
+                "opt_param_scheduler": self._scheduler.state_dict(),
+                "rng_state": random_states(self._parallel),
+            }
+            watchdog.at("saving a checkpoint: writing its tensors")
+            tensors = TensorWriting(
+                content, place.temporary, self._save_strategy, control, in_background
+            )
+        return PendingSave(place, tensors, state, config_text, control)
 
     def load(
         self,
@@ -168,7 +134,7 @@ class CheckpointIO:
             check_freeze(path, state.freeze, freeze)
             content["optimizer"] = self._optimizer_state(is_loading=True)
             if state.layout == self.layout():
-                content["rng_state"] = self._rng_state()
+                content["rng_state"] = random_states(self._parallel)
         loaded = read_sharded(content, path, self._parallel.groups.dp_cp)
         load_states(self._models, loaded)
         if weights_only:
@@ -178,21 +144,8 @@ class CheckpointIO:
                 self._optimizer.load_state_dict(loaded["optimizer"])
             self._scheduler.load_state_dict(loaded["opt_param_scheduler"])
             if "rng_state" in content:
-                _set_rng_state(loaded["rng_state"])
+                set_random_states(loaded["rng_state"])
         return state
-
-    def _sum_files(self, path: Path) -> FileSums:
-        """Return the sums of the files of tensors, each made by the rank that wrote it."""
-        sums: FileSums = {}
-        error: Exception | None = None
-        try:
-            sums = sum_files_of_rank(path, dist.get_rank())
-        except OSError as caught:
-            error = ValueError(f"the checkpoint cannot be read again: {caught}")
-        broadcast_failure(error, self._parallel.control)
-        everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, sums, group=self._parallel.control)
-        return {name: each for part in everywhere for name, each in part.items()}
 
     def layout(self) -> dict[str, int]:
         """Return the sizes that random states depend on."""
@@ -219,28 +172,6 @@ class CheckpointIO:
             self._model_state(), is_loading=is_loading, metadata=metadata
         )
 
-    def _rng_state(self) -> ShardedObject:
-        parallel = self._parallel
-        replicas = parallel.groups.dp_cp
-        return ShardedObject(
-            "rng_state",
-            _get_rng_state(),
-            (parallel.pipeline_size, parallel.tensor_size, replicas.size()),
-            (parallel.pipeline_rank, parallel.tensor_rank, replicas.rank()),
-        )
-
-    def _on_first_rank(self, name: str, action: Callable[[], None]) -> None:
-        """Run ``action`` on rank 0; if it fails there, every rank raises."""
-        error: Exception | None = None
-        is_first = dist.get_rank() == 0
-        watchdog.at(f"saving a checkpoint: {'' if is_first else 'waiting for rank 0, '}{name}")
-        if is_first:
-            try:
-                action()
-            except OSError as caught:
-                error = ValueError(f"{name}: {caught}")
-        broadcast_failure(error, self._parallel.control)
-
 
 @contextmanager
 def _own_settings(optimizer: MegatronOptimizer) -> Iterator[None]:
@@ -252,37 +183,3 @@ def _own_settings(optimizer: MegatronOptimizer) -> Iterator[None]:
     yield
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
-
-
-def _room(folder: Path) -> str:
-    """Return the space that is free for a checkpoint, and what the one before it takes."""
-    try:
-        free = f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB are free"
-        older = complete_checkpoints(folder)
-        size = sum(file.stat().st_size for file in older[-1].rglob("*")) if older else 0
-    except OSError:
-        return ""
-    return f"{free}, {older[-1].name} takes {size / 1e9:.2f} GB)" if older else f"{free})"
-
-
-def _fresh_folder(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir()
-
-
-def _get_rng_state() -> dict[str, Any]:
-    return {
-        "host": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state() if has_cuda() else None,
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["host"])
-    if state["device"] is not None and has_cuda():
-        torch.cuda.set_rng_state(state["device"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_aia.checkpoint.choose import choose_checkpoint
 from megatron_aia.checkpoint.compatibility import check_architecture, check_megatron_core
-from megatron_aia.checkpoint.folder import RunState, read_state
+from megatron_aia.checkpoint.run_state import RunState, read_state
 from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
 
 DAMAGE = (

@@ -20,7 +20,6 @@ _FIXED = {
     "--ckpt-format": "always torch_dist",
     "--dist-ckpt-format": "always torch_dist",
     "--auto-detect-ckpt-format": "checkpoints are torch_dist",
-    "--async-save": "a checkpoint is written before the next step",
     "--optimizer": "always AdamW",
     "--distributed-backend": "NCCL on GPUs and gloo on CPUs, without a flag",
     "--dataloader-type": "the order is a seeded shuffle that resumes exactly",

@@ -263,6 +263,8 @@ class CheckpointConfig:
     """Steps between checkpoints; unset, only the last step is saved."""
     save_total_limit: NonNegativeInt = 0
     """Newest checkpoints to keep in --save; 0 keeps all."""
+    async_save: bool = False
+    """Write a checkpoint beside the steps that follow it, by a process of each rank."""
     load: Optional[str] = None
     """Folder to continue from: its newest checkpoint. The same folder as --save may be empty."""
     pretrained_checkpoint: Optional[str] = None

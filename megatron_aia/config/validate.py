@@ -181,8 +181,9 @@ def _settings_without_effect(config: Config) -> list[str]:
         config.checkpoint.exit_signal != CheckpointConfig.exit_signal
     ):
         notes.append("--exit-signal has no effect without --exit-signal-handler")
-    if config.checkpoint.save_total_limit and config.checkpoint.save is None:
-        notes.append("--save-total-limit has no effect without --save")
+    for name in ("save_total_limit", "async_save"):
+        if getattr(config.checkpoint, name) and config.checkpoint.save is None:
+            notes.append(f"{flag(name)} has no effect without --save")
     if (
         config.aia.aia_sampled_queries != AIAConfig.aia_sampled_queries
         and config.aia.aia_attention != "sampled"

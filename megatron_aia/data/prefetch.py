@@ -1,5 +1,6 @@
 """Micro-batches built by worker processes, ahead of the step that needs them."""
 
+import gc
 import math
 import pickle
 import signal
@@ -136,6 +137,8 @@ class Prefetcher:
 
     def close(self) -> None:
         """End the workers."""
+        if self._loader is not None:
+            gc.unfreeze()
         self._parcels = self._loader = None
 
     def _start(self, position: int, micro_batches_per_step: int) -> None:
@@ -155,6 +158,10 @@ class Prefetcher:
                 # Its own: the loader draws from it, and dropout must not notice.
                 generator=torch.Generator(),
             )
+            # A full collection writes to every object: workers would part with all memory that
+            # they share with this process, about 100 MB in each. What is there now stays anyway.
+            gc.collect()
+            gc.freeze()
         on_child_death = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
         self._parcels = iter(self._loader)
         # The loader's own handler would raise wherever the main process happens to be.

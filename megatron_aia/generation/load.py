@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_aia.checkpoint.folder import CONFIG_FILE, architecture
+from megatron_aia.checkpoint.run_state import CONFIG_FILE, architecture
 from megatron_aia.checkpoint.sharded import load_weights
 from megatron_aia.config import AIAConfig, Config, ParallelConfig
 from megatron_aia.generation.swap import decoding

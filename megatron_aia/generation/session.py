@@ -8,7 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_aia.checkpoint.folder import find_checkpoint, read_state
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.run_state import read_state
 from megatron_aia.config import Config
 from megatron_aia.config.validate_model import (
     check_pipeline_parallel,

@@ -13,7 +13,8 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.aia.inject import AIAContext
-from megatron_aia.checkpoint.folder import architecture, find_checkpoint, read_state
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.run_state import architecture, read_state
 from megatron_aia.config import Config
 from megatron_aia.config.layout import length_multiple
 from megatron_aia.config.validate_model import (

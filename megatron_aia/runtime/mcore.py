@@ -20,8 +20,10 @@ adaptation                  versions  reason
 
 import functools
 import importlib
+import inspect
 import queue
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +123,25 @@ def _recompute_without_fp8() -> None:
         original(self, fp8 or None)
 
     cls.__init__ = init
+
+
+def plan_save(content: dict[str, Any], folder: Path, strategy: Any) -> Any:
+    """Let megatron-core plan a save; return its ``AsyncRequest``: what to write, and to do then.
+
+    Every rank calls this. From 0.17 on its own writers are one of two choices.
+
+    Args:
+        content: sharded state.
+        folder: empty, of the checkpoint.
+        strategy: to save by.
+    """
+    from megatron.core import dist_checkpointing
+
+    choice = {"async_strategy": "mcore"}
+    has_choice = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
+    return dist_checkpointing.save(
+        content, str(folder), strategy, async_sharded_save=True, **(choice if has_choice else {})
+    )
 
 
 def transformer_options(interleaved: bool) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from megatron_aia.runtime.processes import kill_children
 
 SECONDS_A_MINUTE = 60.0
 _LOOKS_IN_A_LIMIT = 50
+_PATIENCE = 1.2
+"""Limits after which a rank ends that waits for another."""
 logger = logging.getLogger(__name__)
 
 
@@ -26,11 +28,17 @@ class Watchdog:
     def __init__(self) -> None:
         self._doing: str | None = None
         self._since = 0.0
+        self._waits = False
         self._limit = 0.0
 
-    def at(self, doing: str) -> None:
-        """Note that this process begins something, so that all before it has ended."""
-        self._doing, self._since = doing, time.monotonic()
+    def at(self, doing: str, waits: bool = False) -> None:
+        """Note that this process begins something, so that all before it has ended.
+
+        Args:
+            doing: what it begins.
+            waits: for what another rank does, which is to say first what hangs.
+        """
+        self._doing, self._since, self._waits = doing, time.monotonic(), waits
 
     @contextmanager
     def watch(self, minutes: int, rank: int) -> Iterator[None]:
@@ -54,7 +62,8 @@ class Watchdog:
     def _look(self, rank: int, done: threading.Event) -> None:
         while not done.wait(self._limit / _LOOKS_IN_A_LIMIT):
             doing, seconds = self._doing, time.monotonic() - self._since
-            if doing is not None and seconds > self._limit:
+            patience = _PATIENCE if self._waits else 1.0
+            if doing is not None and seconds > self._limit * patience:
                 logger.error(
                     "rank %d: no end after %.0f s (--distributed-timeout-minutes) of: %s. A file "
                     "system or a process hangs; the stacks of this rank follow",

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch.distributed as dist
+
 from megatron_aia.analysis.records import (
     METRICS_FILE,
     JsonRecord,
@@ -14,9 +16,10 @@ from megatron_aia.analysis.records import (
 )
 from megatron_aia.analysis.samples import SAMPLES_FILE, ShownSample, write_samples
 from megatron_aia.analysis.validation import VALIDATION_FILE, ValidationRecord
-from megatron_aia.checkpoint.folder import CONFIG_FILE
+from megatron_aia.checkpoint.run_state import CONFIG_FILE
 from megatron_aia.config import Config
 from megatron_aia.config.files import dump
+from megatron_aia.runtime.parallel import Parallel, broadcast_failure
 from megatron_aia.training.console import (
     EtaEstimator,
     format_banner,
@@ -146,3 +149,20 @@ class Reporter:
             spread=record.intensity_std,
         )
         self._tensorboard.figure("intensity", figure, record.iteration)
+
+
+def open_reporter(config: Config, start_iteration: int, parallel: Parallel) -> Reporter | None:
+    """Open what rank 0 writes to; None on the other ranks.
+
+    Raises:
+        ValueError: on every rank, if it cannot be written.
+    """
+    reporter: Reporter | None = None
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            reporter = Reporter(config, start_iteration)
+        except OSError as caught:
+            error = ValueError(f"--save or --tensorboard-dir cannot be written: {caught}")
+    broadcast_failure(error, parallel.control)
+    return reporter

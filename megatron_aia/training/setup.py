@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
@@ -17,7 +18,7 @@ from megatron_aia.models.initialize import initialize_weights
 from megatron_aia.models.losses import LossTerm
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.runtime.device import device
-from megatron_aia.runtime.parallel import Parallel
+from megatron_aia.runtime.parallel import Parallel, broadcast_failure
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.training.freeze import freeze_parameters
 from megatron_aia.training.step import sum_gradients
@@ -64,6 +65,25 @@ def open_data(
         data_size=data_size,
         micro_batch_multiple=micro_batch_multiple,
     )
+
+
+def open_data_in_turn(config: Config, spec: ModelSpec, parallel: Parallel) -> StepLoader:
+    """As ``build_data``, on rank 0 first: it fills the caches that the other ranks then read.
+
+    Raises:
+        ValueError: on every rank.
+    """
+    data: StepLoader | None = None
+    for opens_now in (dist.get_rank() == 0, dist.get_rank() != 0):
+        error: Exception | None = None
+        if opens_now:
+            try:
+                data = build_data(config, spec, parallel)
+            except (ValueError, OSError) as caught:
+                error = ValueError(str(caught))
+        broadcast_failure(error, parallel.control)
+    assert data is not None
+    return data
 
 
 def _image_tokenizer(config: Config, spec: ModelSpec) -> ImageTokenizer | None:

@@ -20,12 +20,16 @@ class StopSignal:
         names: signals to take over, as ``SIGTERM``; with none, none is ever received. A second
             SIGINT, as of Ctrl-C, ends the process at once.
         minutes: after which the run is to have stopped and saved; None has no such limit.
+        saves: that may be left to do then.
     """
 
-    def __init__(self, names: Sequence[str] = (), minutes: float | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str] = (), minutes: float | None = None, saves: int = 1
+    ) -> None:
         self._is_asked = False
         self._warns = bool(names)
         self._longest_save = 0.0
+        self._saves = saves
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         for name in names:
             signal.signal(getattr(signal, name), self._remember)
@@ -43,8 +47,8 @@ class StopSignal:
 
     def note_save(self, seconds: float) -> None:
         """Note how long a save took: the last one begins early enough."""
-        self._longest_save = max(self._longest_save, seconds)
-        if self._warns and seconds > _seconds_to_save():
+        self._longest_save = max(self._longest_save, self._saves * seconds)
+        if self._warns and self._longest_save > _seconds_to_save():
             self._warns = False
             logger.warning(
                 "a save took %.0f s, and the launcher kills %.0f s after a signal: a last one "

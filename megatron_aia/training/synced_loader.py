@@ -1,6 +1,5 @@
 """The micro-batches of a step on every rank, or on none: ranks agree before a step begins."""
 
-import datetime
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -15,6 +14,7 @@ from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.data.replacements import CorruptSample, CorruptSamplesFound, UnreadableStep
 from megatron_aia.runtime.parallel import Parallel, broadcast_failure
 from megatron_aia.training.corrupt_list import CorruptList
+from megatron_aia.training.saver import Saver
 from megatron_aia.training.stop_signal import StopSignal
 
 
@@ -22,28 +22,35 @@ class SyncedLoader:
     """Reads steps ahead, and gives corrupt samples their replacements on all ranks together.
 
     Only some ranks decode a picture, so only they see that it is damaged; but all ranks plan the
-    sequences of a step. Hence two flags are reduced over all ranks before each step: whether there
-    is a problem, and whether the run is to stop.
+    sequences of a step. Hence flags are reduced over all ranks before each step: whether there is a
+    problem, whether the run is to stop, and whether a checkpoint is still being written.
 
     Args:
         config: of the run.
         batches: of this rank.
         parallel: of the run.
         stop: tells whether this rank was asked to stop.
+        saver: tells whether this rank still writes a checkpoint.
 
     Raises:
         ValueError: on every rank, if more samples are damaged than the run allows.
     """
 
     def __init__(
-        self, config: Config, batches: StepLoader, parallel: Parallel, stop: StopSignal
+        self,
+        config: Config,
+        batches: StepLoader,
+        parallel: Parallel,
+        stop: StopSignal,
+        saver: Saver,
     ) -> None:
         self._batches = batches
-        self._stop = stop
+        self._stop, self._saver = stop, saver
         self.stops = False
         """Some rank was asked to stop; known on all of them after a step was drawn."""
+        self.is_writing = False
+        """Some rank still writes a checkpoint; known like ``stops``."""
         self._control = parallel.control
-        self._timeout = datetime.timedelta(minutes=config.parallel.distributed_timeout_minutes)
         # The workers' copy of an image tokeniser could not use the GPU, nor as many threads.
         workers = 0 if config.data.image_tokenizer else config.data.num_workers
         self._prefetcher = Prefetcher(batches, workers)
@@ -95,12 +102,12 @@ class SyncedLoader:
         self._prefetcher.close()
 
     def _agree(self, has_problem: bool) -> bool:
-        """Return whether any rank has a problem; set ``stops`` if any was asked to stop."""
-        flags = torch.tensor([has_problem, self._stop.received], dtype=torch.int32)
-        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control, async_op=True)
-        # The group itself waits for hours, for the sake of the first look at the data.
-        work.wait(self._timeout)
-        problem, self.stops = map(bool, flags.tolist())
+        """Return whether any rank has a problem; set ``stops`` and ``is_writing``."""
+        own = [has_problem, self._stop.received, self._saver.is_writing]
+        flags = torch.tensor(own, dtype=torch.int32)
+        # The group itself waits for hours; the watchdog does not, and says what hangs.
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
+        problem, self.stops, self.is_writing = map(bool, flags.tolist())
         return problem
 
     def _share_corrupt(

@@ -12,7 +12,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.roles import without_terms
-from megatron_aia.checkpoint.folder import architecture
+from megatron_aia.checkpoint.run_state import architecture
 from megatron_aia.checkpoint.sharded import load_weights
 from megatron_aia.config import Config
 from megatron_aia.data.batch import MicroBatch

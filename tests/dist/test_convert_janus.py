@@ -22,8 +22,9 @@ from support.janus_checkpoints import (
 from support.spawn import spawn
 from support.tools import Result, export_hf, import_hf
 
-from megatron_aia.checkpoint.folder import RunState, architecture, find_checkpoint
+from megatron_aia.checkpoint.folder import find_checkpoint
 from megatron_aia.checkpoint.io import CheckpointIO
+from megatron_aia.checkpoint.run_state import RunState, architecture
 from megatron_aia.config import AIAConfig, ParallelConfig, TrainingConfig
 from megatron_aia.config.files import dump
 from megatron_aia.models import load_model_spec, read_run_config
@@ -176,7 +177,7 @@ def load_and_save(source: Path, run: Path, parallel: ParallelConfig, bf16: bool)
         chunk.zero_grad_buffer()
     apply_gradients(optimizer, clip_grad=1.0)  # at a learning rate of 0: makes Adam's state
     state = RunState(1, 0, 0, "", model, checkpoints.layout(), "distributed")
-    checkpoints.save(run, state, dump(config))
+    checkpoints.begin(run, state, dump(config)).finish()
 
 
 def export_known(run: Path, assets: Path, target: Path, layout: str) -> Result:

@@ -38,7 +38,7 @@ def train_without_end(config: Config) -> str:
 
     def poisoned(*args: Any) -> Any:
         output = forward(*args)
-        return {"nll": output["nll"] * (torch.nan if trainer.iteration >= 3 else 1)}
+        return {"nll": output["nll"] * (torch.nan if trainer.progress.iteration >= 3 else 1)}
 
     trainer.spec = replace(trainer.spec, forward=poisoned)
     with pytest.raises(DeadRunError) as caught:
@@ -72,7 +72,7 @@ def break_one_replica(config: Config) -> tuple[bool, int]:
     apply = trainer_file.apply_gradients
 
     def broken(optimizer: Any, clip: float) -> tuple[bool, float]:
-        if trainer.iteration == 1 and dist.get_rank() == dist.get_world_size() - 1:
+        if trainer.progress.iteration == 1 and dist.get_rank() == dist.get_world_size() - 1:
             parameter = next(trainer.models[0].parameters())
             parameter.main_grad.view(-1)[0] = torch.nan
         return apply(optimizer, clip)
@@ -83,7 +83,7 @@ def break_one_replica(config: Config) -> tuple[bool, int]:
     first = torch.cat([p.detach().flatten() for p in trainer.models[0].parameters()])
     replicas = [torch.zeros_like(first) for _ in range(trainer.parallel.data_size)]
     dist.all_gather(replicas, first, group=trainer.parallel.groups.dp)
-    skipped = trainer.total_skipped
+    skipped = trainer.progress.total_skipped
     destroy_parallel()
     return all(torch.equal(each, first) for each in replicas), skipped
 
@@ -101,7 +101,7 @@ def test_a_gradient_that_breaks_on_one_replica_is_skipped_on_all(
 def part(config: Config) -> str:
     """Flip the last bit of one weight of the last rank after step 1; return what ends the run."""
     trainer = Trainer(config)
-    trainer._step(trainer.feed.step(trainer.position))
+    trainer._step(trainer.feed.step(trainer.progress.position))
     if dist.get_rank() == dist.get_world_size() - 1:
         weight = dict(trainer.models[0].named_parameters())["module.decoder.final_layernorm.weight"]
         bits = weight.detach().view(torch.int32)

@@ -15,7 +15,7 @@ from support.spawn import spawn
 
 from megatron_aia.aia.inject import AIAContext
 from megatron_aia.aia.roles import Task
-from megatron_aia.checkpoint.folder import read_state
+from megatron_aia.checkpoint.run_state import read_state
 from megatron_aia.config import Config
 from megatron_aia.data.targets import NEXT_TOKEN
 from megatron_aia.runtime.parallel import destroy_parallel

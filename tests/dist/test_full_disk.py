@@ -10,9 +10,9 @@ from support.layouts import Layout
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 
-from megatron_aia.checkpoint import io
+from megatron_aia.checkpoint import pending, writing
 from megatron_aia.checkpoint.choose import choose_checkpoint
-from megatron_aia.checkpoint.io import CheckpointWriteError
+from megatron_aia.checkpoint.pending import CheckpointWriteError
 from megatron_aia.config import Config
 from megatron_aia.training.trainer import Trainer
 
@@ -36,8 +36,16 @@ def torn(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("Worker failure: [enforce fail at inline_container.cc:672] . unexpected pos")
 
 
+PLACES: dict[str, Any] = {
+    "plan_save": writing,
+    "sum_files_of_rank": writing,
+    "write_state": pending,
+    "make": pending.Place,
+}
+
+
 def fail(config: Config, name: str, function: Callable[..., None]) -> str:
-    owner: Any = io.dist_checkpointing if name == "save" else io
+    owner = PLACES[name]
     original = getattr(owner, name)
     trainer = Trainer(config)
     setattr(owner, name, function)
@@ -47,20 +55,22 @@ def fail(config: Config, name: str, function: Callable[..., None]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("async_save", [False, True])
 @pytest.mark.parametrize(
     ("name", "function", "said"),
     [
-        ("save", torn, "Worker failure"),
-        ("save", no_space, "No space left on device"),
+        ("plan_save", torn, "Worker failure"),
+        ("plan_save", no_space, "No space left on device"),
         ("write_state", no_space, "publishing it: [Errno 28] No space left on device"),
-        ("_fresh_folder", no_space, "making its folder: [Errno 28] No space left on device"),
+        ("make", no_space, "making its folder: [Errno 28] No space left on device"),
         ("sum_files_of_rank", no_space, "No space left on device"),
     ],
 )
 def test_where_it_fails_and_what_is_left(
-    run: Config, name: str, function: Callable[..., None], said: str
+    run: Config, name: str, function: Callable[..., None], said: str, async_save: bool
 ) -> None:
-    said_by_run = spawn(fail, 2, run, name, function)
+    config = replace(run, checkpoint=replace(run.checkpoint, async_save=async_save))
+    said_by_run = spawn(fail, 2, config, name, function)
     assert "iter_0000003 cannot be written: " in said_by_run
     assert said in said_by_run
     assert " GB are free, iter_0000002 takes 0.0" in said_by_run

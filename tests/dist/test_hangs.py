@@ -14,13 +14,14 @@ from support.job import Job
 from support.layouts import Layout
 from support.runs import run_config, write_dataset
 
-from megatron_aia.checkpoint import io
+from megatron_aia.checkpoint import pending, writing
 from megatron_aia.config import Config
 from megatron_aia.data import prefetch
 from megatron_aia.runtime import watchdog as watchdog_file
 from megatron_aia.training.synced_loader import SyncedLoader
 
-LIMIT = 7.0
+STAMP = "FILE_OF_A_TEST"
+LIMIT = 5.0
 """Seconds that stand for --distributed-timeout-minutes 1; collectives keep theirs."""
 
 
@@ -29,8 +30,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))
 
 
-def configure(data: Path, folder: Path, num_workers: int = 0) -> Config:
-    config = run_config(data, Layout(), 6, save=str(folder), save_interval=2)
+def configure(data: Path, folder: Path, num_workers: int = 0, async_save: bool = False) -> Config:
+    config = run_config(data, Layout(), 6, save=str(folder), save_interval=2, async_save=async_save)
     return replace(
         config,
         data=replace(config.data, num_workers=num_workers),
@@ -38,33 +39,50 @@ def configure(data: Path, folder: Path, num_workers: int = 0) -> Config:
     )
 
 
-def hang(*args: Any) -> None:
+def note_fault() -> None:
+    """Say when it begins; the last of several counts."""
+    Path(os.environ[STAMP]).write_text(str(time.time()))
+
+
+def hang(*args: Any) -> Any:
+    note_fault()
     time.sleep(1000)
 
 
+def stop() -> None:
+    note_fault()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def hanging_publish(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(io, "publish", hang)
+    patch.setattr(pending, "publish", hang)
 
 
 def hanging_folder(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(io, "_fresh_folder", hang)
+    patch.setattr(pending.Place, "make", hang)
 
 
 def hanging_sums(patch: pytest.MonkeyPatch) -> None:
-    read = io.sum_files_of_rank
-    patch.setattr(io, "sum_files_of_rank", lambda path, rank: hang() if rank else read(path, rank))
+    read = writing.sum_files_of_rank
+    patch.setattr(
+        writing, "sum_files_of_rank", lambda path, rank: hang() if rank else read(path, rank)
+    )
+
+
+def hanging_writer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(writing, "_write", hang)
 
 
 def stopped_workers(patch: pytest.MonkeyPatch) -> None:
     """All processes that read samples are stopped in the second step, as by a file system."""
     build = prefetch._MicroBatches.__getitem__
 
-    def stop(self: Any, request: Any) -> Any:
+    def build_and_stop(self: Any, request: Any) -> Any:
         if request.position:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stop()
         return build(self, request)
 
-    patch.setattr(prefetch._MicroBatches, "__getitem__", stop)
+    patch.setattr(prefetch._MicroBatches, "__getitem__", build_and_stop)
 
 
 def stopped_rank(patch: pytest.MonkeyPatch) -> None:
@@ -72,45 +90,65 @@ def stopped_rank(patch: pytest.MonkeyPatch) -> None:
     agree = SyncedLoader._agree
     calls = 0
 
-    def stop(self: Any, has_problem: bool) -> bool:
+    def agree_and_stop(self: Any, has_problem: bool) -> bool:
         nonlocal calls
         calls += 1
         if calls == 3 and dist.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stop()
         return agree(self, has_problem)
 
-    patch.setattr(SyncedLoader, "_agree", stop)
+    patch.setattr(SyncedLoader, "_agree", agree_and_stop)
 
 
-FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int, str]] = {
-    "publish": (
-        hanging_publish,
-        0,
-        "of: saving a checkpoint: publishing it",
+SAVING = "of: saving a checkpoint: "
+READING = "of: reading the samples of a step"
+FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any], str]] = {
+    "publish": (hanging_publish, {}, SAVING + "publishing it"),
+    "folder": (hanging_folder, {}, SAVING + "making its folder"),
+    "sums": (hanging_sums, {}, SAVING + "reading its tensors again"),
+    "writer": (
+        hanging_writer,
+        {"async_save": True},
+        SAVING + "waiting for the process that writes it",
     ),
-    "folder": (hanging_folder, 0, "of: saving a checkpoint: making its folder"),
-    "sums": (hanging_sums, 0, "of: saving a checkpoint: reading its tensors again"),
-    "workers": (stopped_workers, 2, "of: reading the samples of a step"),
-    "rank": (stopped_rank, 0, "of: reading the samples of a step"),
+    "workers": (stopped_workers, {"num_workers": 2}, READING),
+    "rank": (stopped_rank, {}, READING),
 }
+
+
+def seconds_to_exit(
+    fault: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: float
+) -> float:
+    """Run into a fault; return the seconds from there to the end of all processes."""
+    patch, options, said = FAULTS[fault]
+    patch(monkeypatch)
+    log = tmp_path / "log"
+    monkeypatch.setenv(STAMP, str(tmp_path / "stamp"))
+    job = Job(configure(data, tmp_path / "run", **options), 2, log)
+    assert job.wait(wait) == 1
+    assert not job.processes()
+    text = log.read_text()
+    assert said in text
+    assert "most recent call first" in text, "the stacks"
+    return time.time() - float((tmp_path / "stamp").read_text())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_hang_ends_the_run(
     fault: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch, num_workers, said = FAULTS[fault]
-    patch(monkeypatch)
     monkeypatch.setattr(watchdog_file, "SECONDS_A_MINUTE", LIMIT)
-    log = tmp_path / "log"
-    start = time.monotonic()
-    job = Job(configure(data, tmp_path / "run", num_workers), 2, log)
-    assert job.wait(60) == 1
-    assert time.monotonic() - start < LIMIT + 25
-    assert not job.processes()
-    text = log.read_text()
-    assert said in text
-    assert "most recent call first" in text, "the stacks"
+    assert seconds_to_exit(fault, data, tmp_path, monkeypatch, 60) < LIMIT + 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_from_fault_to_exit_with_a_limit_of_one_minute(
+    fault: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = seconds_to_exit(fault, data, tmp_path, monkeypatch, 180)
+    print(f"{fault}: {seconds:.1f} s")
+    assert 55 < seconds < 90
 
 
 def test_a_run_that_goes_on_is_left_alone(

@@ -16,12 +16,8 @@ from support.spawn import spawn
 from support.tiny_runs import run_tool_on, write_codebook
 from torch.distributed.checkpoint import filesystem
 
-from megatron_aia.checkpoint.folder import (
-    CONFIG_FILE,
-    find_checkpoint,
-    read_state,
-    write_state,
-)
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.run_state import CONFIG_FILE, read_state, write_state
 from megatron_aia.config import Config
 from megatron_aia.runtime.safe_pickle import tables_and_tensors_only
 

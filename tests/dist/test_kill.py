@@ -68,7 +68,9 @@ class Killer:
         return frozenset(path.name for path in self.folder.glob(pattern))
 
 
-def job_config(data: Path, layout: Layout, folder: Path, num_workers: int) -> Config:
+def job_config(
+    data: Path, layout: Layout, folder: Path, num_workers: int, async_save: bool = False
+) -> Config:
     config = run_config(
         data,
         layout,
@@ -77,6 +79,7 @@ def job_config(data: Path, layout: Layout, folder: Path, num_workers: int) -> Co
         load=str(folder),
         save_interval=1,
         save_total_limit=2,
+        async_save=async_save,
     )
     return replace(config, data=replace(config.data, num_workers=num_workers))
 
@@ -104,7 +107,12 @@ def comparable(record: LogRecord) -> tuple[object, ...]:
 
 
 def assert_kills_change_nothing(
-    data: Path, folder: Path, name: str, num_kills: int, start_job: type[Job] = Job
+    data: Path,
+    folder: Path,
+    name: str,
+    num_kills: int,
+    start_job: type[Job] = Job,
+    async_save: bool = False,
 ) -> None:
     """Run one layout undisturbed, and killed, as often as it takes for so many kills."""
     world_size, layout = LAYOUTS[name]
@@ -118,7 +126,7 @@ def assert_kills_change_nothing(
     kills = 0
     while kills < num_kills:
         killed = folder / f"after {kills} kills"
-        config = job_config(data, layout, killed, num_workers=(kills + 2) % 3)
+        config = job_config(data, layout, killed, (kills + 2) % 3, async_save)
         killer = Killer(random.Random(kills), killed, longest)
         kills += run_with_kills(
             partial(start_job, config, world_size, log), killer, num_kills - kills
@@ -128,14 +136,18 @@ def assert_kills_change_nothing(
         assert not list(killed.glob(".iter_*"))
 
 
-def test_a_few_kills_change_no_number(data: Path, tmp_path: Path) -> None:
-    assert_kills_change_nothing(data, tmp_path, "DP 2", 3)
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_few_kills_change_no_number(data: Path, tmp_path: Path, async_save: bool) -> None:
+    assert_kills_change_nothing(data, tmp_path, "DP 2", 2, async_save=async_save)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("async_save", [False, True])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_many_kills_change_no_number(name: str, data: Path, tmp_path: Path) -> None:
-    assert_kills_change_nothing(data, tmp_path, name, 20)
+def test_many_kills_change_no_number(
+    name: str, data: Path, tmp_path: Path, async_save: bool
+) -> None:
+    assert_kills_change_nothing(data, tmp_path, name, 20, async_save=async_save)
 
 
 @pytest.mark.slow

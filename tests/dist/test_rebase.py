@@ -17,7 +17,8 @@ from support.runs import run_config, write_dataset
 from support.spawn import spawn
 
 from megatron_aia.analysis.records import LogRecord, read_records
-from megatron_aia.checkpoint.folder import RunState, find_checkpoint, read_state
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.run_state import RunState, read_state
 from megatron_aia.config import Config
 from megatron_aia.data.loader import StepLoader
 from megatron_aia.runtime.parallel import destroy_parallel
@@ -46,7 +47,7 @@ class Start(NamedTuple):
 def train(config: Config) -> Start:
     trainer, log = Trainer(config), io.StringIO()
     logging.getLogger("megatron_aia").addHandler(logging.StreamHandler(log))
-    first, steps = trainer.iteration, []
+    first, steps = trainer.progress.iteration, []
     original = StepLoader.step
 
     def step(self: StepLoader, position: int) -> Any:

@@ -10,7 +10,7 @@ from support.runs import run_config, train, train_all, write_dataset
 from support.spawn import spawn
 
 from megatron_aia.analysis.records import LogRecord
-from megatron_aia.checkpoint.folder import read_state
+from megatron_aia.checkpoint.run_state import read_state
 from megatron_aia.runtime.versions import COMMON_FILE, megatron_core_version, needs_common_file
 
 pytestmark = pytest.mark.versions

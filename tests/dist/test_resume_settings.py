@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_of(config: Config) -> list[dict[str, Any]]:
     """Return the settings of every group of parameters after a step, and the steps it has seen."""
     trainer = Trainer(config)
-    trainer._step(trainer.feed.step(trainer.position))
+    trainer._step(trainer.feed.step(trainer.progress.position))
     groups = [
         {name: value for name, value in group.items() if name != "params"}
         for group in trainer.optimizer.param_groups

@@ -137,19 +137,19 @@ def train_with_a_bad_gradient(config: Config) -> tuple[bool, bool, int]:
     forward = trainer.spec.forward
 
     def poisoned(*args: Any) -> dict[str, torch.Tensor]:
-        bad = trainer.iteration == 1 and dist.get_rank() == 1
+        bad = trainer.progress.iteration == 1 and dist.get_rank() == 1
         return {"nll": forward(*args)["nll"] * (torch.inf if bad else 1.0)}
 
     trainer.spec = replace(trainer.spec, forward=poisoned)
     snapshots = []
     for _ in range(3):
-        trainer._step(trainer.feed.step(trainer.position))
+        trainer._step(trainer.feed.step(trainer.progress.position))
         trainer._log()
         parameters = [p for model in trainer.models for p in model.parameters()]
         snapshots.append(torch.cat([p.detach().flatten() for p in parameters]))
     bad_step_changed_nothing = torch.equal(snapshots[1], snapshots[0])
     next_step_went_on = bool(snapshots[2].isfinite().all()) and not snapshots[2].equal(snapshots[1])
-    skipped = trainer.total_skipped
+    skipped = trainer.progress.total_skipped
     destroy_parallel()
     return bad_step_changed_nothing, next_step_went_on, skipped
 
@@ -286,14 +286,14 @@ def train_until_signal(config: Config) -> int:
     read = trainer.data.step
 
     def signalled(position: int) -> Any:
-        if trainer.iteration == 1 and dist.get_rank() == 1:
+        if trainer.progress.iteration == 1 and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return read(position)
 
     object.__setattr__(trainer.data, "step", signalled)
     trainer.run()
     destroy_parallel()
-    return trainer.iteration
+    return trainer.progress.iteration
 
 
 def test_signal_to_one_rank_saves_and_stops_all(data: Path, tmp_path: Path) -> None:

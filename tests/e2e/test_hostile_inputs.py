@@ -20,7 +20,8 @@ from support.spawn import spawn
 from megatron_aia.aia.profile import SHIPPED_FOLDER, load_profile
 from megatron_aia.building.record_samples import NO_SAMPLE, RecordSamples
 from megatron_aia.checkpoint.choose import choose_checkpoint
-from megatron_aia.checkpoint.folder import CONFIG_FILE, find_checkpoint, read_state
+from megatron_aia.checkpoint.folder import find_checkpoint
+from megatron_aia.checkpoint.run_state import CONFIG_FILE, read_state
 from megatron_aia.checkpoint.sharded import damage_is_named
 from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.tensor_files import TensorFolder, read_json

@@ -15,18 +15,14 @@ from megatron_aia.checkpoint import folder as folder_file
 from megatron_aia.checkpoint.choose import choose_checkpoint
 from megatron_aia.checkpoint.folder import (
     LATEST_FILE,
-    RUN_FILE,
-    RunState,
     checkpoint_path,
     complete_checkpoints,
     find_checkpoint,
     has_checkpoint,
     publish,
-    read_state,
-    read_sums,
     remove_leftovers,
-    write_state,
 )
+from megatron_aia.checkpoint.run_state import RUN_FILE, RunState, read_state, read_sums, write_state
 
 STATE = RunState(
     iteration=0,

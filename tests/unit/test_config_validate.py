@@ -259,10 +259,13 @@ def test_what_may_be_combined_is_not_refused(tmp_path):
 
 def test_settings_without_effect_are_noted():
     assert "no multiple of --log-interval 10" in check(aia_figure_interval=5)[0]
-    notes = check(sequence_parallel=True, save_total_limit=2, aia_figure_interval=20)
+    notes = check(
+        sequence_parallel=True, save_total_limit=2, async_save=True, aia_figure_interval=20
+    )
     assert [note.split()[0] for note in notes] == [
         "--sequence-parallel",
         "--save-total-limit",
+        "--async-save",
         "--aia-figure-interval",
     ]
     assert check(2, sequence_parallel=True) == []

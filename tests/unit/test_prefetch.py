@@ -1,7 +1,9 @@
 """Steps that workers read ahead are the steps that are read when they are asked for."""
 
+import gc
 import multiprocessing
 import os
+import re
 import signal
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
@@ -13,6 +15,7 @@ import torch
 from test_follow_parent import wait_until_gone
 from toy_data import ToyEncoder, toy_batches, toy_encoder, toy_samples, write_folder
 
+from megatron_aia.data import prefetch
 from megatron_aia.data.batch import MicroBatch
 from megatron_aia.data.prefetch import Prefetcher
 from megatron_aia.data.replacements import CorruptSamplesFound
@@ -47,6 +50,32 @@ def values(batches: list[MicroBatch]) -> list[Any]:
             else:
                 found.append((field.name, value))
     return found
+
+
+def private_megabytes(process: int) -> float:
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return sum(map(int, re.findall(r"^Private_Dirty:\s+(\d+) kB", text, re.MULTILINE))) / 1024
+
+
+def test_a_worker_that_collects_garbage_copies_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [{"number": number} for number in range(300_000)]  # 80 MB
+    build = prefetch._MicroBatches.__getitem__
+
+    def collect_and_build(self: Any, request: Any) -> Any:
+        gc.collect()
+        return build(self, request)
+
+    monkeypatch.setattr(prefetch._MicroBatches, "__getitem__", collect_and_build)
+    prefetcher = Prefetcher(toy_batches(folder), 1)
+    prefetcher.step(0)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    assert private_megabytes(worker.pid) < 40
+    prefetcher.close()
+    assert not gc.get_freeze_count()
+    assert len(objects) == 300_000
 
 
 @pytest.mark.parametrize(("num_workers", "length_multiple"), [(1, 0), (2, 4), (3, 0)])

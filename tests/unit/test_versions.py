@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from megatron_aia.checkpoint.compatibility import check_megatron_core
-from megatron_aia.checkpoint.folder import RUN_FILE, RunState, read_state, read_sums, write_state
+from megatron_aia.checkpoint.run_state import RUN_FILE, RunState, read_state, read_sums, write_state
 from megatron_aia.runtime import mcore, versions
 
 pytestmark = pytest.mark.versions

@@ -19,7 +19,7 @@ or with a picture in a field that is not read: it would become another sample.
 from collections.abc import Callable
 from typing import Any
 
-from megatron_aia.building.convert_records import RecordError
+from megatron_aia.building.convert_records import RecordError, is_empty
 from megatron_aia.building.sources.base import RawRecord
 from megatron_aia.shards.raw_sample import IMAGE_TAG
 
@@ -49,7 +49,7 @@ def to_record(raw: RawRecord) -> RawRecord:
 
 
 def _check_media(raw: RawRecord) -> None:
-    full = [field for field, value in raw.items() if not _is_empty(value)]
+    full = [field for field, value in raw.items() if not is_empty(value)]
     reads_image = any(field in _IMAGE_FIELDS for field in full)
     for field in full:
         name = field.lower()
@@ -64,10 +64,6 @@ def _check_media(raw: RawRecord) -> None:
                 f"the field {field} is not read",
                 f"images stand in one of {fields}; rename it, or remove it",
             )
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, bytes, list, dict)) and not value)
 
 
 def _may_be_picture(value: Any) -> bool:
