@@ -138,7 +138,8 @@ def test_a_job_is_stopped_saves_and_is_queued_again(
 def test_the_flags_of_srun(slurm: dict[str, str], tmp_path: Path) -> None:
     """A wrong setting ends the job at once, and what srun was given is all there."""
     (tmp_path / "weights").mkdir()
-    environment = {**slurm, "CONTAINER": "aia.sqsh", "CONTAINER_MOUNTS": "/data:/data"}
+    container = {"CONTAINER": "aia.sqsh", "CONTAINER_MOUNTS": "/data:/data"}
+    environment = {**slurm, **container, "MAX_RESTARTS": "0"}
     flags = ["--num-lyers", "3"]
     job = start("posttrain_janus_pro_aia.sbatch", environment, flags, tmp_path / "job.out")
     assert job.wait(240) != 0
