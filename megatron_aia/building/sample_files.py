@@ -1,8 +1,8 @@
 """The files of one sample, as they stand in a shard.
 
 ``KEY.json``, and for each image ``KEY.NAME.npy`` (``KEY.0.NAME.npy``, ``KEY.1.NAME.npy``, ... for
-several; the family gives the name), uint16 ``[h, w]`` codes, or ``KEY.jpg`` or the like, the
-picture file, or both. What the JSON says of them stands in ``index``.
+several; the family gives the name), uint16 ``[h, w]`` or ``[h, w, depth]`` codes, or ``KEY.jpg`` or
+the like, the picture file, or both. What the JSON says of them stands in ``index``.
 """
 
 import io
@@ -42,8 +42,8 @@ def sample_files(
 
     Args:
         record: words, and where from.
-        codes: integers ``[h, w]`` of each image, in the order of the tags; None for an image that
-            has none.
+        codes: integers ``[h, w]``, or ``[h, w, depth]`` where codes are residual, of each image in
+            the order of the tags; None for an image that has none.
         images: the picture files in the same order, None for those not to be stored; empty if none
             is.
         codes_suffix: file type of image codes.
@@ -81,9 +81,8 @@ def _add_codes(
     if grid is None:
         return None
     members[member] = _to_npy(grid)
-    height, width = grid.shape
-    crc32 = checksum(members[member])
-    return {"member": member, "height": height, "width": width, "crc32": crc32}
+    sizes = dict(zip(("height", "width", "depth"), grid.shape, strict=False))
+    return {"member": member, **sizes, "crc32": checksum(members[member])}
 
 
 def _add_picture(

@@ -43,6 +43,9 @@ def import_checkpoint(options: ImportOptions) -> str:
     hf_format = _find_format(options, config)
     source = TensorFolder(options.hf_path)
     names = hf_format.find_names(source.shapes.keys())
+    for name in hf_format.documents:
+        if (options.hf_path / f"{name}.json").is_file():
+            config[name] = read_json(options.hf_path / f"{name}.json")
     model = hf_format.model_config(config)
     table = hf_format.weight_map(model, names)
     check_sources(table, source.shapes, lambda name: names.passthrough_name(name) is not None)

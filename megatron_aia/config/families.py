@@ -3,6 +3,7 @@
 FAMILIES = {
     "emu3": "megatron_aia.models.emu3.family",
     "janus_pro": "megatron_aia.models.janus_pro.family",
+    "unifork": "megatron_aia.models.unifork.family",
 }
 """Name of a family, as ``--model`` takes it, to the module with its ``FAMILY``."""
 

@@ -39,7 +39,7 @@ class MicroBatch:
     targets: Mapping[str, BatchTarget]
     """What is to be learned, by name: every target that the encoder declares."""
     lane: int = 0
-    """Of all samples: which of the model's ways they take; see ``ModelFamily.lane``."""
+    """Of all samples: which of the model's ways they take; see ``SampleEncoder.lane``."""
     images: torch.Tensor | None = None
     """uint8 ``[n, 3, size, size]``: images to look at in the order of their tokens, sequence by
     sequence from left to right; None for a model without them, and where they were not asked

@@ -17,6 +17,7 @@ from megatron_aia.measurement.alignment import TaskFeatures
 from megatron_aia.measurement.own_model import OwnModel
 from megatron_aia.measurement.rounds import run_rounds
 from megatron_aia.measurement.samples import ReadSample, SampleFolder, read_sample, spans_of
+from megatron_aia.models.lanes import without_way
 from megatron_aia.runtime.context_parallel_slices import slice_tensor
 from megatron_aia.runtime.device import device, send
 
@@ -33,7 +34,7 @@ class _Means:
 
     def keep(self, layer: int, kwargs: Mapping[str, Any], output: Any) -> None:
         """Called behind a layer, whose micro-batch travels as ``attention_bias``."""
-        aia: AIAContext = kwargs["attention_bias"]
+        aia: AIAContext = without_way(kwargs["attention_bias"])
         states = output[0] if isinstance(output, tuple) else output
         if aia not in self.weights:
             self.weights[aia] = self._weights_of(aia, states)

@@ -101,6 +101,11 @@ class PackedGPTModel(GPTModel):
         """Return the rows without padding of every parameter that has some: name to rows."""
         return dict.fromkeys((EMBEDDING_WEIGHT, OUTPUT_WEIGHT), self.real_vocab_size)
 
+    def copies(self) -> dict[str, str]:
+        """Return the parameters of the last stage that are equal to one of the first, by name."""
+        tied = {OUTPUT_WEIGHT: EMBEDDING_WEIGHT}
+        return tied if self.share_embeddings_and_output_weights else {}
+
     def _preprocess(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
     ) -> Any:

@@ -49,6 +49,8 @@ class DemoForm:
     """The family's own words around those of a sample; the text tokeniser learns them too."""
     special_tokens: tuple[str, ...] = ()
     """Tokens of the text tokeniser that no text is encoded to."""
+    code_depth: int = 0
+    """Residual codes of an image token; 0 where it is one code."""
     num_pictures: int | None = None
     """So many photographs, one crop each, to be learned by heart; None takes all, four crops each.
     """

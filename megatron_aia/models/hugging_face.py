@@ -118,5 +118,8 @@ class HFFormat:
     """Patterns of tokeniser and processor files, copied where the layout stays the same."""
     shared_files: tuple[str, ...] = ()
     """Those of them that both layouts read."""
+    documents: tuple[str, ...] = ()
+    """Parts of the configuration that are files of their own, ``NAME.json``: each stands under its
+    name in the JSON of ``model_config``, where there is such a file."""
     processor_files: Callable[[HFTarget], dict[str, JSON]] = lambda target: {}
     """Files to write where the source had another layout: name to content."""

@@ -11,7 +11,7 @@ from typing import Optional
 from megatron_aia.models import families
 from megatron_aia.models.family import ModelFamily
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
-from megatron_aia.shards.patch_quantizer import PatchQuantizer
+from megatron_aia.shards.residual_quantizer import load_quantizer
 
 
 def load_image_tokenizer(
@@ -29,7 +29,7 @@ def load_image_tokenizer(
     """
     path = Path(path)
     if path.is_file():
-        return PatchQuantizer.load(path, image_area)
+        return load_quantizer(path, image_area)
     family = owner_of_image_tokenizer(path)
     module, _, function = family.image_tokenizers[_model_type(path)].partition(":")
     tokenizer: ImageTokenizer = getattr(import_module(module), function)(path, image_area, device)

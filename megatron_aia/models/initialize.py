@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from megatron_aia.config import Config
-from megatron_aia.models.backbone import EMBEDDING_WEIGHT, OUTPUT_WEIGHT, PackedGPTModel
+from megatron_aia.models.backbone import PackedGPTModel
 
 _LAYER = re.compile(r".*?\.layers\.\d+\.")
 _RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
@@ -63,8 +63,7 @@ def _draw_shard(
         half = [shape[0] // 2, *shape[1:]]
         parts = [_draw(f"{name}.{part}", half, std, seed) for part in ("gate", "up")]
         return torch.cat([part.chunk(size)[rank] for part in parts])
-    if model.share_embeddings_and_output_weights and name == OUTPUT_WEIGHT:
-        name = EMBEDDING_WEIGHT  # the last stage's copy of it
+    name = model.copies().get(name, name)
     real = model.real_sizes().get(name)
     if real is not None:
         full = torch.zeros(shape)

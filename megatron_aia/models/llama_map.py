@@ -22,14 +22,15 @@ def llama_map(model: ModelConfig, prefix: str, head: str, vocab_size: int) -> di
         )
     }
     for i in range(model.num_layers):
-        table |= _layer_map(model, f"{prefix}layers.{i}.", f"decoder.layers.{i}.")
+        table |= layer_map(model, f"{prefix}layers.{i}.", f"decoder.layers.{i}.")
     table["decoder.final_layernorm.weight"] = Direct(f"{prefix}norm.weight", (hidden,))
     if model.untie_embeddings_and_output_weights:
         table["output_layer.weight"] = Vocabulary(head, vocab_size, padded, (hidden,))
     return table
 
 
-def _layer_map(model: ModelConfig, hf: str, ours: str) -> dict[str, ParamMap]:
+def layer_map(model: ModelConfig, hf: str, ours: str) -> dict[str, ParamMap]:
+    """Return the parameters of one layer, whose names begin with ``ours`` and ``hf``."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     heads, groups, head_size = model.num_attention_heads, model.num_query_groups, model.head_size
     gate, up, down = (f"{hf}mlp.{part}_proj.weight" for part in ("gate", "up", "down"))

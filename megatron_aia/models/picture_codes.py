@@ -21,17 +21,23 @@ class PictureCodes:
             are stored.
         drawn_only: pictures that the model looks at stay pictures.
         side: codes along a side of every image; 0 for a model of any size.
+        depth: residual codes of a token; 0 where a token is one code.
 
     Raises:
         ValueError: the tokeniser makes images of other sizes.
     """
 
     def __init__(
-        self, tokenizer: ImageTokenizer | None, drawn_only: bool = False, side: int = 0
+        self,
+        tokenizer: ImageTokenizer | None,
+        drawn_only: bool = False,
+        side: int = 0,
+        depth: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._drawn_only = drawn_only
         self._side = side
+        self._residual = (depth,) if depth else ()
         self.fingerprint = "" if tokenizer is None else f"|{tokenizer.fingerprint}"
         """Text that ends the description of a sample encoder; empty without a tokeniser."""
         if tokenizer is None or not side:
@@ -80,10 +86,10 @@ class PictureCodes:
 
         def zeros(picture: Picture) -> np.ndarray:
             if self._side:
-                return np.zeros((self._side, self._side), np.int64)
+                return np.zeros((self._side, self._side, *self._residual), np.int64)
             size = picture.pixel_size()
             with _errors_name(sample):
-                return np.zeros(tokenizer.grid(*size), np.int64)
+                return np.zeros((*tokenizer.grid(*size), *self._residual), np.int64)
 
         return self._replace(sample, zeros)
 

@@ -1,6 +1,7 @@
 """Image codes: plain ``.npy`` arrays, and nothing that could run code."""
 
 import io
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +30,8 @@ def decode_codes(
         checksum: CRC-32 of ``data``; None where it is not known.
 
     Returns:
-        int64 ``[height, width]``, every value in ``[0, codebook_size)``.
+        int64 ``[height, width]``, or ``[height, width, depth]`` of residual codes; every value in
+        ``[0, codebook_size)``.
 
     Raises:
         CorruptSampleError: anything else; the text names neither shard nor sample, the caller does.
@@ -37,14 +39,13 @@ def decode_codes(
     if not fits(data, checksum):
         raise CorruptSampleError(f"{entry.member} does not fit its checksum")
     shape, is_fortran, dtype, start = _read_npy_header(data, entry.member)
-    expected = (entry.height, entry.width)
+    expected = entry.shape
     # Compared before anything is allocated: a header may announce any size.
     if dtype != np.uint16 or shape != expected:
         raise CorruptSampleError(
-            f"{entry.member} is {dtype} {quote(list(shape))}, "
-            f"not uint16 [{entry.height}, {entry.width}]"
+            f"{entry.member} is {dtype} {quote(list(shape))}, not uint16 {list(expected)}"
         )
-    if len(data) - start != entry.height * entry.width * dtype.itemsize:
+    if len(data) - start != math.prod(expected) * dtype.itemsize:
         raise CorruptSampleError(
             f"{entry.member} is no plain npy array: {len(data)} bytes do not fit"
         )

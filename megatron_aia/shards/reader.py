@@ -30,6 +30,13 @@ class CodesEntry:
     member: str
     height: int
     width: int
+    depth: int = 0
+    """Residual codes of a token; 0 where a token is one code, without an axis for it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return (self.height, self.width, *([self.depth] if self.depth else []))
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,10 @@ def _parse_codes(entry: dict[str, Any]) -> CodesEntry:
     height, width = entry.get("height"), entry.get("width")
     if not isinstance(entry.get("member"), str) or not _is_side(height) or not _is_side(width):
         raise CorruptSampleError("an entry of 'codes' lacks member, height or width")
-    return CodesEntry(entry["member"], entry["height"], entry["width"])
+    depth = entry.get("depth", 0)
+    if "depth" in entry and not _is_side(depth):
+        raise CorruptSampleError(f"an entry of 'codes' has the depth {quote(depth)}")
+    return CodesEntry(entry["member"], entry["height"], entry["width"], depth)
 
 
 def _is_side(value: object) -> bool:

@@ -53,8 +53,13 @@ def counted_and_said(data: Path, family: str, training: dict[str, Any]) -> tuple
 @pytest.mark.parametrize(
     ("family", "training", "tolerance"),
     # Padding of vocabularies is counted by PyTorch, and in Janus-Pro rows for nobody.
-    [("emu3", {}, 2e-3), ("janus_pro", {}, 0.01), ("janus_pro", FROZEN, 0.01)],
-    ids=["emu3", "janus_pro", "janus_pro, frozen tower"],
+    [
+        ("emu3", {}, 2e-3),
+        ("janus_pro", {}, 0.01),
+        ("janus_pro", FROZEN, 0.01),
+        ("unifork", {}, 0.01),
+    ],
+    ids=["emu3", "janus_pro", "janus_pro, frozen tower", "unifork"],
 )
 def test_operations(family: str, training: Any, tolerance: float, tmp_path: Path) -> None:
     data = write_shards(tmp_path / "data", family=family)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from megatron_aia.measurement.options import AlignmentOptions
 from megatron_aia.measurement.own_features import collect_own_features
 
 FAMILIES = ["emu3", "janus_pro"]
+FORKED = "unifork"
+"""Transformers has no such model."""
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "TP 2 + SP": (2, ["--tensor-model-parallel-size=2", "--sequence-parallel"]),
     "PP 2": (2, ["--pipeline-model-parallel-size=2"]),
@@ -41,7 +44,7 @@ EXACT = 1e-5
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A step of training, then a validation on each generation and understanding sample once."""
     root = tmp_path_factory.mktemp("runs")
-    for family in FAMILIES:
+    for family in [*FAMILIES, FORKED]:
         data = write_dataset(root / f"{family}_data", family)
         config = run_config(data, Layout(family=family), 1, save=str(root / family))
         mixed = replace(
@@ -49,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         training = replace(config.training, eval_interval=1, eval_iters=1)
         spawn(train, 1, replace(config, data=mixed, training=training))
-    return {family: root / family for family in FAMILIES}
+    return {family: root / family for family in [*FAMILIES, FORKED]}
 
 
 def data_of(run: Path) -> Path:
@@ -90,8 +93,10 @@ def assert_same(found: list[SampleIntensity], expected: list[SampleIntensity]) -
         assert [getattr(other, n) for n in counts] == [getattr(sample, n) for n in counts]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*product(FAMILIES, LAYOUTS), (FORKED, "TP 2 + SP"), (FORKED, "PP 2")],
+)
 def test_equal_in_every_layout(
     runs: dict[str, Path],
     measured: dict[str, list[SampleIntensity]],
@@ -120,6 +125,7 @@ def exported(
             *("--tokenizer", data_of(run) / "tokenizer.model"),
         ]
         for family, run in runs.items()
+        if family != FORKED
     }
 
 
@@ -170,6 +176,16 @@ def test_features_are_those_of_transformers_in_every_layout(
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found[task], expected, atol=EXACT * scale)
         assert expected.std(axis=0).mean() > 0.01 * scale, "all samples alike would prove little"
+
+
+def test_features_of_a_model_that_forks(runs: dict[str, Path]) -> None:
+    words = ["--load", runs[FORKED], "--data-path", data_of(runs[FORKED])]
+    expected = spawn(features_of, 1, words, 1)
+    world_size, flags = LAYOUTS["TP 2 x PP 2"]
+    found = spawn(features_of, world_size, [*words, *flags], world_size)
+    for task, features in expected.items():
+        assert features.shape[:3] == (8, 2, 4)
+        np.testing.assert_allclose(found[task], features, atol=EXACT * np.abs(features).max())
 
 
 def test_alignment_by_the_tool(

@@ -24,6 +24,7 @@ from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 from megatron_aia.models import load_model_spec
 from megatron_aia.models.initialize import global_parameters
 from megatron_aia.models.janus_pro.settings import JanusModelConfig
+from megatron_aia.models.unifork.settings import UniForkModelConfig
 from megatron_aia.runtime.parallel import (
     Parallel,
     create_parallel,
@@ -40,6 +41,7 @@ from support.tiny_data import (
     JANUS_GRID,
     JANUS_TEXT_SIZE,
     TEXT_VOCAB_SIZE,
+    UNIFORK_DEPTH,
     ByteTokenizer,
 )
 from support.toy_family.family import toy
@@ -97,8 +99,34 @@ MODELS = {
         init_method_std=0.2,
         make_vocab_size_divisible_by=8,
     ),
+    "unifork": UniForkModelConfig(
+        model="unifork",
+        num_layers=NUM_LAYERS,
+        num_shared_layers=2,
+        hidden_size=32,
+        ffn_hidden_size=48,
+        num_attention_heads=4,
+        num_query_groups=2,
+        max_position_embeddings=512,
+        text_vocab_size=JANUS_TEXT_SIZE,
+        codebook_size=CODEBOOK_SIZE,
+        code_depth=UNIFORK_DEPTH,
+        code_channels=12,
+        image_size=8 * JANUS_GRID,
+        patch_size=8,
+        depth_num_layers=2,
+        depth_attention_size=48,
+        depth_num_attention_heads=4,
+        depth_ffn_hidden_size=40,
+        init_method_std=0.2,
+        make_vocab_size_divisible_by=8,
+        add_qkv_bias=True,
+        untie_embeddings_and_output_weights=False,
+    ),
     "toy": toy().model,
 }
+DATA: dict[str, dict[str, Any]] = {"unifork": {"seq_length": 384, "task_ratio": "2:2:1:0"}}
+"""What the data of a family differs in: here, long templates and no mixed samples."""
 
 
 @dataclass
@@ -125,14 +153,13 @@ def tiny_config(data: Path, layout: Layout, **training: Any) -> Config:
         parallel=ParallelConfig(**{**parallel, **layout.parallel}),
         data=DataConfig(
             data_path=(str(data),),
-            seq_length=256,
             micro_batch_size=layout.micro_batch_size,
             global_batch_size=10,
             packing=layout.packing,
             variable_seq_lengths=layout.variable_lengths,
-            task_ratio="2:2:1:1",
             cfg_drop_prob=0.3,
             num_workers=0,
+            **DATA.get(layout.family, {"seq_length": 256, "task_ratio": "2:2:1:1"}),
         ),
         training=TrainingConfig(lr=1e-3, min_lr=1e-3, clip_grad=1.0, **training),
     )
@@ -284,18 +311,23 @@ class LayoutSuite:
 
     Args:
         layouts: by number of processes, then by name.
+        training: settings of all of them.
     """
 
-    def __init__(self, layouts: dict[int, dict[str, Layout]]) -> None:
+    def __init__(self, layouts: dict[int, dict[str, Layout]], **training: Any) -> None:
         self.by_name = {
             name: layout for group in layouts.values() for name, layout in group.items()
         }
         self._layouts = layouts
+        self._training = training
         self._found: dict[str, StepResult] = {}
 
     def result(self, name: str, shards: Path) -> StepResult:
         """Return what a layout gave on ``shards``, the same folder in every call."""
         if name not in self._found:
             ((world_size, group),) = ((w, g) for w, g in self._layouts.items() if name in g)
-            self._found.update(spawn(run_layouts, world_size, shards, group, timeout=900))
+            self._found.update(spawn(self._run, world_size, shards, group, timeout=900))
         return self._found[name]
+
+    def _run(self, shards: Path, group: dict[str, Layout]) -> dict[str, Any]:
+        return run_layouts(shards, group, **self._training)

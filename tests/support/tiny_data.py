@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from megatron_aia.models.janus_pro.special_tokens import NAMES
+from megatron_aia.models.janus_pro.special_tokens import NAMES as JANUS_NAMES
+from megatron_aia.models.unifork.special_tokens import NAMES as UNIFORK_NAMES
 
 CODEBOOK_SIZE = 24
 TEXT_VOCAB_SIZE = 256
 JANUS_GRID = 2
 JANUS_TEXT_SIZE = 270
+UNIFORK_DEPTH = 3
+SPECIAL_TOKENS = [*JANUS_NAMES.values(), *UNIFORK_NAMES.values()]
 
 
 class ByteTokenizer:
@@ -29,7 +32,7 @@ class ByteTokenizer:
         return bytes(ids).decode(errors="replace")
 
     def special_id(self, name: str) -> int:
-        return TEXT_VOCAB_SIZE + list(NAMES.values()).index(name)
+        return TEXT_VOCAB_SIZE + SPECIAL_TOKENS.index(name)
 
 
 def write_shards(
@@ -38,17 +41,20 @@ def write_shards(
     """Write samples of four tasks.
 
     Emu3's pictures are 2 to 4 by 2 to 4 codes. Janus-Pro's are 2 by 2 codes where they are drawn,
-    and picture files where they are looked at.
+    and picture files where they are looked at. UniFork's are 2 by 2 tokens of residual codes, and
+    none of its samples is mixed.
     """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     makers = [_generation, _understanding, _text, _mixed]
+    if family == "unifork":
+        del makers[-1]
     samples = [make(i, rng) for i in range(samples_per_task) for make in makers]
     for shard in range(shards):
         with webdataset.TarWriter(str(folder / f"shard-{shard:06d}.tar")) as writer:
             for key, (document, pictures) in enumerate(samples[shard::shards]):
-                members = _janus_members if family == "janus_pro" else _members
-                writer.write(members(f"s{shard}x{key}", document, pictures))
+                members = _MEMBERS[family](f"s{shard}x{key}", document, pictures)
+                writer.write(members)
     return folder
 
 
@@ -92,6 +98,26 @@ def _janus_members(
     document = {"id": key, "source": "test", "license": "none", **document}
     document |= {"codes": codes, "images": images}
     return {"__key__": key, "json": json.dumps(document).encode(), **files}
+
+
+def _unifork_members(
+    key: str, document: dict[str, Any], pictures: list[np.ndarray]
+) -> dict[str, Any]:
+    """Turn codes into residual ones."""
+    shape = (JANUS_GRID, JANUS_GRID, UNIFORK_DEPTH)
+    files = {f"{number}.vila_u.npy": np.resize(p, shape) for number, p in enumerate(pictures)}
+    sides = {"height": JANUS_GRID, "width": JANUS_GRID, "depth": UNIFORK_DEPTH}
+    codes = [{"member": name, **sides} for name in files]
+    document = {"id": key, "source": "test", "license": "none", **document, "codes": codes}
+    return {"__key__": key, "json": json.dumps(document).encode(), **files}
+
+
+_MEMBERS = {
+    "emu3": _members,
+    "toy": _members,
+    "janus_pro": _janus_members,
+    "unifork": _unifork_members,
+}
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:

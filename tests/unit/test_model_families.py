@@ -32,6 +32,7 @@ def test_every_preset_fits_its_family() -> None:
         ("emu3_8b", r"--data-path \(.*\) and --load \("),
         ("janus_pro_7b", r"--data-path \(.*\) and --load \("),
         ("janus_pro_1b", r"--data-path \(.*\) and --load \("),
+        ("unifork_0_5b", r"--data-path \(.*\) and --load \("),
     ],
 )
 def test_a_preset_says_what_it_needs(preset: str, needs: str) -> None:
@@ -43,7 +44,7 @@ def test_a_preset_says_what_it_needs(preset: str, needs: str) -> None:
         check_family(with_values(config, {"data_path": ("shards",)}))
 
 
-@pytest.mark.parametrize("preset", ["emu3_demo", "janus_demo"])
+@pytest.mark.parametrize("preset", ["emu3_demo", "janus_demo", "unifork_demo"])
 def test_a_demo_needs_nothing(preset: str) -> None:
     check_family(preset_table()[preset].build())
 
@@ -114,6 +115,6 @@ def test_a_preset_with_an_unknown_setting() -> None:
 def test_an_unknown_preset_names_all() -> None:
     with (
         extra_family("other", __name__),
-        pytest.raises(ValueError, match=r"unknown --preset lost; use another, emu3_8b, .* or o"),
+        pytest.raises(ValueError, match=r"unknown --preset lost; use another, emu3_8b, .* or u"),
     ):
         parse(["--preset", "lost"])

@@ -9,7 +9,7 @@ from megatron_aia.config.families import FAMILIES
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "megatron_aia"
 TABLE = PACKAGE / "config" / "families.py"
-NAMES = re.compile("emu3|janus", re.IGNORECASE)
+NAMES = re.compile("emu3|janus|unifork", re.IGNORECASE)
 MAY_NAME = {
     # Commands of the examples, shown to users.
     "tools/inspect_data.py",
@@ -24,6 +24,10 @@ MAY_NAME = {
     "megatron_aia/evaluation/references/orion.yaml",
     "megatron_aia/evaluation/references/realunify.yaml",
     "megatron_aia/evaluation/references/torchumm.yaml",
+    "megatron_aia/evaluation/references/unifork.yaml",
+    # An analysis of its paper.
+    "megatron_aia/measurement/alignment.py",
+    "tools/measure_alignment.py",
 }
 
 

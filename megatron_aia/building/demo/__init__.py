@@ -12,7 +12,11 @@ import yaml
 
 from megatron_aia.aia.roles import Task
 from megatron_aia.building.convert_records import Record, convert_record
-from megatron_aia.building.demo.training import train_patch_quantizer, train_sentencepiece
+from megatron_aia.building.demo.training import (
+    train_patch_quantizer,
+    train_residual_quantizer,
+    train_sentencepiece,
+)
 from megatron_aia.building.sample_files import RawImage
 from megatron_aia.building.shard_writer import WrittenSample, write_shards
 from megatron_aia.building.work_folder import check_output
@@ -21,8 +25,10 @@ from megatron_aia.runtime.atomic import staged
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.description import write_description
 from megatron_aia.shards.folder import CODEBOOK_FILE, TOKENIZER_FILE
+from megatron_aia.shards.image_tokenizer import ImageTokenizer
 from megatron_aia.shards.patch_quantizer import PatchQuantizer
 from megatron_aia.shards.raw_sample import IMAGE_TAG
+from megatron_aia.shards.residual_quantizer import ResidualPatchQuantizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,13 +146,7 @@ def build_demo(
     side = (grid_side or form.grid_side) * PATCH_SIZE
     pictures = read_pictures()
     squares = [picture.load(side + _MARGIN) for picture in pictures]
-    quantizer = train_patch_quantizer(
-        squares,
-        CODEBOOK_SIZE,
-        PATCH_SIZE,
-        side * side,
-        is_square=family.understanding_images == "pictures",
-    )
+    quantizer = _train_quantizer(squares, side * side, family)
     texts = _texts(pictures, form)
     shown = islice(zip(pictures, squares, strict=True), form.num_pictures)
     crops = (
@@ -165,8 +165,18 @@ def build_demo(
     return num_samples
 
 
+def _train_quantizer(
+    squares: "list[Image]", image_area: int, family: ModelFamily
+) -> PatchQuantizer | ResidualPatchQuantizer:
+    sizes = (CODEBOOK_SIZE, PATCH_SIZE, image_area)
+    if family.demo is not None and family.demo.code_depth:
+        return train_residual_quantizer(squares, *sizes, family.demo.code_depth)
+    is_square = family.understanding_images == "pictures"
+    return train_patch_quantizer(squares, *sizes, is_square)
+
+
 def _samples(
-    picture: DemoPicture, crop: "Image", quantizer: PatchQuantizer, family: ModelFamily
+    picture: DemoPicture, crop: "Image", quantizer: ImageTokenizer, family: ModelFamily
 ) -> Iterator[WrittenSample]:
     """Yield a sample for each record of a picture, with the picture or with its codes."""
     codes, stored = quantizer.encode(crop), _store(crop)

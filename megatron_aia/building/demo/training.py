@@ -9,9 +9,12 @@ import numpy as np
 
 from megatron_aia.runtime.optional import import_optional
 from megatron_aia.shards.patch_quantizer import PatchQuantizer, cut_patches
+from megatron_aia.shards.residual_quantizer import ResidualPatchQuantizer, nearest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_GREY = 128
 
 
 def train_patch_quantizer(
@@ -33,19 +36,51 @@ def train_patch_quantizer(
     Raises:
         ValueError: the pictures have fewer squares than ``codebook_size``.
     """
-    cluster = import_optional("sklearn.cluster", "demo")
-    threadpoolctl = import_optional("threadpoolctl", "demo")
     pixels = [np.asarray(image.convert("RGB"), np.float32) for image in images]
     patches = np.concatenate([cut_patches(p, patch_size) for p in pixels])
     if len(patches) < codebook_size:
         raise ValueError(f"{len(patches)} patches are too few for {codebook_size} codes")
-    # Several threads would add up in any order, and the codebook would not repeat.
-    with threadpoolctl.threadpool_limits(1):
-        k_means = cluster.KMeans(codebook_size, n_init=1, max_iter=50, random_state=0)
-        centers = k_means.fit(patches).cluster_centers_
+    centers = _centers(patches, codebook_size)
     shape = (codebook_size, patch_size, patch_size, 3)
     codebook = centers.round().clip(0, 255).astype(np.uint8).reshape(shape)
     return PatchQuantizer(codebook, image_area, is_square)
+
+
+def _centers(points: np.ndarray, count: int) -> np.ndarray:
+    cluster = import_optional("sklearn.cluster", "demo")
+    threadpoolctl = import_optional("threadpoolctl", "demo")
+    # Several threads would add up in any order, and the codebook would not repeat.
+    with threadpoolctl.threadpool_limits(1):
+        k_means = cluster.KMeans(count, n_init=1, max_iter=50, random_state=0)
+        centers: np.ndarray = k_means.fit(points).cluster_centers_
+    return centers
+
+
+def train_residual_quantizer(
+    images: Sequence["Image"], codebook_size: int, patch_size: int, image_area: int, depth: int
+) -> ResidualPatchQuantizer:
+    """Find squares, and squares of what those leave, in one codebook; same pictures, same codebook.
+
+    Args:
+        images: pictures at the size at which they will be encoded.
+        codebook_size: squares to find.
+        patch_size: side of a square in pixels.
+        image_area: see ``ResidualPatchQuantizer``.
+        depth: codes of a token.
+
+    Raises:
+        ValueError: the pictures have fewer squares than ``codebook_size``.
+    """
+    first = train_patch_quantizer(images, codebook_size // 2, patch_size, image_area).codebook
+    coarse = first.reshape(len(first), -1).astype(np.float32)
+    pixels = [np.asarray(image.convert("RGB"), np.float32) for image in images]
+    patches = np.concatenate([cut_patches(p, patch_size) for p in pixels])
+    rest = patches - coarse[nearest(patches, coarse)]
+    fine = _centers(rest, codebook_size - len(first))
+    vectors = np.concatenate([coarse - _GREY, fine]).round().astype(np.int16)
+    return ResidualPatchQuantizer(
+        vectors.reshape(codebook_size, patch_size, patch_size, 3), depth, image_area
+    )
 
 
 def train_sentencepiece(

@@ -1,0 +1,1 @@
+"""UniFork: shared lower layers, and above them a branch for each task."""
