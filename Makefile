@@ -1,6 +1,7 @@
 # make demo        a small Emu3 with the AIA loss on four CPU processes, with figures, and another
 #                  that is trained to the intensities that were measured on the first
 # make demo-janus  the same with a small Janus-Pro, which ends by drawing a photograph from memory
+# make demo-unifork  a small UniFork that draws a photograph from memory and says what it shows
 # make check       style, types and the unit tests, between two edits
 # make test        style, types and the tests of a few minutes; CPU only
 # make test-newest the tests that depend on megatron-core, on the newest one, under Python 3.12
@@ -29,7 +30,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/pytest $(PARALLEL)
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: install demo demo-janus lint check test test-newest test-all gpu clean
+.PHONY: install demo demo-janus demo-unifork lint check test test-newest test-all gpu clean
 
 install: $(INSTALLED)
 
@@ -98,6 +99,28 @@ demo-janus: $(DEMO)/janus/data/dataset.json
 	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/janus/run/tensorboard"
 	@echo "figures:     $(DEMO)/janus/figures"
 	@echo "drawn:       $(DEMO)/janus/pictures/contact_sheet.png"
+
+$(DEMO)/unifork/data/dataset.json: $(INSTALLED)
+	rm -rf $(DEMO)/unifork/data
+	$(BIN)/python tools/build_shards.py --demo --model unifork --output $(DEMO)/unifork/data
+
+# Train both branches; then draw along one, and ask the other what was drawn.
+demo-unifork: $(DEMO)/unifork/data/dataset.json
+	rm -rf $(DEMO)/unifork/run $(DEMO)/unifork/pictures
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 4 \
+		examples/pretrain_unifork.sh --preset unifork_demo --data-path $(DEMO)/unifork/data \
+		--save $(DEMO)/unifork/run --tensorboard-dir $(DEMO)/unifork/run/tensorboard
+	$(BIN)/python tools/demo_report.py --run $(DEMO)/unifork/run --data $(DEMO)/unifork/data \
+		--output $(DEMO)/unifork/figures
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 tools/generate.py \
+		--load $(DEMO)/unifork/run --prompt "a tall Chinese pagoda above a lake" --num-images 4 \
+		--guidance-scale 2 --temperature 0.5 --output $(DEMO)/unifork/pictures
+	echo "What building is this?" | $(BIN)/python tools/chat.py --load $(DEMO)/unifork/run \
+		--temperature 0 --image $(DEMO)/unifork/pictures/pictures/00000-00.png
+	@echo "checkpoint:  $(DEMO)/unifork/run"
+	@echo "curves:      $(BIN)/tensorboard --logdir $(DEMO)/unifork/run/tensorboard"
+	@echo "figures:     $(DEMO)/unifork/figures"
+	@echo "drawn:       $(DEMO)/unifork/pictures/contact_sheet.png"
 
 lint: $(INSTALLED)
 	$(LINT)

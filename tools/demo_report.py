@@ -23,7 +23,7 @@ from megatron_aia.models.family import DemoForm
 from megatron_aia.runtime.log import quiet_imports
 from megatron_aia.runtime.versions import check_versions
 from megatron_aia.shards.folder import CODEBOOK_FILE
-from megatron_aia.shards.patch_quantizer import PatchQuantizer
+from megatron_aia.shards.residual_quantizer import load_quantizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def draw_from_memory(run: Path, data: Path) -> "Figure":
     quiet_imports()
     from megatron_aia.analysis.redraw import redraw  # heavy: torch and megatron-core
 
-    quantizer = PatchQuantizer.load(data / CODEBOOK_FILE)
+    quantizer = load_quantizer(data / CODEBOOK_FILE)
     redrawn = redraw(run, data)
     caption = f'"{redrawn.prompt}": {redrawn.agreement:.0%} of {redrawn.codes.size} codes are equal'
     pictures = (quantizer.decode(codes) for codes in (redrawn.codes, redrawn.drawn))
@@ -95,7 +95,7 @@ def draw_from_memory(run: Path, data: Path) -> "Figure":
 
 def draw_reconstruction(data: Path, demo: DemoForm) -> "Figure":
     """Draw one training picture beside what the codebook in ``data`` makes of it."""
-    quantizer = PatchQuantizer.load(data / CODEBOOK_FILE)
+    quantizer = load_quantizer(data / CODEBOOK_FILE)
     photograph = load_photographs(demo.grid_side)[PHOTOGRAPH]
     codes = quantizer.encode(photograph)
     decoded = quantizer.decode(codes)

@@ -19,12 +19,15 @@ class DecodeState:
         prompt_lengths: tokens of each row's prompt.
         slots: the longest prompt and all tokens that will be written behind it.
         device: of the model.
+        lane: which of the model's ways the batch takes.
     """
 
-    def __init__(self, prompt_lengths: Sequence[int], slots: int, device: torch.device) -> None:
+    def __init__(
+        self, prompt_lengths: Sequence[int], slots: int, device: torch.device, lane: int = 0
+    ) -> None:
         longest = max(prompt_lengths)
         assert longest <= slots, "the prompt has more tokens than there are slots"
-        self.slots, self.prompt_slots = slots, longest
+        self.slots, self.prompt_slots, self.lane = slots, longest, lane
         self.start = self.stop = 0
         """First slot of the tokens that are being run, and the slot behind the last."""
         self.mask: Optional[Tensor] = None
@@ -95,12 +98,13 @@ class CachedCoreAttention(MegatronModule):
     Args:
         config: of the model.
         layer_number: counts from 1 over the whole model.
-        branch: number among the layers of that depth, where the model forks.
+        block: number of the stack of layers. Branches of a layer need no numbers: a batch takes
+            one of them.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, branch: int = 0) -> None:
+    def __init__(self, config: TransformerConfig, layer_number: int, block: int = 0) -> None:
         super().__init__(config=config)
-        self._layer = branch * config.num_layers + layer_number - 1
+        self._layer = block * config.num_layers + layer_number - 1
         self._scale: float = config.kv_channels**-0.5
 
     def forward(

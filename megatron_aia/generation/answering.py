@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_aia.aia.roles import Task
 from megatron_aia.generation.decoder import Decoder
 from megatron_aia.generation.sampling import RowNoise, Sampling, choose_ids
 from megatron_aia.models.inference import Inference, Question, send_images
@@ -69,7 +70,8 @@ def answer_questions(
     limits = [min(options.max_new_tokens, context - len(q.prompt)) for q in questions]
     steps = max(limits)
     prompts = [question.prompt for question in questions]
-    decoder = Decoder(chunks, inference, parallel, prompts, steps - 1)
+    lane = inference.encoder.lane(Task.UNDERSTANDING)
+    decoder = Decoder(chunks, inference, parallel, prompts, steps - 1, lane)
     places = decoder.send_places(torch.full((decoder.rows, 1), inference.answer_ids.start))
     pick = partial(_pick, inference, options.sampling, RowNoise(keys))
     written = torch.empty(len(questions), steps, dtype=torch.int64, device=device())

@@ -32,6 +32,7 @@ class Decoder:
         parallel: of the run.
         prompts: int64 ids of each row.
         new_tokens: most tokens that will be fed behind the prompts.
+        lane: of the batch, see ``SampleEncoder.lane``.
     """
 
     def __init__(
@@ -41,10 +42,11 @@ class Decoder:
         parallel: Parallel,
         prompts: Sequence[np.ndarray],
         new_tokens: int,
+        lane: int = 0,
     ) -> None:
         self._chunks, self._inference, self._parallel = chunks, inference, parallel
         lengths = [len(prompt) for prompt in prompts]
-        self._state = DecodeState(lengths, max(lengths) + new_tokens, device())
+        self._state = DecodeState(lengths, max(lengths) + new_tokens, device(), lane)
         self._prompts = prompts
         self._chooser = chooser_of(parallel)
 

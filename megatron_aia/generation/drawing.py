@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_aia.aia.roles import Task
 from megatron_aia.generation.decoder import Decoder
 from megatron_aia.generation.sampling import RowNoise, Sampling, choose_ids, guide
 from megatron_aia.models.inference import FREE, Drawing, Inference
@@ -52,7 +54,8 @@ def draw_pictures(
     steps = max(drawing.steps for drawing in drawings)
     plan = _plan(drawings, steps, inference.code_ids.start)
     forced = send(torch.from_numpy(plan), device())
-    decoder = Decoder(chunks, inference, parallel, prompts, steps - 1)
+    lane = inference.encoder.lane(Task.GENERATION)
+    decoder = Decoder(chunks, inference, parallel, prompts, steps - 1, lane)
     places = decoder.send_places(torch.full((decoder.rows, 1), inference.code_ids.start))
     noise = RowNoise(keys)
     written = torch.empty(len(drawings), steps, dtype=torch.int64, device=device())
@@ -61,8 +64,8 @@ def draw_pictures(
         is_free = plan[:, step] == FREE
         ids = forced[:, step]
         if is_free.any():
-            chooser = _Chooser(inference, guidance, noise, is_free, guides)
-            chosen = decoder.choose(hidden, inference.code_logits, chooser.pick, len(drawings))
+            chooser = _Chooser(guidance, noise, is_free, guides)
+            chosen = _choose_token(decoder, hidden, inference, chooser)
             ids = chosen if is_free.all() else torch.where(ids == FREE, chosen, ids)
         written[:, step] = ids
         if step + 1 < steps:
@@ -76,23 +79,37 @@ def draw_pictures(
     ]
 
 
+def _choose_token(
+    decoder: Decoder, hidden: Tensor | None, inference: Inference, chooser: "_Chooser"
+) -> Tensor:
+    """Return an image token of each picture, int64 ``[pictures]``."""
+    count = len(chooser.is_free)
+    codes = torch.empty(count, 0, dtype=torch.int64, device=device())
+    for _ in range(inference.code_depth):
+        # Both rows of a picture have the same codes so far.
+        known = torch.cat((codes, codes)) if chooser.guides else codes
+        logits = partial(inference.next_code_logits, known=known)
+        code = decoder.choose(hidden, logits, chooser.pick, count)
+        codes = torch.cat((codes, code.unsqueeze(1)), dim=1)
+    return inference.image_tokens(codes)
+
+
 @dataclass(frozen=True, eq=False)
 class _Chooser:
-    inference: Inference
     guidance: Guidance
     noise: RowNoise
     is_free: np.ndarray
     guides: bool
 
     def pick(self, logits: Tensor) -> Tensor:
-        """Return ids of codes, one a picture; of a picture whose token is forced, any."""
+        """Return a code a picture; of a picture whose token is forced, any."""
         if self.guides:
             logits = guide(logits, self.guidance.scale)
         sampling = self.guidance.sampling
         drawn = None
         if not sampling.is_greedy:
             drawn = self.noise.draw(logits.shape[1], self.is_free, logits.device)
-        return choose_ids(logits, sampling, drawn) + self.inference.code_ids.start
+        return choose_ids(logits, sampling, drawn)
 
 
 def _plan(drawings: Sequence[Drawing], steps: int, filler: int) -> np.ndarray:

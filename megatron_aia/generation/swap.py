@@ -46,9 +46,10 @@ def _prepare(chunk: Any, restore: ExitStack) -> None:
                 _set(module, name, False, restore)
     for number, block in enumerate(chunk.blocks):
         for layer in chunk.get_submodule(block).layers:
-            attention = layer.self_attention
-            cached = CachedCoreAttention(attention.config, layer.layer_number, number)
-            _set(attention, "core_attention", cached, restore)
+            # One, or where the model forks one of each branch.
+            for attention in [m for m in layer.modules() if hasattr(m, "core_attention")]:
+                cached = CachedCoreAttention(attention.config, layer.layer_number, number)
+                _set(attention, "core_attention", cached, restore)
 
 
 def _set(owner: Any, name: str, value: Any, restore: ExitStack) -> None:

@@ -101,6 +101,10 @@ class PackedGPTModel(GPTModel):
         """Return the rows without padding of every parameter that has some: name to rows."""
         return dict.fromkeys((EMBEDDING_WEIGHT, OUTPUT_WEIGHT), self.real_vocab_size)
 
+    def fresh_deviations(self) -> dict[str, float]:
+        """Return the standard deviation of fresh weights that have one of their own, by name."""
+        return {}
+
     def copies(self) -> dict[str, str]:
         """Return the parameters of the last stage that are equal to one of the first, by name."""
         tied = {OUTPUT_WEIGHT: EMBEDDING_WEIGHT}

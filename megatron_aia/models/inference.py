@@ -80,7 +80,9 @@ class Inference(ABC):
 
     defaults: DrawingDefaults
     code_ids: range
-    """Ids of image codes, code 0 first."""
+    """Ids of image tokens; where a token is one code, code 0 first."""
+    code_depth: int = 1
+    """Codes of an image token, chosen one after the other."""
     answer_ids: range
     """Ids that may be chosen while a text is written."""
     text_ids: range
@@ -101,12 +103,22 @@ class Inference(ABC):
 
     @abstractmethod
     def code_logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """Return the logits of ``code_ids``, float32 ``[b, codes]``, on every tensor rank.
+        """Return the logits of the first code of a token, float32 ``[b, codes]``, on every tensor
+        rank.
 
         Args:
             model: the last chunk.
             hidden: ``[b, h]`` of the last token of each row.
         """
+
+    def next_code_logits(self, model: Any, hidden: Tensor, known: Tensor) -> Tensor:
+        """Return the logits of the code behind those that are known, int64 ``[b, d]``."""
+        assert not known.shape[1], "a token is one code"
+        return self.code_logits(model, hidden)
+
+    def image_tokens(self, codes: Tensor) -> Tensor:
+        """Return the ids of image tokens, int64 ``[b]``, of codes ``[b, code_depth]``."""
+        return codes[:, 0] + self.code_ids.start
 
     @abstractmethod
     def answer_logits(self, model: Any, hidden: Tensor) -> Tensor:
@@ -153,8 +165,9 @@ class Inference(ABC):
             negative: words that guidance leads away from; None or "": a dropped prompt.
             grid: of the codes.
         """
-        written = self.encoder(_generation(prompt, grid), False)
-        other = self.encoder(_generation(negative or prompt, grid), not negative)
+        shape = (*grid, *([self.code_depth] if self.code_depth > 1 else []))
+        written = self.encoder(_generation(prompt, shape), False)
+        other = self.encoder(_generation(negative or prompt, shape), not negative)
         start, start_of_other = _first_label(written), _first_label(other)
         plan = np.where(written.label_weights > 0, FREE, written.tokens)[start:]
         return Drawing(
@@ -162,7 +175,8 @@ class Inference(ABC):
         )
 
     def codes(self, drawing: Drawing, ids: np.ndarray) -> np.ndarray:
-        """Return the codes of a drawn picture, int64 ``[rows, columns]``.
+        """Return the codes of a drawn picture, int64 ``[rows, columns]``, or ``[rows, columns,
+        code_depth]``.
 
         Args:
             drawing: what was to be drawn.
@@ -204,9 +218,9 @@ class Inference(ABC):
         return self.encoder.tokenizer.decode([i for i in ids if i in self.text_ids]).strip()
 
 
-def _generation(prompt: str, grid: tuple[int, int]) -> RawSample:
+def _generation(prompt: str, shape: tuple[int, ...]) -> RawSample:
     turns = (Turn("human", prompt), Turn("gpt", IMAGE_TAG))
-    return RawSample("a prompt", Task.GENERATION, turns, (np.zeros(grid, np.int64),))
+    return RawSample("a prompt", Task.GENERATION, turns, (np.zeros(shape, np.int64),))
 
 
 def _conversation(

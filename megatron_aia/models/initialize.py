@@ -42,7 +42,7 @@ def initialize_weights(model: PackedGPTModel, config: Config) -> None:
         if "norm" in name:
             parameter.fill_(1.0)
             continue
-        std = config.model.init_method_std
+        std = model.fresh_deviations().get(name, config.model.init_method_std)
         if name.startswith(model.blocks) and name.endswith(_RESIDUAL_OUTPUTS):
             std /= math.sqrt(2 * config.model.num_layers)
         parameter.copy_(_draw_shard(model, name, parameter, std, config.run.seed))

@@ -1,5 +1,6 @@
 """UniFork from the authors' layout and back, and the numbers of the authors' own code."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,20 @@ from megatron_aia.checkpoint.run_state import architecture
 from megatron_aia.checkpoint.sharded import load_weights
 from megatron_aia.config import Config
 from megatron_aia.config.files import with_values
+from megatron_aia.generation.answering import AnswerSettings, answer_questions
+from megatron_aia.generation.drawing import Guidance, draw_pictures
+from megatron_aia.generation.sampling import Sampling
+from megatron_aia.generation.swap import decoding
 from megatron_aia.models import load_model_spec, read_run_config
 from megatron_aia.models.backbone import packed_causal_mask
+from megatron_aia.models.inference import FREE, Drawing, Question
 from megatron_aia.models.lanes import Way
+from megatron_aia.models.unifork.inference import UniForkInference
 from megatron_aia.models.unifork.network import UniForkModel
+from megatron_aia.models.unifork.sample_encoder import UniForkSampleEncoder
+from megatron_aia.models.unifork.special_tokens import NAMES
 from megatron_aia.runtime.parallel import (
+    Parallel,
     create_parallel,
     destroy_parallel,
     initialize_process_group,
@@ -121,7 +131,7 @@ class Golden:
         return torch.stack(logits), float(torch.cat(losses).mean())
 
 
-def load(folder: Path, **parallel: Any) -> tuple[Config, Any]:
+def load(folder: Path, **parallel: Any) -> tuple[Config, Any, Parallel]:
     config = read_run_config(str(find_checkpoint(folder / "ours") / "config.yaml"))
     sizes = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "aia": False}
     config = with_values(config, {**sizes, **parallel})
@@ -129,12 +139,12 @@ def load(folder: Path, **parallel: Any) -> tuple[Config, Any]:
     layout = create_parallel(config.parallel, config.model.num_layers, seed=1)
     model = load_model_spec("unifork").build(config, layout, 0)
     load_weights([model], folder / "ours", architecture(config.model), layout.control)
-    return config, model.eval()
+    return config, model.eval(), layout
 
 
 @torch.no_grad()
 def golden_differences(folder: Path) -> dict[str, float]:
-    _, model = load(folder)
+    _, model, _ = load(folder)
     golden = Golden(model)
     found = {}
     for name, run in (("und", golden.understanding), ("gen", golden.generation)):
@@ -154,7 +164,7 @@ def test_the_authors_numbers(converted: tuple[Path, list[Result]]) -> None:
 @torch.no_grad()
 def split_logits(folder: Path) -> float:
     """Return the largest difference of the image head's logits from those of one process."""
-    _, whole = load(folder, tensor_model_parallel_size=2)
+    _, whole, _ = load(folder, tensor_model_parallel_size=2)
     golden = Golden(whole)
     at = golden.numbers["gen_ids"][0].tolist().index(IMAGE)
     image, codes = golden.images[0], torch.from_numpy(golden.numbers["codes"][0].astype(np.int64))
@@ -170,3 +180,81 @@ def split_logits(folder: Path) -> float:
 
 def test_the_head_is_split(converted: tuple[Path, list[Result]]) -> None:
     assert spawn(split_logits, 2, converted[0]) < TOLERANCE
+
+
+class NoWords:
+    """A text tokeniser for prompts that are ids already."""
+
+    vocab_size = 90
+    fingerprint = "none"
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def decode(self, ids: list[int]) -> str:
+        return ""
+
+    def special_id(self, name: str) -> int:
+        return 90 + list(NAMES.values()).index(name)
+
+
+def draw(folder: Path, **parallel: int) -> Any:
+    """Draw five tokens under guidance, always the most probable codes; return their codes."""
+    _, model, layout = load(folder, **parallel)
+    encoder = UniForkSampleEncoder(model.vocabulary, NoWords(), grid=16)
+    inference = UniForkInference(encoder, image_area=64 * 64)
+    numbers = np.load(GOLDEN)
+    conditional, unconditional = (
+        np.array([*(i for i in ids if i != PAD), model.vocabulary.begin])
+        for ids in numbers["t2i_ids"].tolist()
+    )
+    count = len(numbers["t2i_codes"])
+    drawing = Drawing(conditional, unconditional, np.full(count, FREE), (1, count))
+    with decoding([model]) as chunks:
+        (ids,) = draw_pictures(
+            chunks, inference, layout, [drawing], [0], Guidance(4.0, Sampling(temperature=0))
+        )
+    destroy_parallel()
+    return inference.codes(drawing, ids)[0]
+
+
+@pytest.mark.parametrize(
+    "parallel", [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}]
+)
+def test_guided_drawing_is_the_authors(
+    converted: tuple[Path, list[Result]], parallel: dict[str, int]
+) -> None:
+    found = spawn(partial(draw, **parallel), 2 if parallel else 1, converted[0])
+    np.testing.assert_array_equal(found, np.load(GOLDEN)["t2i_codes"])
+
+
+@torch.no_grad()
+def answer(folder: Path, **parallel: int) -> tuple[list[int], list[int]]:
+    """Answer a question about an image; return the answer, and what whole sequences give."""
+    _, model, layout = load(folder, **parallel)
+    ids = model.vocabulary
+    inference = UniForkInference(UniForkSampleEncoder(ids, NoWords(), grid=16), 64 * 64)
+    numbers = np.load(GOLDEN)
+    image = ids.join_codes(torch.from_numpy(numbers["codes"][0].astype(np.int64))).tolist()
+    words = [token for token in numbers["und_ids"][0].tolist() if token != PAD]
+    at = words.index(IMAGE)
+    prompt = [*words[:at], ids.begin, *image, ids.end, *words[at + 1 : -2]]
+    settings = AnswerSettings(max_new_tokens=6, sampling=Sampling(temperature=0))
+    with decoding([model]) as chunks:
+        question = Question(np.array(prompt))
+        (found,) = answer_questions(chunks, inference, layout, [question], [0], settings, 1000)
+    expected = list(prompt)
+    if not parallel:
+        golden = Golden(model)
+        for _ in range(6):
+            logits = model.text_logits(golden.run(expected, 0))[0, -1, :96]
+            expected.append(int(logits.argmax()))
+    destroy_parallel()
+    return list(found.ids), expected[len(prompt) :]
+
+
+def test_an_answer_goes_along_the_other_branch(converted: tuple[Path, list[Result]]) -> None:
+    found, expected = spawn(answer, 1, converted[0])
+    assert found == expected[: len(found)] and found
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        assert spawn(partial(answer, **{name: 2}), 2, converted[0])[0] == found

@@ -95,7 +95,8 @@ def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) ->
 
 
 def test_every_weight_takes_part(reference: StepResult) -> None:
-    assert (reference.losses > 0).all()
+    # The whole, then each task; no sample is mixed.
+    assert (reference.losses[0, :-1] > 0).all()
     assert all(gradient.abs().sum() > 0 for gradient in reference.gradients.values())
     names = {name.split(".")[0] for name in reference.gradients}
     assert names == {

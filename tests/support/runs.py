@@ -12,7 +12,7 @@ from megatron_aia.config import Config
 from megatron_aia.runtime.parallel import destroy_parallel
 from megatron_aia.training.trainer import Trainer
 from support.layouts import Layout, tiny_config
-from support.tiny_data import SPECIAL_TOKENS, write_shards
+from support.tiny_data import SPECIAL_TOKENS_OF, write_shards
 
 VOCAB_SIZE = 311
 
@@ -25,12 +25,12 @@ def write_dataset(folder: Path, family: str = "emu3") -> Path:
 
 
 def write_tokenizer(folder: Path, family: str) -> None:
-    """Write a text tokeniser of ``VOCAB_SIZE`` ids, special tokens of the families included."""
+    """Write a text tokeniser of ``VOCAB_SIZE`` ids, special tokens of the family included."""
     words = [
         "abc def fed cba a b c d e f",
         "You are a helpful assistant. USER: ASSISTANT: 0123456789*",
     ]
-    special = SPECIAL_TOKENS if family in ("janus_pro", "unifork") else ()
+    special = tuple(SPECIAL_TOKENS_OF.get(family, ()))
     train_sentencepiece(words * 20, folder / "tokenizer.model", VOCAB_SIZE, special)
 
 

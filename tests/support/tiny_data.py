@@ -16,7 +16,11 @@ TEXT_VOCAB_SIZE = 256
 JANUS_GRID = 2
 JANUS_TEXT_SIZE = 270
 UNIFORK_DEPTH = 3
-SPECIAL_TOKENS = [*JANUS_NAMES.values(), *UNIFORK_NAMES.values()]
+SPECIAL_TOKENS_OF = {
+    "janus_pro": list(JANUS_NAMES.values()),
+    "unifork": list(UNIFORK_NAMES.values()),
+}
+SPECIAL_TOKENS = [name for names in SPECIAL_TOKENS_OF.values() for name in names]
 
 
 class ByteTokenizer:

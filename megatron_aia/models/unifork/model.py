@@ -12,10 +12,12 @@ from megatron_aia.models.lanes import Way
 from megatron_aia.models.losses import LossTerm, NextToken, Outputs
 from megatron_aia.models.spec import ModelSpec
 from megatron_aia.models.unifork.flops import unifork_flops
+from megatron_aia.models.unifork.inference import UniForkInference
 from megatron_aia.models.unifork.network import UniForkModel, vocabulary
 from megatron_aia.models.unifork.places import NO_LABEL, Places, find_places
 from megatron_aia.models.unifork.sample_encoder import UniForkSampleEncoder
 from megatron_aia.models.unifork.settings import unifork_model
+from megatron_aia.models.unifork.special_tokens import SYSTEM_PROMPT
 from megatron_aia.runtime.parallel import Parallel
 from megatron_aia.shards.image_tokenizer import ImageTokenizer
 
@@ -58,6 +60,27 @@ def encoder(
     )
 
 
+def inference(
+    config: Config,
+    tokenizer: TextTokenizer,
+    images: ImageTokenizer | None = None,
+    system_prompt: str | None = None,
+) -> UniForkInference:
+    """Return how the model draws and answers; see ``MakesInference``."""
+    model = unifork_model(config)
+    return UniForkInference(
+        UniForkSampleEncoder(
+            vocabulary(model),
+            tokenizer,
+            model.grid,
+            config.aia.aia_query_key_sets,
+            images,
+            SYSTEM_PROMPT if system_prompt is None else system_prompt,
+        ),
+        model.image_size**2,
+    )
+
+
 def losses(config: Config) -> tuple[LossTerm, ...]:
     """Return the loss of text tokens and of the codes of image tokens."""
     return (NextToken(normalization=config.training.loss_normalization),)
@@ -73,4 +96,5 @@ SPEC = ModelSpec(
     flops=unifork_flops,
     # It draws images of one size.
     image_area=lambda config: unifork_model(config).image_size ** 2,
+    inference=inference,
 )

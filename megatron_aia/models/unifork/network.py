@@ -39,6 +39,7 @@ from megatron_aia.runtime.parallel import Parallel
 
 UNDERSTANDING, GENERATION = range(len(BRANCHES))
 _CODEBOOK, _COPY = "codebook.weight", "depth_codebook.weight"
+_FRESH_CODES = 0.5
 
 
 def vocabulary(model: UniForkModelConfig) -> UniForkVocabulary:
@@ -127,6 +128,10 @@ class UniForkModel(PackedGPTModel):
         """Return the rows without padding of every parameter that has some: name to rows."""
         names = ("depth_head.classifier.weight", "depth_head.classifier.bias")
         return super().real_sizes() | dict.fromkeys(names, self.vocabulary.codebook_size)
+
+    def fresh_deviations(self) -> dict[str, float]:
+        """See ``PackedGPTModel``; the vectors of an image tokeniser are no weights of a layer."""
+        return dict.fromkeys((_CODEBOOK, _COPY), _FRESH_CODES)
 
     def copies(self) -> dict[str, str]:
         """See ``PackedGPTModel``."""

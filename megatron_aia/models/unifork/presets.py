@@ -86,7 +86,7 @@ def unifork_demo() -> Config:
         aia=AIAConfig(aia_preset="paper_janus_pro", aia_profile="paper_janus_pro"),
         data=DataConfig(seq_length=640, global_batch_size=12, cfg_drop_prob=0.1, num_workers=0),
         training=TrainingConfig(
-            train_iters=200,
+            train_iters=300,
             lr=5e-3,
             min_lr=1e-4,
             lr_warmup_iters=20,

@@ -56,6 +56,7 @@ class UniForkSampleEncoder(SampleEncoder):
         grid: image tokens along a side of an image.
         sets: queries and keys of the intensity.
         images: makes the codes of images that are stored as pictures.
+        system_prompt: begins a conversation.
 
     Raises:
         ValueError: the tokeniser has more ids than the vocabulary has text ids, or ``images`` makes
@@ -71,6 +72,7 @@ class UniForkSampleEncoder(SampleEncoder):
         grid: int,
         sets: Sets = "paper",
         images: ImageTokenizer | None = None,
+        system_prompt: str = SYSTEM_PROMPT,
     ) -> None:
         self.special_tokens = UniForkSpecialTokens.find(tokenizer)
         highest = max(tokenizer.vocab_size - 1, *vars(self.special_tokens).values())
@@ -83,10 +85,11 @@ class UniForkSampleEncoder(SampleEncoder):
         self.grid = grid
         self._tokenizer = tokenizer
         self._sets = sets
+        self._system_prompt = system_prompt
         self._codes = PictureCodes(images, side=grid, depth=vocabulary.depth)
         described = (
             f"unifork prompt 1|{vocabulary}|{tokenizer.fingerprint}|{self.special_tokens}|"
-            f"{fingerprint_of_sets(sets)}|{grid}{self._codes.fingerprint}"
+            f"{fingerprint_of_sets(sets)}|{grid}{self._codes.fingerprint}|{system_prompt}"
         )
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         """Equal fingerprints write every sample equally."""
@@ -160,7 +163,7 @@ class UniForkSampleEncoder(SampleEncoder):
 
     def _write_chat(self, builder: SampleBuilder, sample: RawSample) -> None:
         images = iter(sample.images)
-        opening = f"{SYSTEM_PROMPT} USER: "
+        opening = f"{self._system_prompt} USER: ".lstrip()
         for human, gpt in zip(sample.turns[::2], sample.turns[1::2], strict=True):
             self._write_question(builder, sample, opening, human.text, images)
             builder.add(self._tokenizer.encode(f" {gpt.text.strip()}"), Kind.ANSWER)
