@@ -52,6 +52,20 @@ class ExportOptions:
     """Replace an older conversion at --save."""
 
 
+@dataclass
+class MergeOptions:
+    """Settings of ``merge_branches``."""
+
+    understanding: Path
+    """Checkpoint that trained the branch that looks, or a folder of them, whose newest is taken."""
+    generation: Path
+    """Checkpoint that trained the branch that draws."""
+    save: Path
+    """Folder to make, for --load of the training script."""
+    overwrite: bool = False
+    """Replace an older result at --save."""
+
+
 class Progress:
     """A bar in bytes that counts tensors too. Shows nothing where there is no terminal.
 

@@ -1,12 +1,10 @@
 """From a Hugging Face checkpoint to one that any layout loads, one tensor at a time."""
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from megatron_aia.checkpoint.conversion import (
     HF_ASSETS,
@@ -18,12 +16,11 @@ from megatron_aia.checkpoint.conversion import (
     copy_files,
     summary,
 )
-from megatron_aia.checkpoint.folder import LATEST_FILE, RELEASE
-from megatron_aia.checkpoint.run_state import RunState, architecture, write_state
+from megatron_aia.checkpoint.folder import RELEASE
+from megatron_aia.checkpoint.release import complete_release, is_release
 from megatron_aia.checkpoint.single_process_model import SingleProcessModel
 from megatron_aia.checkpoint.tensor_files import TensorFolder, TensorWriter, read_json
 from megatron_aia.checkpoint.verify import verify
-from megatron_aia.config import ModelConfig
 from megatron_aia.models import family_names, family_of_model_type, load_hf_format
 from megatron_aia.models.hugging_face import HFFormat, HFNames, HFSource
 from megatron_aia.models.map_checks import check_sources, check_targets
@@ -38,7 +35,7 @@ def import_checkpoint(options: ImportOptions) -> str:
         ValueError: the checkpoint is damaged or of another model, the target exists, or the two
             models disagree. Nothing is left behind.
     """
-    check_target(options.save, options.overwrite, _is_conversion, NO_CONVERSION)
+    check_target(options.save, options.overwrite, is_release, NO_CONVERSION)
     config = read_json(options.hf_path / HF_CONFIG)
     hf_format = _find_format(options, config)
     source = TensorFolder(options.hf_path)
@@ -61,7 +58,7 @@ def import_checkpoint(options: ImportOptions) -> str:
             weights.save(release)
             (release / HF_ASSETS).mkdir()
             rows += _copy_passthrough(source, names, release / HF_ASSETS / PASSTHROUGH, progress)
-        _write_texts(folder, model)
+        complete_release(folder, model)
         copied = copy_files(options.hf_path, release / HF_ASSETS, [HF_CONFIG, *hf_format.files])
         rows.append(("files kept", ", ".join(copied)))
         if options.verify:
@@ -81,11 +78,6 @@ def _find_format(options: ImportOptions, config: dict[str, Any]) -> HFFormat:
         f"{options.hf_path / HF_CONFIG}: model_type {found!r} is not known; if it is one of "
         f"{', '.join(family_names())}, name it by --model-type"
     )
-
-
-def _is_conversion(folder: Path) -> bool:
-    latest = folder / LATEST_FILE
-    return latest.is_file() and latest.read_text().strip() == RELEASE
 
 
 def _fill(
@@ -128,19 +120,3 @@ def _copy_passthrough(
             writer.add(kept, tensor)
             progress.add(tensor.nbytes)
     return [("passthrough", f"{writer.num_tensors} tensors, {writer.num_bytes / 1e9:.3f} GB")]
-
-
-def _write_texts(folder: Path, model: ModelConfig) -> None:
-    """Write what the trainer reads; config.yaml sets the architecture and nothing else."""
-    state = RunState(
-        iteration=0,
-        consumed_samples=0,
-        total_skipped=0,
-        data_fingerprint="",
-        model=architecture(model),
-        layout={"tensor": 1, "pipeline": 1, "virtual": 1, "data": 1, "context": 1},
-        optimizer="",
-    )
-    config = yaml.safe_dump({"model": dataclasses.asdict(model)}, sort_keys=False)
-    write_state(folder / RELEASE, state, config)
-    (folder / LATEST_FILE).write_text(f"{RELEASE}\n")

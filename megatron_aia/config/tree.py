@@ -212,8 +212,9 @@ class TrainingConfig:
     """Global batches of one validation: always the same samples, the first ones."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: patterns of their names, as vision_model.*"""
-    loss_normalization: Literal["task", "token", "sample"] = "task"
-    """Weighting of the next-token loss: by share of samples a task, by label, or by sample."""
+    loss_normalization: Literal["task", "task_mean", "token", "sample"] = "task"
+    """Weighting of the next-token loss: tasks by their share of samples, tasks alike, by label, or
+    by sample."""
     bf16: bool = False
     """bfloat16 weights and activations; gradients and optimizer state stay fp32."""
     fp8_format: Optional[Literal["e4m3", "hybrid"]] = None

@@ -77,6 +77,8 @@ class ModelFamily:
     """Raise ValueError, naming flag, value and remedy, if a configuration does not suit it."""
     aia_presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of ``--aia-preset`` that this family adds: name to fields of ``AIAConfig``."""
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of a model that forks: patterns of the parameters of ``understanding`` and ``generation``."""
     understanding_images: UnderstandingImages = "codes"
     """How the shards store images to look at: as codes, or as pictures."""
     codes_suffix: str = "npy"

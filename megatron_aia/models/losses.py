@@ -19,7 +19,7 @@ from megatron_aia.data.targets import NEXT_TOKEN, BatchTarget
 
 Outputs = Mapping[str, Tensor]
 """What the last pipeline stage computes, by name; each family has its own names."""
-Normalization = Literal["task", "token", "sample"]
+Normalization = Literal["task", "task_mean", "token", "sample"]
 
 
 class LossTerm(Protocol):
@@ -74,6 +74,7 @@ class TargetTerm:
     N: samples with an entry, all of the global batch)
 
     - ``task``: sum of (N_task / N) * w / W_task * value; a task weighs by its share of samples,
+    - ``task_mean``: sum of w / W_task * value; tasks weigh alike, whatever their samples,
     - ``token``: sum of w / W * value, one mean over all entries,
     - ``sample``: sum of w / (N * W_sample) * value, the mean of each sample's own mean.
     """
@@ -101,6 +102,8 @@ class TargetTerm:
         num_samples = samples.sum().clamp(min=1)
         if self.normalization == "task":
             scale = (samples / weights.clamp(min=1e-12) / num_samples)[target.tasks]
+        elif self.normalization == "task_mean":
+            scale = (1.0 / weights.clamp(min=1e-12))[target.tasks]
         elif self.normalization == "token":
             scale = 1.0 / weights.sum().clamp(min=1e-12)
         else:

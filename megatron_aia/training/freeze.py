@@ -32,10 +32,11 @@ def freeze_parameters(
     for chunk in chunks:
         for name, parameter in global_parameters(chunk):
             fitting = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
-            parameter.requires_grad_(not fitting)
+            # What a model never trains, as the codebook of an image tokeniser, stays so.
+            parameter.requires_grad_(parameter.requires_grad and not fitting)
             names.add(name)
             used |= fitting
-            num_trained += not fitting
+            num_trained += parameter.requires_grad
     everywhere: list[tuple[set[str], set[str], int]] = [(set(), set(), 0)] * dist.get_world_size()
     dist.all_gather_object(everywhere, (names, used, num_trained), group=parallel.control)
     used_anywhere = set().union(*(part[1] for part in everywhere))

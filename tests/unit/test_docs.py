@@ -13,7 +13,7 @@ import yaml
 
 from megatron_aia.aia.profile import load_profile
 from megatron_aia.building.options import BuildOptions
-from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions
+from megatron_aia.checkpoint.conversion import ExportOptions, ImportOptions, MergeOptions
 from megatron_aia.checkpoint.options import VerifyCheckpointOptions
 from megatron_aia.config import Config
 from megatron_aia.config.files import settings_by_name
@@ -143,7 +143,7 @@ def test_links_resolve(document: str) -> None:
 def known_flags() -> frozenset[str]:
     settings = list(settings_by_name(Config()).values())
     for options in (
-        *(BuildOptions, VerifyOptions, ImportOptions, ExportOptions),
+        *(BuildOptions, VerifyOptions, ImportOptions, ExportOptions, MergeOptions),
         *(
             GenerateOptions,
             ChatOptions,

@@ -61,11 +61,12 @@ def definition(normalizer: str) -> float:
     total = 0.0
     for task in {t[0] for t in labelled}:
         own = [t for t in labelled if t[0] == task]
-        total += len(own) / len(labelled) * sum(t[1] for t in own) / sum(t[2] for t in own)
+        share = 1 if normalizer == "task_mean" else len(own) / len(labelled)
+        total += share * sum(t[1] for t in own) / sum(t[2] for t in own)
     return total
 
 
-@pytest.mark.parametrize("normalizer", ["task", "token", "sample"])
+@pytest.mark.parametrize("normalizer", ["task", "task_mean", "token", "sample"])
 @pytest.mark.parametrize(
     "rows", [[[0, 1, 2, 3, 4]], [[0], [1], [2], [3], [4]], [[3, 0], [], [2, 1, 4]]]
 )
@@ -91,7 +92,7 @@ def test_counts(world: dist.ProcessGroup) -> None:
 
 def test_step_without_labels_has_loss_zero_not_nan(world: dist.ProcessGroup) -> None:
     batch = build_micro_batch([[SAMPLES[4]], []], 8, pad_id=0)
-    for normalizer in ("task", "token", "sample"):
+    for normalizer in ("task", "task_mean", "token", "sample"):
         term = NextToken(normalization=normalizer)  # type: ignore[arg-type]
         counts = count_step([batch], [term], world)
         assert counts.of_term["ntp"].eq(0).all()

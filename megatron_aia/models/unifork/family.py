@@ -14,6 +14,14 @@ FAMILY = ModelFamily(
     demo_preset="unifork_demo",
     model_config=UniForkModelConfig,
     check=check,
+    branches={
+        "understanding": ("decoder.layers.*.understanding.*", "final_norms.understanding.*"),
+        "generation": (
+            "decoder.layers.*.generation.*",
+            "final_norms.generation.*",
+            "depth_head.*",
+        ),
+    },
     codes_suffix="vila_u.npy",
     demo=DemoForm(
         folder=Path("demo_output/unifork/data"),

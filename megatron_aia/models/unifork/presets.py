@@ -51,6 +51,7 @@ def unifork_0_5b() -> Config:
             weight_decay=0.0,
             adam_beta2=0.999,
             clip_grad=1.0,
+            loss_normalization="task_mean",
         ),
     )
 
