@@ -123,17 +123,18 @@ def assert_kills_change_nothing(
     )
     longest = time.monotonic() - start
     expected = [comparable(record) for record in read_records(alone)]
-    kills = 0
+    kills = runs = 0
     while kills < num_kills:
-        killed = folder / f"after {kills} kills"
-        config = job_config(data, layout, killed, (kills + 2) % 3, async_save)
-        killer = Killer(random.Random(kills), killed, longest)
+        killed = folder / f"run {runs}"
+        config = job_config(data, layout, killed, (runs + 2) % 3, async_save)
+        killer = Killer(random.Random(runs), killed, longest)
         kills += run_with_kills(
             partial(start_job, config, world_size, log), killer, num_kills - kills
         )
         assert [comparable(record) for record in read_records(killed)] == expected
         assert find_checkpoint(killed).name == f"iter_{STEPS:07d}"
         assert not list(killed.glob(".iter_*"))
+        runs += 1
 
 
 @pytest.mark.parametrize("async_save", [False, True])

@@ -108,6 +108,7 @@ def steps_of(run: str) -> int:
     return read_records(Path(run))[-1].iteration if (Path(run) / "metrics.jsonl").exists() else 0
 
 
+@pytest.mark.slow  # eight processes start from nothing
 def test_a_job_is_stopped_saves_and_is_queued_again(
     slurm: dict[str, str], flags: list[str], tmp_path: Path
 ) -> None:
