@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,11 @@ from megatron_aia.checkpoint.compatibility import (
     check_freeze,
     check_optimizer,
 )
-from megatron_aia.checkpoint.folder import checkpoint_path
+from megatron_aia.checkpoint.folder import checkpoint_path, publish, remove_leftovers
+from megatron_aia.checkpoint.manifest import FileSums
 from megatron_aia.checkpoint.pending import PendingSave, Place, on_rank_0
 from megatron_aia.checkpoint.random_states import random_states, set_random_states
-from megatron_aia.checkpoint.run_state import RunState, read_state
+from megatron_aia.checkpoint.run_state import RunState, read_state, write_state
 from megatron_aia.checkpoint.sharded import chunk_states, load_states, read_sharded
 from megatron_aia.checkpoint.writing import TensorWriting
 from megatron_aia.runtime.parallel import Parallel, gather_parameters
@@ -85,7 +87,7 @@ class CheckpointIO:
         place = Place(folder, checkpoint_path(folder, state.iteration))
         control = self._parallel.control
         with place.errors_are_named():
-            on_rank_0("making its folder", place.make, control)
+            on_rank_0("making its folder", lambda: _fresh_folder(place.temporary), control)
             gather_parameters(self._wrapped_models)
             content = {
                 **self._model_state(),
@@ -97,7 +99,12 @@ class CheckpointIO:
             tensors = TensorWriting(
                 content, place.temporary, self._save_strategy, control, in_background
             )
-        return PendingSave(place, tensors, state, config_text, control)
+
+        def complete(sums: FileSums, keep: int) -> None:
+            write_state(place.temporary, state, config_text, sums)
+            publish(place.temporary, place.final, keep)
+
+        return PendingSave(place, tensors, complete, control)
 
     def load(
         self,
@@ -183,3 +190,12 @@ def _own_settings(optimizer: MegatronOptimizer) -> Iterator[None]:
     yield
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
+
+
+def _fresh_folder(path: Path) -> None:
+    """Make an empty folder to write to, in the place of what killed saves left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir()

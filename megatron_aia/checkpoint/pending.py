@@ -8,13 +8,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_aia.checkpoint.folder import (
-    WRITING,
-    complete_checkpoints,
-    publish,
-    remove_leftovers,
-)
-from megatron_aia.checkpoint.run_state import RunState, write_state
+from megatron_aia.checkpoint.folder import WRITING, complete_checkpoints
+from megatron_aia.checkpoint.manifest import FileSums
 from megatron_aia.checkpoint.sharded import DAMAGE, first_line
 from megatron_aia.checkpoint.writing import TensorWriting
 from megatron_aia.runtime.parallel import broadcast_failure
@@ -42,14 +37,6 @@ class Place:
     def temporary(self) -> Path:
         """Beside it, under a hidden name."""
         return self.final.with_name(f".{self.final.name}.{WRITING}")
-
-    def make(self) -> None:
-        """Make an empty folder to write to, in the place of what killed saves left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder)
-        if self.temporary.exists():
-            shutil.rmtree(self.temporary)
-        self.temporary.mkdir()
 
     @contextmanager
     def errors_are_named(self) -> Iterator[None]:
@@ -83,8 +70,8 @@ class PendingSave:
     Args:
         place: of the checkpoint.
         tensors: on their way there.
-        state: of the run when they were copied.
-        config_text: its settings.
+        complete: ``(sums of the files of tensors, checkpoints that stay)``: writes what is left and
+            gives the checkpoint its name; rank 0 calls it.
         control: all ranks, on the host.
     """
 
@@ -92,14 +79,12 @@ class PendingSave:
         self,
         place: Place,
         tensors: TensorWriting,
-        state: RunState,
-        config_text: str,
+        complete: Callable[[FileSums, int], None],
         control: dist.ProcessGroup,
     ) -> None:
         self._place = place
         self._tensors = tensors
-        self._state = state
-        self._config_text = config_text
+        self._complete = complete
         self._control = control
 
     @property
@@ -120,12 +105,7 @@ class PendingSave:
         """
         with self._place.errors_are_named():
             sums = self._tensors.finish()
-
-            def complete() -> None:
-                write_state(self._place.temporary, self._state, self._config_text, sums)
-                publish(self._place.temporary, self._place.final, keep)
-
-            on_rank_0("publishing it", complete, self._control)
+            on_rank_0("publishing it", lambda: self._complete(sums, keep), self._control)
         return self._place.final
 
     def abandon(self) -> None:

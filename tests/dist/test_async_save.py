@@ -72,7 +72,9 @@ def train_and_watch(config: Config) -> list[int]:
 
 
 @pytest.mark.usefixtures("_slow_disk")
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [*list(LAYOUTS)[:-1], pytest.param("PP 2", marks=pytest.mark.slow)]
+)
 def test_it_holds_what_the_run_was_when_it_began(name: str, data: Path, tmp_path: Path) -> None:
     beside = spawn(train_and_watch, 2, configure(data, tmp_path / "beside", LAYOUTS[name]))
     assert {3, 5} <= set(beside)

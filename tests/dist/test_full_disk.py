@@ -10,7 +10,7 @@ from support.layouts import Layout
 from support.runs import run_config, train, write_dataset
 from support.spawn import spawn
 
-from megatron_aia.checkpoint import pending, writing
+from megatron_aia.checkpoint import io, writing
 from megatron_aia.checkpoint.choose import choose_checkpoint
 from megatron_aia.checkpoint.pending import CheckpointWriteError
 from megatron_aia.config import Config
@@ -39,8 +39,8 @@ def torn(*args: Any, **kwargs: Any) -> None:
 PLACES: dict[str, Any] = {
     "plan_save": writing,
     "sum_files_of_rank": writing,
-    "write_state": pending,
-    "make": pending.Place,
+    "write_state": io,
+    "_fresh_folder": io,
 }
 
 
@@ -62,7 +62,7 @@ def fail(config: Config, name: str, function: Callable[..., None]) -> str:
         ("plan_save", torn, "Worker failure"),
         ("plan_save", no_space, "No space left on device"),
         ("write_state", no_space, "publishing it: [Errno 28] No space left on device"),
-        ("make", no_space, "making its folder: [Errno 28] No space left on device"),
+        ("_fresh_folder", no_space, "making its folder: [Errno 28] No space left on device"),
         ("sum_files_of_rank", no_space, "No space left on device"),
     ],
 )

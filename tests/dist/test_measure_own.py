@@ -95,7 +95,7 @@ def assert_same(found: list[SampleIntensity], expected: list[SampleIntensity]) -
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [*product(FAMILIES, LAYOUTS), (FORKED, "TP 2 + SP"), (FORKED, "PP 2")],
+    [*product(FAMILIES, LAYOUTS), (FORKED, "TP 2 + SP")],
 )
 def test_equal_in_every_layout(
     runs: dict[str, Path],

@@ -74,7 +74,13 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
-@pytest.mark.parametrize("name", SUITE.by_name)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LAYOUTS[4] else name
+        for name in SUITE.by_name
+    ],
+)
 def test_equal_to_one_process(name: str, shards: Path, reference: StepResult) -> None:
     result = SUITE.result(name, shards)
     assert relative_error(result.losses, reference.losses) < TOLERANCE
