@@ -108,6 +108,11 @@ class PendingSave:
             on_rank_0("publishing it", lambda: self._complete(sums, keep), self._control)
         return self._place.final
 
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint will stand."""
+        return self._place.final
+
     def abandon(self) -> None:
         """Stop writing; what was written is removed by the next save."""
         self._tensors.abandon()

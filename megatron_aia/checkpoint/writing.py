@@ -8,6 +8,7 @@ without a name, which is read when it has ended.
 
 from __future__ import annotations
 
+import io
 import pickle
 import queue
 import tempfile
@@ -50,12 +51,16 @@ class TensorWriting:
     ) -> None:
         self._control = control
         self._request = plan_save(content, path, strategy)
-        self._report: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = TemporalAsyncCaller()
+        self._exit_code: int | None = 0
         # Fewer tensors than ranks, and some write nothing.
         self._writes = self._request.async_fn is not None
         if not self._writes:
             return
+        # A file only where another process writes it: /tmp may be full.
+        self._report: IO[bytes] = (
+            tempfile.TemporaryFile() if in_background else io.BytesIO()  # noqa: SIM115
+        )
         write = partial(_write, self._request.async_fn, self._report, path)
         if in_background:
             task = self._request._replace(async_fn=partial(_follow, write), finalize_fns=[])
@@ -78,7 +83,9 @@ class TensorWriting:
             CheckpointException: on every rank, if one of them failed.
         """
         watchdog.at("saving a checkpoint: waiting for the process that writes it")
+        process = self._process.process
         self._process.is_current_async_call_done(blocking=True, no_dist=True)
+        self._exit_code = process.exitcode if process is not None else 0
         # On the host: the slowest writer may take longer than a collective of the GPU may.
         watchdog.at("saving a checkpoint: waiting for all ranks to write", waits=True)
         dist.barrier(self._control)
@@ -102,9 +109,14 @@ class TensorWriting:
             try:
                 results, sums = pickle.load(self._report)
             except (EOFError, pickle.UnpicklingError):
-                killed = f"rank {dist.get_rank()}'s process {_PURPOSE} was killed"
-                return RuntimeError(f"{killed}, as the system does when memory runs out"), {}
+                return RuntimeError(self._how_it_ended()), {}
         return results, sums
+
+    def _how_it_ended(self) -> str:
+        process = f"rank {dist.get_rank()}'s process {_PURPOSE}"
+        if self._exit_code is not None and self._exit_code < 0:
+            return f"{process} was killed, as the system does when memory runs out"
+        return f"{process} ended with exit code {self._exit_code}; its own error stands above"
 
 
 def _follow(write: Callable[..., None], *args: Any) -> None:

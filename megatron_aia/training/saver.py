@@ -93,4 +93,5 @@ class Saver:
     def abandon(self) -> None:
         """End the processes of this rank that write, where the run ends by an error."""
         if self._pending is not None:
+            logger.warning("%s was still being written and is lost", self._pending.path)
             self._pending.abandon()

@@ -1,5 +1,7 @@
 """Checkpoints written beside the steps are those that a step waited for, whatever happens then."""
 
+import io
+import logging
 import os
 import signal
 import time
@@ -116,6 +118,17 @@ def test_a_killed_writer_ends_the_run_on_all_ranks(
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["iter_0000002"]
 
 
+def test_a_writer_that_fails_is_not_said_to_be_killed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("of its own")
+
+    monkeypatch.setattr(writing, "_write", broken)
+    said = spawn(fail, 1, configure(data, tmp_path), CheckpointWriteError)
+    assert "ended with exit code 1; its own error stands above" in said
+
+
 def skip_from_the_third_step(config: Config) -> str:
     trainer = Trainer(config)
     forward = trainer.spec.forward
@@ -141,8 +154,10 @@ def test_a_dead_run_completes_what_it_began(data: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".iter_*"))
 
 
-def raise_in_a_step(config: Config) -> None:
+def raise_in_a_step(config: Config) -> str:
     trainer = Trainer(config)
+    log = io.StringIO()
+    logging.getLogger("megatron_aia").addHandler(logging.StreamHandler(log))
     step = trainer._step
 
     def broken(batches: Any) -> None:
@@ -153,6 +168,7 @@ def raise_in_a_step(config: Config) -> None:
     trainer._step = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="broken"):
         trainer.run()
+    return log.getvalue()
 
 
 def test_an_error_does_not_wait_for_the_writer(
@@ -160,7 +176,8 @@ def test_an_error_does_not_wait_for_the_writer(
 ) -> None:
     monkeypatch.setattr(writing, "_write", lambda *args: time.sleep(1000))
     start = time.monotonic()
-    spawn(raise_in_a_step, 1, configure(data, tmp_path))
+    said = spawn(raise_in_a_step, 1, configure(data, tmp_path))
+    assert "iter_0000002 was still being written and is lost" in said
     assert time.monotonic() - start < 60
 
 
