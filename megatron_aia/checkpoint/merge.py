@@ -43,9 +43,9 @@ def merge_branches(options: MergeOptions) -> str:
         release = folder / RELEASE
         release.mkdir()
         weights.save(release)
-        assets = paths[_BRANCHES[0]] / HF_ASSETS
-        if assets.is_dir():
-            shutil.copytree(assets, release / HF_ASSETS)
+        kept = [path / HF_ASSETS for path in paths.values() if (path / HF_ASSETS).is_dir()]
+        if kept:
+            shutil.copytree(kept[0], release / HF_ASSETS)
         complete_release(folder, model)
     rows = [(f"from {paths[branch]}", f"{counts[branch]} parameters") for branch in _BRANCHES]
     shared = ("equal in both", f"{counts['both']} parameters")

@@ -120,9 +120,10 @@ class Inference(ABC):
         """Return the ids of image tokens, int64 ``[b]``, of codes ``[b, code_depth]``."""
         return codes[:, 0] + self.code_ids.start
 
-    @abstractmethod
     def answer_logits(self, model: Any, hidden: Tensor) -> Tensor:
         """Return the logits of ``answer_ids``, float32 ``[b, ids]``; see ``code_logits``."""
+        logits: Tensor = model.vocabulary_logits(hidden, self.answer_ids)
+        return logits
 
     def run(
         self,
@@ -216,6 +217,20 @@ class Inference(ABC):
     def text(self, ids: Sequence[int]) -> str:
         """Return the words of an answer; white space at its ends is no part of it."""
         return self.encoder.tokenizer.decode([i for i in ids if i in self.text_ids]).strip()
+
+
+def check_one_square(ratio: str, image_area: int, own_area: int) -> None:
+    """Refuse what a model that draws squares of one size cannot draw.
+
+    Raises:
+        ValueError: another ratio or area is asked for.
+    """
+    if ratio != "1:1":
+        raise ValueError(f"--ratio {ratio}: this model draws squares only; use 1:1")
+    if image_area != own_area:
+        raise ValueError(
+            f"--image-area {image_area}: this model draws {own_area} pixels; leave it out"
+        )
 
 
 def _generation(prompt: str, shape: tuple[int, ...]) -> RawSample:

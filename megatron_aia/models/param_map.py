@@ -199,3 +199,16 @@ class Vocabulary(ParamMap):
     def split(self, parameter: torch.Tensor) -> list[torch.Tensor]:
         """Drop the padding."""
         return [parameter[: self.real_size].contiguous()]
+
+
+def linear_map(ours: str, theirs: str, rows: int, columns: int) -> dict[str, ParamMap]:
+    """Return weight ``[rows, columns]`` and bias of a linear layer, by name."""
+    return {
+        f"{ours}.weight": Direct(f"{theirs}.weight", (rows, columns)),
+        f"{ours}.bias": Direct(f"{theirs}.bias", (rows,)),
+    }
+
+
+def norm_map(ours: str, theirs: str, width: int) -> dict[str, ParamMap]:
+    """Return weight and bias of a LayerNorm, by name."""
+    return {f"{ours}.{kind}": Direct(f"{theirs}.{kind}", (width,)) for kind in ("weight", "bias")}

@@ -85,9 +85,7 @@ class PatchQuantizer:
         resized = self._resize(image.convert("RGB"), height, width)
         patches = cut_patches(np.asarray(resized, np.float32), self.patch_size)
         codes = self.codebook.reshape(self.codebook_size, -1).astype(np.float32)
-        # |patch|^2 is the same for every code and does not change which is nearest.
-        distances = (codes**2).sum(1) - 2 * patches @ codes.T
-        return distances.argmin(1).reshape(height, width)
+        return nearest(patches, codes).reshape(height, width)
 
     def _resize(self, image: "Image", height: int, width: int) -> "Image":
         """Return the picture as ``height`` x ``width`` squares."""
@@ -99,11 +97,21 @@ class PatchQuantizer:
 
     def decode(self, codes: np.ndarray) -> "Image":
         """See ``ImageTokenizer``."""
-        height, width = codes.shape
-        # [h, w, p, p, 3] -> [h * p, w * p, 3]
-        pixels = self.codebook[codes].swapaxes(1, 2)
-        pixels = pixels.reshape(height * self.patch_size, width * self.patch_size, 3)
-        return import_optional("PIL.Image", "demo").fromarray(pixels)
+        return paste_patches(self.codebook[codes])
+
+
+def nearest(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return the number of the vector ``[n, c]`` that is nearest to each point ``[m, c]``."""
+    # |point|^2 is the same for every vector and does not change which is nearest.
+    numbers: np.ndarray = ((vectors**2).sum(1) - 2 * points @ vectors.T).argmin(1)
+    return numbers
+
+
+def paste_patches(squares: np.ndarray) -> "Image":
+    """Return the RGB picture of squares, uint8 ``[h, w, p, p, 3]``."""
+    height, width, side = squares.shape[:3]
+    pixels = squares.swapaxes(1, 2).reshape(height * side, width * side, 3)
+    return import_optional("PIL.Image", "demo").fromarray(pixels)
 
 
 def cut_patches(pixels: np.ndarray, side: int) -> np.ndarray:

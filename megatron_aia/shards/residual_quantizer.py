@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
-from megatron_aia.runtime.optional import import_optional
-from megatron_aia.shards.patch_quantizer import PatchQuantizer, cut_patches
+from megatron_aia.shards.patch_quantizer import (
+    PatchQuantizer,
+    cut_patches,
+    nearest,
+    paste_patches,
+)
 from megatron_aia.shards.pictures import crop_to_square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_GREY = 128
+GREY = 128
+"""What differences are added to."""
 
 
 class ResidualPatchQuantizer:
@@ -66,7 +71,7 @@ class ResidualPatchQuantizer:
         """Return the codes of a picture, int64 ``[h, w, depth]``."""
         height, width = self.grid(image.width, image.height)
         square = crop_to_square(image.convert("RGB"), height * self.patch_size)
-        rest = cut_patches(np.asarray(square, np.float32), self.patch_size) - _GREY
+        rest = cut_patches(np.asarray(square, np.float32), self.patch_size) - GREY
         vectors = self.codebook.reshape(self.codebook_size, -1).astype(np.float32)
         codes = []
         for _ in range(self.depth):
@@ -76,19 +81,8 @@ class ResidualPatchQuantizer:
 
     def decode(self, codes: np.ndarray) -> "Image":
         """Return the RGB picture of integer codes ``[h, w, depth]``."""
-        height, width, _ = codes.shape
-        # [h, w, p, p, 3] -> [h * p, w * p, 3]
-        squares = self.codebook[codes].astype(np.int64).sum(axis=2) + _GREY
-        pixels = squares.clip(0, 255).astype(np.uint8).swapaxes(1, 2)
-        pixels = pixels.reshape(height * self.patch_size, width * self.patch_size, 3)
-        return import_optional("PIL.Image", "demo").fromarray(pixels)
-
-
-def nearest(points: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return the number of the vector ``[n, c]`` that is nearest to each point ``[m, c]``."""
-    # |point|^2 is the same for every vector and does not change which is nearest.
-    numbers: np.ndarray = ((vectors**2).sum(1) - 2 * points @ vectors.T).argmin(1)
-    return numbers
+        squares = self.codebook[codes].astype(np.int64).sum(axis=2) + GREY
+        return paste_patches(squares.clip(0, 255).astype(np.uint8))
 
 
 def load_quantizer(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.layouts import MODELS, Layout, LayoutSuite, StepResult, run_layouts
+from support.layouts import MODELS, Layout, LayoutSuite, StepResult, relative_error, run_layouts
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
@@ -78,12 +78,6 @@ def reference(shards: Path) -> StepResult:
     """Everything is trained, the tower too."""
     result: StepResult = spawn(run_layouts, 1, shards, REFERENCE)["reference"]
     return result
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return |actual - expected| / |expected| in the 2-norm."""
-    difference = torch.linalg.vector_norm((actual - expected).double())
-    return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
 @pytest.mark.parametrize("name", SUITE.by_name)

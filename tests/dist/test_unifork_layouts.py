@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support.layouts import Layout, LayoutSuite, StepResult, run_layouts
+from support.layouts import Layout, LayoutSuite, StepResult, relative_error, run_layouts
 from support.spawn import spawn
 from support.tiny_data import write_shards
 
@@ -66,12 +65,6 @@ def run_reference(shards: Path) -> Any:
 def reference(shards: Path) -> StepResult:
     result: StepResult = spawn(run_reference, 1, shards)["reference"]
     return result
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return |actual - expected| / |expected| in the 2-norm."""
-    difference = torch.linalg.vector_norm((actual - expected).double())
-    return float(difference / torch.linalg.vector_norm(expected.double()))
 
 
 @pytest.mark.parametrize(

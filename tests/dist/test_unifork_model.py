@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.layouts import Layout, StepResult, run_layout, tiny_config
+from support.layouts import Layout, StepResult, relative_error, run_layout, tiny_config
 from support.runs import run_config, train, train_all, write_dataset
 from support.spawn import spawn
 from support.tiny_data import write_shards
-from test_unifork_layouts import ADAM_EPS, relative_error
+from test_unifork_layouts import ADAM_EPS
 
 from megatron_aia.config import Config, ParallelConfig
 from megatron_aia.models import load_model_spec, preset_table

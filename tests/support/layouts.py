@@ -306,6 +306,12 @@ def relative_difference(actual: StepResult, expected: StepResult) -> float:
     return max(float(error) for error in errors)
 
 
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return |actual - expected| / |expected| in the 2-norm."""
+    difference = torch.linalg.vector_norm((actual - expected).double())
+    return float(difference / torch.linalg.vector_norm(expected.double()))
+
+
 class LayoutSuite:
     """Layouts by number of processes, run when the first of their group is asked for.
 

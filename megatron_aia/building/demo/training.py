@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_aia.runtime.optional import import_optional
-from megatron_aia.shards.patch_quantizer import PatchQuantizer, cut_patches
-from megatron_aia.shards.residual_quantizer import ResidualPatchQuantizer, nearest
+from megatron_aia.shards.patch_quantizer import PatchQuantizer, cut_patches, nearest
+from megatron_aia.shards.residual_quantizer import GREY, ResidualPatchQuantizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_GREY = 128
 
 
 def train_patch_quantizer(
@@ -77,7 +75,7 @@ def train_residual_quantizer(
     patches = np.concatenate([cut_patches(p, patch_size) for p in pixels])
     rest = patches - coarse[nearest(patches, coarse)]
     fine = _centers(rest, codebook_size - len(first))
-    vectors = np.concatenate([coarse - _GREY, fine]).round().astype(np.int16)
+    vectors = np.concatenate([coarse - GREY, fine]).round().astype(np.int16)
     return ResidualPatchQuantizer(
         vectors.reshape(codebook_size, patch_size, patch_size, 3), depth, image_area
     )

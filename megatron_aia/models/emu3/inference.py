@@ -54,8 +54,3 @@ class Emu3Inference(Inference):
         """See ``Inference``."""
         logits: Tensor = model.vocabulary_logits(hidden, self.code_ids)
         return logits
-
-    def answer_logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """See ``Inference``."""
-        logits: Tensor = model.vocabulary_logits(hidden, self.answer_ids)
-        return logits

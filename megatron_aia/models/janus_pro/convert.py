@@ -16,7 +16,15 @@ from megatron_aia.models.janus_pro.hf_reference import (
 )
 from megatron_aia.models.janus_pro.settings import JanusModelConfig
 from megatron_aia.models.llama_map import llama_map
-from megatron_aia.models.param_map import Direct, FusedQKV, ParamMap, StackedQKV, Vocabulary
+from megatron_aia.models.param_map import (
+    Direct,
+    FusedQKV,
+    ParamMap,
+    StackedQKV,
+    Vocabulary,
+    linear_map,
+    norm_map,
+)
 
 
 def weight_map(model: JanusModelConfig, names: JanusNames) -> dict[str, ParamMap]:
@@ -44,14 +52,14 @@ def _tower_map(model: JanusModelConfig, names: JanusNames) -> dict[str, ParamMap
                 model, names, theirs, kind, row_shape
             )
         ffn = model.vision_ffn_hidden_size
-        table |= _norm(f"{ours}input_layernorm", theirs + names.norms[0], width)
-        table |= _linear(
+        table |= norm_map(f"{ours}input_layernorm", theirs + names.norms[0], width)
+        table |= linear_map(
             f"{ours}self_attention.linear_proj", theirs + names.attention_output, width, width
         )
-        table |= _norm(f"{ours}pre_mlp_layernorm", theirs + names.norms[1], width)
-        table |= _linear(f"{ours}mlp.linear_fc1", f"{theirs}mlp.fc1", ffn, width)
-        table |= _linear(f"{ours}mlp.linear_fc2", f"{theirs}mlp.fc2", width, ffn)
-    return table | _norm("vision_model.encoder.final_layernorm", names.last_norm, width)
+        table |= norm_map(f"{ours}pre_mlp_layernorm", theirs + names.norms[1], width)
+        table |= linear_map(f"{ours}mlp.linear_fc1", f"{theirs}mlp.fc1", ffn, width)
+        table |= linear_map(f"{ours}mlp.linear_fc2", f"{theirs}mlp.fc2", width, ffn)
+    return table | norm_map("vision_model.encoder.final_layernorm", names.last_norm, width)
 
 
 def _tower_qkv(
@@ -76,27 +84,16 @@ def _image_map(model: JanusModelConfig, names: JanusNames) -> dict[str, ParamMap
         "generation_embedding.weight": Direct(names.code_embedding, (codes, channels))
     }
     for ours, (first, second), width in projections:
-        table |= _linear(f"{ours}.encoder.linear_fc1", first, hidden, width)
-        table |= _linear(f"{ours}.encoder.linear_fc2", second, hidden, hidden)
+        table |= linear_map(f"{ours}.encoder.linear_fc1", first, hidden, width)
+        table |= linear_map(f"{ours}.encoder.linear_fc2", second, hidden, hidden)
     inner, outer = names.code_head
-    table |= _linear("generation_head.projection", inner, hidden, hidden)
+    table |= linear_map("generation_head.projection", inner, hidden, hidden)
     padded = padded_vocab_size(Config(model=model), codes, 1)
     for kind, row_shape in (("weight", (hidden,)), ("bias", ())):
         table[f"generation_head.output.{kind}"] = Vocabulary(
             f"{outer}.{kind}", codes, padded, row_shape
         )
     return table
-
-
-def _linear(ours: str, theirs: str, rows: int, columns: int) -> dict[str, ParamMap]:
-    return {
-        f"{ours}.weight": Direct(f"{theirs}.weight", (rows, columns)),
-        f"{ours}.bias": Direct(f"{theirs}.bias", (rows,)),
-    }
-
-
-def _norm(ours: str, theirs: str, width: int) -> dict[str, ParamMap]:
-    return {f"{ours}.{kind}": Direct(f"{theirs}.{kind}", (width,)) for kind in ("weight", "bias")}
 
 
 _TOKENISER_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")

@@ -3,15 +3,13 @@
 from typing import Any, Optional
 
 import torch
-from megatron.core.models.vision.multimodal_projector import MultimodalProjector
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_aia.runtime.mcore import transformer_options
+from megatron_aia.models.whole_layers import whole_config
 
 
 class GenerationHead(MegatronModule):
@@ -23,7 +21,7 @@ class GenerationHead(MegatronModule):
     def __init__(
         self, core: TransformerConfig, codebook_size: int, groups: ProcessGroupCollection
     ) -> None:
-        config = _config(core)
+        config = whole_config(core)
         super().__init__(config=config)
         width = config.hidden_size
         self.projection = torch.nn.Linear(width, width, dtype=config.params_dtype)
@@ -54,30 +52,3 @@ class GenerationHead(MegatronModule):
         for name in ("weight", "bias"):
             state[f"{prefix}output.{name}"].allow_shape_mismatch = True
         return state
-
-
-def _config(core: TransformerConfig) -> TransformerConfig:
-    """Return the configuration of these layers; they take no part in sequence parallelism."""
-    return TransformerConfig(
-        num_layers=1,
-        hidden_size=core.hidden_size,
-        ffn_hidden_size=core.hidden_size,
-        num_attention_heads=core.num_attention_heads,
-        activation_func=torch.nn.functional.gelu,
-        bf16=core.bf16,
-        params_dtype=core.params_dtype,
-        tensor_model_parallel_size=core.tensor_model_parallel_size,
-        calculate_per_token_loss=core.calculate_per_token_loss,
-        **transformer_options(interleaved=False),
-    )
-
-
-def projector(
-    core: TransformerConfig, input_size: int, groups: ProcessGroupCollection
-) -> MultimodalProjector:
-    """Return two layers with GELU between them, ``[..., input_size]`` to ``[..., hidden_size]``.
-
-    They are split over the tensor-parallel ranks; input and output are whole on each.
-    """
-    layers = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    return MultimodalProjector(_config(core), layers, "mlp", input_size, groups.tp)

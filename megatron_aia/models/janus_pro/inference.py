@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megatron_aia.attention.decoding import DecodeState
 from megatron_aia.models.heads import columns_of_rank, gather_columns
-from megatron_aia.models.inference import DrawingDefaults, Inference
+from megatron_aia.models.inference import DrawingDefaults, Inference, check_one_square
 from megatron_aia.models.janus_pro.network import JanusModel
 from megatron_aia.models.janus_pro.places import Places, find_places
 from megatron_aia.models.janus_pro.sample_encoder import JanusSampleEncoder
@@ -31,13 +31,7 @@ class JanusInference(Inference):
 
     def grid(self, ratio: str, image_area: int) -> tuple[int, int]:
         """See ``Inference``."""
-        if ratio != "1:1":
-            raise ValueError(f"--ratio {ratio}: this model draws squares only; use 1:1")
-        if image_area != self.defaults.image_area:
-            raise ValueError(
-                f"--image-area {image_area}: this model draws {self.defaults.image_area} pixels; "
-                "leave it out"
-            )
+        check_one_square(ratio, image_area, self.defaults.image_area)
         return self.encoder.grid, self.encoder.grid
 
     def code_logits(self, model: JanusModel, hidden: Tensor) -> Tensor:
@@ -46,11 +40,6 @@ class JanusInference(Inference):
         group, width = model.pg_collection.tp, local.shape[-1]
         held = columns_of_rank(codes, width, group.rank())
         return gather_columns(local[:, held], codes, width, group)
-
-    def answer_logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """See ``Inference``."""
-        logits: Tensor = model.vocabulary_logits(hidden, self.answer_ids)
-        return logits
 
     def places(self, tokens: Tensor) -> dict[str, Tensor]:
         """See ``Inference``."""

@@ -25,11 +25,12 @@ from megatron_aia.models.backbone import (
     is_decoding,
     padded_vocab_size,
 )
-from megatron_aia.models.janus_pro.image_layers import GenerationHead, projector
+from megatron_aia.models.janus_pro.image_layers import GenerationHead
 from megatron_aia.models.janus_pro.places import Places, find_places
 from megatron_aia.models.janus_pro.settings import JanusModelConfig, janus_model
 from megatron_aia.models.janus_pro.siglip import SiglipTower
 from megatron_aia.models.janus_pro.vocabulary import JanusVocabulary
+from megatron_aia.models.whole_layers import projector
 from megatron_aia.runtime.parallel import Parallel
 
 

@@ -21,24 +21,9 @@ from torch import Tensor
 
 from megatron_aia.models.norm import LayerNorm
 from megatron_aia.models.unifork.settings import UniForkModelConfig
-from megatron_aia.runtime.mcore import transformer_options
+from megatron_aia.models.whole_layers import whole_config
 
 _NORM_EPSILON = 1e-5
-
-
-def head_config(core: TransformerConfig) -> TransformerConfig:
-    """Return megatron-core's configuration of layers that see whole sequences."""
-    return TransformerConfig(
-        num_layers=1,
-        hidden_size=core.hidden_size,
-        ffn_hidden_size=core.hidden_size,
-        num_attention_heads=core.num_attention_heads,
-        bf16=core.bf16,
-        params_dtype=core.params_dtype,
-        tensor_model_parallel_size=core.tensor_model_parallel_size,
-        calculate_per_token_loss=core.calculate_per_token_loss,
-        **transformer_options(interleaved=False),
-    )
 
 
 class DepthHead(MegatronModule):
@@ -58,7 +43,7 @@ class DepthHead(MegatronModule):
         padded_codes: int,
         groups: ProcessGroupCollection,
     ) -> None:
-        config = head_config(core)
+        config = whole_config(core)
         super().__init__(config=config)
         width, dtype = config.hidden_size, config.params_dtype
         self.in_hidden = torch.nn.Linear(width, width, dtype=dtype)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from megatron_aia.attention.decoding import DecodeState
 from megatron_aia.models.heads import columns_of_rank, gather_columns
-from megatron_aia.models.inference import FREE, Drawing, DrawingDefaults, Inference
+from megatron_aia.models.inference import (
+    FREE,
+    Drawing,
+    DrawingDefaults,
+    Inference,
+    check_one_square,
+)
 from megatron_aia.models.lanes import Way
 from megatron_aia.models.unifork.network import UniForkModel
 from megatron_aia.models.unifork.places import Places, find_places
@@ -40,13 +46,7 @@ class UniForkInference(Inference):
 
     def grid(self, ratio: str, image_area: int) -> tuple[int, int]:
         """See ``Inference``."""
-        if ratio != "1:1":
-            raise ValueError(f"--ratio {ratio}: this model draws squares only; use 1:1")
-        if image_area != self.defaults.image_area:
-            raise ValueError(
-                f"--image-area {image_area}: this model draws {self.defaults.image_area} pixels; "
-                "leave it out"
-            )
+        check_one_square(ratio, image_area, self.defaults.image_area)
         return self.encoder.grid, self.encoder.grid
 
     def code_logits(self, model: UniForkModel, hidden: Tensor) -> Tensor:
@@ -70,11 +70,6 @@ class UniForkInference(Inference):
         tokens = torch.from_numpy(ids[drawing.plan == FREE])
         codes = self.encoder.vocabulary.split_codes(tokens)
         return codes.numpy().reshape(*drawing.grid, self.code_depth)
-
-    def answer_logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """See ``Inference``."""
-        logits: Tensor = model.vocabulary_logits(hidden, self.answer_ids)
-        return logits
 
     def places(self, tokens: Tensor) -> dict[str, Tensor]:
         """See ``Inference``."""

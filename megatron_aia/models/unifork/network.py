@@ -13,13 +13,10 @@ draw come in alike.
 from typing import Any, Optional
 
 import torch
-from megatron.core.models.vision.multimodal_projector import MultimodalProjector
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer.mlp import MLPSubmodules
 from torch import Tensor
 
 from megatron_aia.attention.decoding import DecodeState
@@ -30,11 +27,12 @@ from megatron_aia.models.backbone import (
     padded_vocab_size,
 )
 from megatron_aia.models.norm import RMSNorm
-from megatron_aia.models.unifork.depth_head import DepthHead, head_config
+from megatron_aia.models.unifork.depth_head import DepthHead
 from megatron_aia.models.unifork.fork import BRANCHES, fork_specs, with_zero_gradients
 from megatron_aia.models.unifork.places import Places, find_places
 from megatron_aia.models.unifork.settings import UniForkModelConfig, unifork_model
 from megatron_aia.models.unifork.vocabulary import UniForkVocabulary
+from megatron_aia.models.whole_layers import projector, whole_config
 from megatron_aia.runtime.parallel import Parallel
 
 UNDERSTANDING, GENERATION = range(len(BRANCHES))
@@ -68,20 +66,16 @@ class UniForkModel(PackedGPTModel):
         super().__init__(**arguments, scatter_embedding_sequence_parallel=False)
         self.vocabulary = vocabulary(model)
         groups = parallel.groups
-        whole = head_config(core)
         if self.pre_process:
             self.codebook = _codebook(model, core.params_dtype)
-            layers = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-            self.code_projection = MultimodalProjector(
-                whole, layers, "mlp", model.code_channels, groups.tp
-            )
+            self.code_projection = projector(core, model.code_channels, groups)
             self.markers = torch.nn.Embedding(2, core.hidden_size, dtype=core.params_dtype)
         if self.post_process:
             # Norms and heads see chosen positions of whole sequences, not a slice of the sequence.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = parallel.tensor_size > 1
             width, epsilon = core.hidden_size, core.layernorm_epsilon
-            norms = {name: RMSNorm(whole, width, epsilon) for name in BRANCHES}
+            norms = {name: RMSNorm(whole_config(core), width, epsilon) for name in BRANCHES}
             self.final_norms = torch.nn.ModuleDict(norms)
             codes = padded_vocab_size(config, model.codebook_size, parallel.tensor_size)
             self.depth_head = DepthHead(core, model, codes, groups)

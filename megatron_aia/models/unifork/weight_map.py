@@ -13,7 +13,7 @@ from megatron_aia.config import Config
 from megatron_aia.models.backbone import padded_vocab_size
 from megatron_aia.models.hugging_face import HFLayout
 from megatron_aia.models.llama_map import layer_map, llama_map
-from megatron_aia.models.param_map import Direct, ParamMap, Shape, Vocabulary
+from megatron_aia.models.param_map import Direct, ParamMap, Shape, Vocabulary, linear_map, norm_map
 from megatron_aia.models.unifork.fork import BRANCHES
 from megatron_aia.models.unifork.settings import UniForkModelConfig
 
@@ -117,8 +117,8 @@ def _input_map(model: UniForkModelConfig) -> dict[str, ParamMap]:
     hidden, channels = model.hidden_size, model.code_channels
     theirs = "model.mm_projector."
     return {
-        **_linear("code_projection.encoder.linear_fc1", f"{theirs}linear1", hidden, channels),
-        **_linear("code_projection.encoder.linear_fc2", f"{theirs}linear2", hidden, hidden),
+        **linear_map("code_projection.encoder.linear_fc1", f"{theirs}linear1", hidden, channels),
+        **linear_map("code_projection.encoder.linear_fc2", f"{theirs}linear2", hidden, hidden),
         "codebook.weight": Direct(_CODEBOOK, (model.codebook_size + 1, channels)),
         "markers.weight": Direct(f"{theirs}token_embedding.weight", (2, hidden)),
     }
@@ -128,36 +128,25 @@ def _head_map(model: UniForkModelConfig) -> dict[str, ParamMap]:
     hidden, wide = model.hidden_size, model.depth_attention_size
     ffn, depth = model.depth_ffn_hidden_size, model.code_depth
     table: dict[str, ParamMap] = {
-        **_linear("depth_head.in_hidden", f"{_HEAD}in_mlp_2", hidden, hidden),
-        **_linear("depth_head.in_codes", f"{_HEAD}in_mlp_1", hidden, model.code_channels),
+        **linear_map("depth_head.in_hidden", f"{_HEAD}in_mlp_2", hidden, hidden),
+        **linear_map("depth_head.in_codes", f"{_HEAD}in_mlp_1", hidden, model.code_channels),
         "depth_head.position": Direct(f"{_HEAD}pos_emb_d", (depth, hidden), (1, depth, hidden)),
     }
     for i in range(model.depth_num_layers):
         ours, theirs = f"depth_head.layers.{i}.", f"{_HEAD}head_transformer.blocks.{i}."
-        table |= _norm(f"{ours}input_norm", f"{theirs}ln1", hidden)
-        table |= _linear(f"{ours}attention_in", f"{theirs}attn_in_proj", wide, hidden)
+        table |= norm_map(f"{ours}input_norm", f"{theirs}ln1", hidden)
+        table |= linear_map(f"{ours}attention_in", f"{theirs}attn_in_proj", wide, hidden)
         for name in ("query", "key", "value"):
-            table |= _linear(f"{ours}{name}", f"{theirs}attn.{name}", wide, wide)
-        table |= _linear(f"{ours}attention_proj", f"{theirs}attn.proj", wide, wide)
-        table |= _linear(f"{ours}attention_out", f"{theirs}attn_out_proj", hidden, wide)
-        table |= _norm(f"{ours}mlp_norm", f"{theirs}ln2", hidden)
-        table |= _linear(f"{ours}mlp_in", f"{theirs}mlp.0", ffn, hidden)
-        table |= _linear(f"{ours}mlp_out", f"{theirs}mlp.2", hidden, ffn)
-    table |= _norm("depth_head.norm", f"{_HEAD}classifier_mlp.layer_norm", hidden)
+            table |= linear_map(f"{ours}{name}", f"{theirs}attn.{name}", wide, wide)
+        table |= linear_map(f"{ours}attention_proj", f"{theirs}attn.proj", wide, wide)
+        table |= linear_map(f"{ours}attention_out", f"{theirs}attn_out_proj", hidden, wide)
+        table |= norm_map(f"{ours}mlp_norm", f"{theirs}ln2", hidden)
+        table |= linear_map(f"{ours}mlp_in", f"{theirs}mlp.0", ffn, hidden)
+        table |= linear_map(f"{ours}mlp_out", f"{theirs}mlp.2", hidden, ffn)
+    table |= norm_map("depth_head.norm", f"{_HEAD}classifier_mlp.layer_norm", hidden)
     padded = padded_vocab_size(Config(model=model), model.codebook_size, 1)
     for kind, row_shape in (("weight", (hidden,)), ("bias", ())):
         table[f"depth_head.classifier.{kind}"] = Vocabulary(
             f"{_HEAD}classifier_mlp.linear.{kind}", model.codebook_size, padded, row_shape
         )
     return table
-
-
-def _linear(ours: str, theirs: str, rows: int, columns: int) -> dict[str, ParamMap]:
-    return {
-        f"{ours}.weight": Direct(f"{theirs}.weight", (rows, columns)),
-        f"{ours}.bias": Direct(f"{theirs}.bias", (rows,)),
-    }
-
-
-def _norm(ours: str, theirs: str, width: int) -> dict[str, ParamMap]:
-    return {f"{ours}.{kind}": Direct(f"{theirs}.{kind}", (width,)) for kind in ("weight", "bias")}
