@@ -18,6 +18,7 @@ from megatron_aia.checkpoint import io, writing
 from megatron_aia.config import Config
 from megatron_aia.data import prefetch
 from megatron_aia.runtime import watchdog as watchdog_file
+from megatron_aia.training import trainer
 from megatron_aia.training.synced_loader import SyncedLoader
 
 STAMP = "FILE_OF_A_TEST"
@@ -100,6 +101,31 @@ def stopped_rank(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SyncedLoader, "_agree", agree_and_stop)
 
 
+def rank_stopped_in_a_step(patch: pytest.MonkeyPatch) -> None:
+    """The other rank waits in a collective, which has a limit of its own."""
+    run, calls = trainer.run_step, 0
+
+    def run_and_stop(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and dist.get_rank() == 1:
+            stop()
+        return run(*args)
+
+    patch.setattr(trainer, "run_step", run_and_stop)
+
+
+def stopped_worker_of_one_rank(patch: pytest.MonkeyPatch) -> None:
+    build = prefetch._MicroBatches.__getitem__
+
+    def build_and_stop(self: Any, request: Any) -> Any:
+        if request.position and dist.get_rank() == 1:
+            stop()
+        return build(self, request)
+
+    patch.setattr(prefetch._MicroBatches, "__getitem__", build_and_stop)
+
+
 SAVING = "of: saving a checkpoint: "
 READING = "of: reading the samples of a step"
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any], str]] = {
@@ -112,6 +138,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any], st
         SAVING + "waiting for the process that writes it",
     ),
     "workers": (stopped_workers, {"num_workers": 2}, READING),
+    "worker of one rank": (stopped_worker_of_one_rank, {"num_workers": 1}, READING),
     "rank": (stopped_rank, {}, READING),
 }
 
@@ -149,6 +176,20 @@ def test_from_fault_to_exit_with_a_limit_of_one_minute(
     seconds = seconds_to_exit(fault, data, tmp_path, monkeypatch, 180)
     print(f"{fault}: {seconds:.1f} s")
     assert 55 < seconds < 90
+
+
+@pytest.mark.slow
+def test_a_collective_ends_by_its_own_limit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank_stopped_in_a_step(monkeypatch)
+    stamp, log = tmp_path / "stamp", tmp_path / "log"
+    monkeypatch.setenv(STAMP, str(stamp))
+    assert Job(configure(data, tmp_path / "run"), 2, log).wait(180) == 1
+    seconds = time.time() - float(stamp.read_text())
+    print(f"rank in a step: {seconds:.1f} s")
+    assert 55 < seconds < 90
+    assert "Timed out waiting 60000ms" in log.read_text()
 
 
 def test_a_run_that_goes_on_is_left_alone(
